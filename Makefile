@@ -1,0 +1,47 @@
+# Every target does the set-up that it needs. `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+# BCC must be the distribution's, so the venv sees the system's packages.
+PACKAGES := python3-bpfcc python3-venv bpftool iproute2 nginx-light haproxy
+
+# In a VM or in CI a kernel test that cannot run is an error; "skip" lets it be skipped with its reason.
+export REUSEPORT_TOOL_KERNEL_TESTS ?= require
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: packages $(READY) ## Install the Debian packages and the venv (.venv/bin/reuseport-tool)
+
+.PHONY: packages
+packages:
+	@if ! command -v apt-get >/dev/null; then \
+		$(PYTHON) -c 'import bcc, venv' || { echo "Not Debian: install BCC's Python module, venv, bpftool, iproute2, nginx, haproxy" \
+			"(Debian names: $(PACKAGES)) with your package manager, then run make again." >&2; exit 1; }; \
+	elif ! dpkg-query -W -f '$${Status}\n' $(PACKAGES) 2>/dev/null | awk '/install ok installed/ {n++} END {exit n != $(words $(PACKAGES))}'; then \
+		if [ "$$(id -u)" != 0 ]; then echo "As root: apt-get install $(PACKAGES)" >&2; exit 1; fi; \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(PACKAGES) >/dev/null; \
+	fi
+
+$(READY): pyproject.toml | packages
+	$(PYTHON) -m venv --clear --system-site-packages $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+.PHONY: demo
+demo: setup ## A server under load: a plain restart, then reuseport-tool reload, side by side
+	$(PY) -m tests.servers.demo
+
+.PHONY: test
+test: setup lint ## Every test: unit, kernel, servers (as root)
+	$(VENV)/bin/pytest --durations=10
+
+.PHONY: lint
+lint: setup ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy

@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What every policy program of reuseport-tool shares.
+ *
+ * A policy is one C file with one expression: which member of the working generation gets a new
+ * connection. The file's name is the program's name. This is a whole program:
+ *
+ *	// lowest_port.c
+ *	#include "reuseport.h"
+ *	REUSEPORT_POLICY(lowest_port)
+ *	{
+ *		return ctx->hash;
+ *	}
+ *
+ * In the body:
+ *	ctx		struct sk_reuseport_md *: hash, len, eth_protocol, ip_protocol, data … data_end (from
+ *			the TCP or UDP header on); the IP header by policy_load_ip()
+ *	members		u32, the number of slots of the working generation, at least 1
+ *	return		any number: the listener in slot (number % members) gets the connection, or the next
+ *			one that is still open; or REUSEPORT_DROP to refuse it
+ *
+ * The body is asked for new connections only. Migrated ones are dealt out in turn over the working
+ * generation, because the kernel does not look at the backlog of the listener they go to.
+ *
+ * Everything fails open: where no member can be selected the program returns SK_PASS without a
+ * selection, and the kernel chooses among all listeners of the group by itself.
+ *
+ * A connection is selected when its SYN arrives (also a segment that no connection claims is looked
+ * up, so `selected` counts runs, not connections) and migrated when the kernel moves it from a listener that
+ * closes: migrating_sk is then the child socket, or the request socket for TCP_NEW_SYN_RECV.
+ */
+#pragma once
+
+#define REUSEPORT_DROP 0xffffffffU
+
+/* Kept in step with reuseport_tool/operations/state.py, which passes them on. */
+#ifndef GENERATIONS
+#error "GENERATIONS and MEMBERS_MAX come from the tool"
+#endif
+
+/* The maps come as file descriptors: BCC has no tables of these types. */
+#define MAP(fd) ((void *)bpf_pseudo_fd(1, fd))
+#define working_map MAP(WORKING_FD)		/* [0]: number of the working generation, 0 for none */
+#define members_map MAP(MEMBERS_FD)		/* [generation % GENERATIONS]: slots in use */
+#define generations_map MAP(GENERATIONS_FD)	/* [generation % GENERATIONS]: its sockarray */
+#define counters_map MAP(COUNTERS_FD)		/* per CPU, by enum counter */
+#define cursors_map MAP(CURSORS_FD)		/* by enum cursor */
+
+enum counter {
+	SELECTED,
+	FALLBACK,
+	MIGRATED_ESTABLISHED,
+	MIGRATED_SYN_RECV,
+	MIGRATED_NEW_SYN_RECV,
+	DROPPED,
+};
+
+enum cursor {
+	CURSOR_NEW,
+	CURSOR_MIGRATED,
+};
+
+enum {
+	STATE_ESTABLISHED = 1,
+	STATE_SYN_RECV = 3,
+};
+
+static __always_inline void count(u32 counter)
+{
+	u64 *value = bpf_map_lookup_elem(counters_map, &counter);
+
+	if (value)
+		*value += 1;
+}
+
+/*
+ * The cursor's number, which then moves on. BCC's LLVM target has no atomic fetch-and-add, so two
+ * CPUs at the very same moment can get one number; none is lost to the cursor.
+ */
+static __always_inline u32 next_in_turn(u32 cursor)
+{
+	u32 *value = bpf_map_lookup_elem(cursors_map, &cursor), number;
+
+	if (!value)
+		return 0;
+	number = *value;
+	__sync_fetch_and_add(value, 1);
+	return number;
+}
+
+/* Copy `size` bytes at `offset` of the IP header. Returns 0, or a negative error. */
+static __always_inline int policy_load_ip(struct sk_reuseport_md *ctx, u32 offset, void *to, u32 size)
+{
+	return bpf_skb_load_bytes_relative(ctx, offset, to, size, BPF_HDR_START_NET);
+}
+
+/* Select the member `wanted`, or the next open one after it. Returns whether one was found. */
+static __always_inline bool select_member(struct sk_reuseport_md *ctx, void *sockarray, u32 members,
+					  u32 wanted)
+{
+	for (u32 tried = 0; tried < MEMBERS_MAX && tried < members; tried++) {
+		u32 slot = (wanted + tried) % members;
+
+		/* Hide the counter from LLVM: it would test for equality, which bounds nothing for the verifier. */
+		asm volatile("" : "+r"(tried));
+		if (bpf_sk_select_reuseport(ctx, sockarray, &slot, 0) == 0)
+			return true;
+	}
+	return false;
+}
+
+static __always_inline void count_migrated(u32 state)
+{
+	if (state == STATE_ESTABLISHED)
+		count(MIGRATED_ESTABLISHED);
+	else if (state == STATE_SYN_RECV)
+		count(MIGRATED_SYN_RECV);
+	else
+		count(MIGRATED_NEW_SYN_RECV);
+}
+
+#ifdef MIGRATE
+#define migrating(ctx) ((ctx)->migrating_sk != NULL)
+#define migrating_state(ctx) ((ctx)->migrating_sk ? (ctx)->migrating_sk->state : 0)
+#else
+#define migrating(ctx) false
+#define migrating_state(ctx) 0
+#endif
+
+typedef u32 policy_fn(struct sk_reuseport_md *ctx, u32 members);
+
+static __always_inline int run_policy(struct sk_reuseport_md *ctx, policy_fn *policy)
+{
+	u32 zero = 0, index, wanted, *working, *members;
+	void *sockarray;
+
+	if (migrating(ctx))
+		count_migrated(migrating_state(ctx));
+
+	working = bpf_map_lookup_elem(working_map, &zero);
+	if (!working)
+		goto fallback;
+	index = *working % GENERATIONS;
+	members = bpf_map_lookup_elem(members_map, &index);
+	sockarray = bpf_map_lookup_elem(generations_map, &index);
+	if (!members || !sockarray || !*members)
+		goto fallback;
+
+	wanted = migrating(ctx) ? next_in_turn(CURSOR_MIGRATED) : policy(ctx, *members);
+	if (!migrating(ctx) && wanted == REUSEPORT_DROP) {
+		count(DROPPED);
+		return SK_DROP;
+	}
+	if (select_member(ctx, sockarray, *members, wanted)) {
+		if (!migrating(ctx))
+			count(SELECTED);
+		return SK_PASS;
+	}
+fallback:
+	count(FALLBACK);
+	return SK_PASS;
+}
+
+#define REUSEPORT_POLICY(name)                                                              \
+	static __always_inline u32 name##_policy(struct sk_reuseport_md *ctx, u32 members); \
+	int name(struct sk_reuseport_md *ctx)                                               \
+	{                                                                                   \
+		return run_policy(ctx, name##_policy);                                      \
+	}                                                                                   \
+	static __always_inline u32 name##_policy(struct sk_reuseport_md *ctx, u32 members)

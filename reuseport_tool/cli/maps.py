@@ -1,0 +1,72 @@
+"""map list|show|add|remove|switch"""
+
+from __future__ import annotations
+
+import click
+
+from reuseport_tool.cli import render
+from reuseport_tool.cli.context import ENDPOINT, Context, examples, pass_context
+from reuseport_tool.models import Endpoint
+from reuseport_tool.operations import maps
+
+
+@click.group("map", short_help="Work on the REUSEPORT_SOCKARRAY maps by hand.")
+def command() -> None:
+    """The sockarrays of attached groups: which listener is in which slot of which generation."""
+
+
+@command.command("list", epilog=examples("reuseport-tool map list"))
+@pass_context
+def list_(ctx: Context) -> None:
+    """List the maps of all attached groups of the network namespace."""
+    render.show(maps.list_maps(None, ctx.bpffs), ctx.json)
+
+
+@command.command("show", epilog=examples("reuseport-tool map show 8080"))
+@click.argument("endpoint", type=ENDPOINT)
+@pass_context
+def show(ctx: Context, endpoint: Endpoint) -> None:
+    """Show the maps of the groups that ENDPOINT means."""
+    render.show(maps.list_maps(endpoint, ctx.bpffs), ctx.json)
+
+
+@command.command(
+    "add",
+    epilog=examples(
+        "reuseport-tool map add 8080",
+        "reuseport-tool map add 8080 --pid 4242 --generation 2",
+        "reuseport-tool map add 8080 --cookie 77 --slot 3",
+    ),
+)
+@click.argument("endpoint", type=ENDPOINT)
+@click.option("--generation", type=click.IntRange(1), help="Made if it does not exist.  [default: the working one]")
+@click.option("--slot", type=click.IntRange(0), help="[default: the first empty one]")
+@click.option("--pid", type=click.IntRange(1), help="The listeners that this process holds.")
+@click.option("--cookie", type=click.IntRange(1), help="The listener with this socket cookie.")
+@pass_context
+def add(
+    ctx: Context, endpoint: Endpoint, generation: int | None, slot: int | None, pid: int | None, cookie: int | None
+) -> None:
+    """Register listeners of the group; by default all that are not registered yet."""
+    report = maps.add(endpoint, ctx.bpffs, generation=generation, slot=slot, pid=pid, cookie=cookie)
+    render.show(report, ctx.json)
+
+
+@command.command("remove", epilog=examples("reuseport-tool map remove 8080 --generation 1 --slot 3"))
+@click.argument("endpoint", type=ENDPOINT)
+@click.option("--generation", type=click.IntRange(1), required=True)
+@click.option("--slot", type=click.IntRange(0), required=True)
+@pass_context
+def remove(ctx: Context, endpoint: Endpoint, generation: int, slot: int) -> None:
+    """Take a listener out of its slot. It stays open, and gets no new connections."""
+    render.show(maps.remove(endpoint, ctx.bpffs, generation=generation, slot=slot), ctx.json)
+
+
+@command.command("switch", epilog=examples("reuseport-tool map switch 8080 2"))
+@click.argument("endpoint", type=ENDPOINT)
+@click.argument("generation", type=click.IntRange(1))
+@click.option("--force", is_flag=True, help="Also to a generation without an open listener.")
+@pass_context
+def switch(ctx: Context, endpoint: Endpoint, generation: int, force: bool) -> None:
+    """Make GENERATION the working one: new connections go there from the next SYN on."""
+    render.show(maps.switch(endpoint, ctx.bpffs, generation=generation, force=force), ctx.json)

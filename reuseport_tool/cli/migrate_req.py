@@ -1,0 +1,25 @@
+"""migrate-req [on|off]"""
+
+from __future__ import annotations
+
+import click
+
+from reuseport_tool.cli import render
+from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.operations import migrate_req
+
+
+@click.command(
+    "migrate-req",
+    short_help="Read or set net.ipv4.tcp_migrate_req.",
+    epilog=examples("reuseport-tool migrate-req", "reuseport-tool --netns web migrate-req on"),
+)
+@click.argument("state", type=click.Choice(["on", "off"]), required=False)
+@pass_context
+def command(ctx: Context, state: str | None) -> None:
+    """Read the kernel's own switch for migration in the network namespace, or set it.
+
+    With it on, and no program, the kernel moves the connections of a closing listener to any other
+    listener of the group, at random.
+    """
+    render.show(migrate_req.migrate_req(None if state is None else state == "on"), ctx.json)

@@ -1,0 +1,40 @@
+"""status [ENDPOINT]"""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from reuseport_tool.cli import render
+from reuseport_tool.cli.context import ENDPOINT, Context, examples, pass_context
+from reuseport_tool.models import Endpoint
+from reuseport_tool.operations.status import Observer
+
+
+@click.command(
+    "status",
+    short_help="Show groups, listeners, generations, queues and counters.",
+    epilog=examples("reuseport-tool status", "reuseport-tool status 8080 --watch", "reuseport-tool --json status :443"),
+)
+@click.argument("endpoint", type=ENDPOINT, required=False)
+@click.option("--watch", is_flag=True, help="Refresh until Ctrl-C.")
+@click.option("--interval", "interval_s", type=click.FloatRange(0.1), default=1.0, show_default=True, metavar="SECONDS")
+@pass_context
+def command(ctx: Context, endpoint: Endpoint | None, watch: bool, interval_s: float) -> None:
+    """Show the SO_REUSEPORT groups of the network namespace, or those that ENDPOINT means.
+
+    The flag of a listener is "working" (gets new connections), "old" (an older generation), "foreign"
+    (in the group, but registered by nobody: it gets nothing), or "-" where no program of this tool runs.
+    """
+    with Observer(endpoint, ctx.bpffs) as observer:
+        if not watch:
+            render.show(observer.read(), ctx.json)
+            return
+        with render.refreshing(ctx.json) as refresh:
+            try:
+                while True:
+                    refresh(observer.read())
+                    time.sleep(interval_s)
+            except KeyboardInterrupt:
+                return

@@ -1,0 +1,70 @@
+"""The one exception tree of the tool. Each class carries the exit code of the command."""
+
+from __future__ import annotations
+
+
+class ToolError(Exception):
+    """Something the operator can act on.
+
+    Attributes:
+        exit_code: what the process exits with when this error reaches the command line.
+        message: one sentence that says what failed.
+        hint: what to do about it, or None.
+        log: a longer text (a verifier log, a compiler's output) shown with --verbose, or None.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None, log: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.log = log
+
+
+class UsageError(ToolError):
+    """The command line or an endpoint does not make sense."""
+
+    exit_code = 2
+
+
+class MissingCapability(ToolError):
+    """The kernel refused for want of a capability."""
+
+    exit_code = 3
+
+
+class Unsupported(ToolError):
+    """The running kernel lacks a feature."""
+
+    exit_code = 4
+
+
+class ProgramRejected(ToolError):
+    """A BPF program did not compile, or the verifier refused it."""
+
+    exit_code = 5
+
+
+class NotFound(ToolError):
+    """No such group, listener, generation, process or namespace."""
+
+    exit_code = 6
+
+
+class Conflict(ToolError):
+    """Locked by another run, attached already, a foreign program, a slot or socket in use."""
+
+    exit_code = 7
+
+
+class RolledBack(ToolError):
+    """A reload failed, and the old generation is working as before."""
+
+    exit_code = 8
+
+
+class Interrupted(ToolError):
+    """The operator interrupted, and what had been begun is undone."""
+
+    exit_code = 130

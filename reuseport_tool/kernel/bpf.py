@@ -1,0 +1,252 @@
+"""bpf(2): maps, pins, object information, run statistics."""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import errno
+import os
+import sys
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeVar
+
+from reuseport_tool.errors import MissingCapability, ToolError
+from reuseport_tool.kernel import libc
+
+T = TypeVar("T", bound=ctypes.Structure)
+
+
+class Command(enum.IntEnum):
+    MAP_CREATE = 0
+    MAP_LOOKUP_ELEM = 1
+    MAP_UPDATE_ELEM = 2
+    MAP_DELETE_ELEM = 3
+    OBJ_PIN = 6
+    OBJ_GET = 7
+    PROG_GET_FD_BY_ID = 13
+    OBJ_GET_INFO_BY_FD = 15
+    ENABLE_STATS = 32
+
+
+class MapType(enum.IntEnum):
+    ARRAY = 2
+    PERCPU_ARRAY = 6
+    ARRAY_OF_MAPS = 12
+    REUSEPORT_SOCKARRAY = 20
+
+
+class _MapCreate(ctypes.Structure):
+    _fields_ = [
+        ("map_type", ctypes.c_uint32),
+        ("key_size", ctypes.c_uint32),
+        ("value_size", ctypes.c_uint32),
+        ("max_entries", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+        ("inner_map_fd", ctypes.c_uint32),
+        ("numa_node", ctypes.c_uint32),
+        ("map_name", ctypes.c_char * 16),
+    ]
+
+
+class _Element(ctypes.Structure):
+    _fields_ = [
+        ("map_fd", ctypes.c_uint64),
+        ("key", ctypes.c_uint64),
+        ("value", ctypes.c_uint64),
+        ("flags", ctypes.c_uint64),
+    ]
+
+
+class _Object(ctypes.Structure):
+    _fields_ = [("pathname", ctypes.c_uint64), ("bpf_fd", ctypes.c_uint32), ("file_flags", ctypes.c_uint32)]
+
+
+class _Id(ctypes.Structure):
+    _fields_ = [("id", ctypes.c_uint32), ("next_id", ctypes.c_uint32), ("open_flags", ctypes.c_uint32)]
+
+
+class _Info(ctypes.Structure):
+    _fields_ = [("bpf_fd", ctypes.c_uint32), ("info_len", ctypes.c_uint32), ("info", ctypes.c_uint64)]
+
+
+class _EnableStats(ctypes.Structure):
+    _fields_ = [("type", ctypes.c_uint32)]
+
+
+class _MapInfo(ctypes.Structure):
+    _fields_ = [
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("key_size", ctypes.c_uint32),
+        ("value_size", ctypes.c_uint32),
+        ("max_entries", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+        ("name", ctypes.c_char * 16),
+    ]
+
+
+class _ProgInfo(ctypes.Structure):
+    """struct bpf_prog_info up to run_cnt (Linux 5.1)."""
+
+    _fields_ = [
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("tag", ctypes.c_uint8 * 8),
+        ("_until_name", ctypes.c_uint8 * 48),
+        ("name", ctypes.c_char * 16),
+        ("_until_run_time", ctypes.c_uint8 * 112),
+        ("run_time_ns", ctypes.c_uint64),
+        ("run_cnt", ctypes.c_uint64),
+    ]
+
+
+def translate(error: OSError, doing: str) -> ToolError:
+    """The tool's error for an OSError of bpf(2) or of a BPF socket option."""
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return MissingCapability(
+            f"the kernel does not permit {doing}",
+            hint="run as root, or grant CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
+        )
+    return ToolError(f"{doing} failed: {os.strerror(error.errno or 0)}")
+
+
+class Handle:
+    """Owner of one file descriptor of a BPF object."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def pin(self, path: str) -> None:
+        """BPF_OBJ_PIN: give the object a name on bpffs, so that it outlives the process."""
+        name = ctypes.create_string_buffer(path.encode())
+        attr = _Object(pathname=ctypes.addressof(name), bpf_fd=self.fd)
+        libc.bpf(Command.OBJ_PIN, attr, f"pin {path}")
+
+
+def _obj_get(path: str) -> int:
+    name = ctypes.create_string_buffer(path.encode())
+    attr = _Object(pathname=ctypes.addressof(name))
+    return libc.bpf(Command.OBJ_GET, attr, f"open pin {path}")
+
+
+class Map(Handle):
+    """A map whose key is one u32. Values are bytes of `value_size`."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd)
+        info = _object_info(fd, _MapInfo())
+        self.type = info.type
+        self.value_size = info.value_size
+        self.max_entries = info.max_entries
+        self.id = info.id
+
+    @classmethod
+    def create(
+        cls, kind: MapType, name: str, *, value_size: int = 4, max_entries: int = 1, inner: Map | None = None
+    ) -> Map:
+        attr = _MapCreate(
+            map_type=kind,
+            key_size=4,
+            value_size=value_size,
+            max_entries=max_entries,
+            inner_map_fd=inner.fd if inner else 0,
+            map_name=name.encode()[:15],
+        )
+        return cls(libc.bpf(Command.MAP_CREATE, attr, f"create map {name}"))
+
+    @classmethod
+    def open(cls, path: str) -> Map:
+        """BPF_OBJ_GET of a pinned map. Raises FileNotFoundError."""
+        return cls(_obj_get(path))
+
+    def lookup(self, key: int) -> bytes:
+        """The value under a key. Raises OSError (ENOENT for an empty slot)."""
+        size = self.value_size
+        if self.type == MapType.PERCPU_ARRAY:
+            size = (size + 7) // 8 * 8 * possible_cpus()
+        value = ctypes.create_string_buffer(size)
+        self._element(Command.MAP_LOOKUP_ELEM, key, value)
+        return value.raw
+
+    def update(self, key: int, value: bytes, flags: int = 0) -> None:
+        buffer = ctypes.create_string_buffer(value, len(value))
+        self._element(Command.MAP_UPDATE_ELEM, key, buffer, flags)
+
+    def delete(self, key: int) -> None:
+        self._element(Command.MAP_DELETE_ELEM, key, None)
+
+    def lookup_u32(self, key: int) -> int:
+        return int.from_bytes(self.lookup(key), sys.byteorder)
+
+    def update_u32(self, key: int, value: int, flags: int = 0) -> None:
+        self.update(key, value.to_bytes(4, sys.byteorder), flags)
+
+    def _element(self, command: Command, key: int, value: ctypes.Array[ctypes.c_char] | None, flags: int = 0) -> None:
+        key_buffer = ctypes.c_uint32(key)
+        attr = _Element(
+            map_fd=self.fd,
+            key=ctypes.addressof(key_buffer),
+            value=ctypes.addressof(value) if value is not None else 0,
+            flags=flags,
+        )
+        libc.bpf(command, attr, command.name)
+
+
+@dataclass(frozen=True)
+class ProgramInfo:
+    """`run_time_ns` and `run_count` grow only while statistics are on."""
+
+    id: int
+    name: str
+    tag: str
+    run_time_ns: int
+    run_count: int
+
+
+class Program(Handle):
+    """A loaded program."""
+
+    @classmethod
+    def open(cls, path: str) -> Program:
+        """BPF_OBJ_GET of a pinned program. Raises FileNotFoundError."""
+        return cls(_obj_get(path))
+
+    @classmethod
+    def by_id(cls, program_id: int) -> Program:
+        """BPF_PROG_GET_FD_BY_ID, which wants CAP_SYS_ADMIN."""
+        return cls(libc.bpf(Command.PROG_GET_FD_BY_ID, _Id(id=program_id), f"open program {program_id}"))
+
+    def info(self) -> ProgramInfo:
+        info = _object_info(self.fd, _ProgInfo())
+        return ProgramInfo(info.id, info.name.decode(), bytes(info.tag).hex(), info.run_time_ns, info.run_cnt)
+
+
+def _object_info(fd: int, info: T) -> T:
+    attr = _Info(bpf_fd=fd, info_len=ctypes.sizeof(info), info=ctypes.addressof(info))
+    libc.bpf(Command.OBJ_GET_INFO_BY_FD, attr, "object information")
+    return info
+
+
+def possible_cpus() -> int:
+    """The number of per-CPU values: /sys/devices/system/cpu/possible, "0-N" or "0"."""
+    with open("/sys/devices/system/cpu/possible") as file:
+        return int(file.read().strip().replace(",", "-").rsplit("-", 1)[-1]) + 1
+
+
+def enable_stats() -> Handle:
+    """BPF_ENABLE_STATS (Linux 5.8): run statistics are on until the handle is closed, also by death."""
+    return Handle(libc.bpf(Command.ENABLE_STATS, _EnableStats(type=0), "enable BPF statistics"))

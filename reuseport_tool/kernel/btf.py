@@ -1,0 +1,92 @@
+"""The running kernel's type information, read with libbpf: where a field of a struct is."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import functools
+
+from reuseport_tool.errors import Unsupported
+
+_KIND_STRUCT, _KIND_UNION = 4, 5
+
+
+class _Type(ctypes.Structure):
+    """struct btf_type; `info` is kind_flag:1, kind:5 (at bit 24), vlen:16."""
+
+    _fields_ = [("name_off", ctypes.c_uint32), ("info", ctypes.c_uint32), ("size_or_type", ctypes.c_uint32)]
+
+
+class _Member(ctypes.Structure):
+    _fields_ = [("name_off", ctypes.c_uint32), ("type", ctypes.c_uint32), ("offset", ctypes.c_uint32)]
+
+
+@functools.cache
+def _libbpf() -> ctypes.CDLL:
+    name = ctypes.util.find_library("bpf")
+    if name is None:
+        raise Unsupported("libbpf is not installed", hint="it comes with BCC (Debian: apt install libbpf1)")
+    lib = ctypes.CDLL(name, use_errno=True)
+    lib.btf__parse.restype = ctypes.c_void_p
+    lib.btf__parse.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
+    lib.btf__find_by_name_kind.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32]
+    lib.btf__type_by_id.restype = ctypes.c_void_p
+    lib.btf__type_by_id.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+    lib.btf__name_by_offset.restype = ctypes.c_char_p
+    lib.btf__name_by_offset.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+    return lib
+
+
+@functools.cache
+def _vmlinux() -> int:
+    try:
+        handle = _libbpf().btf__parse(b"/sys/kernel/btf/vmlinux", None)
+    except OSError as error:
+        raise Unsupported("libbpf cannot be loaded") from error
+    # libbpf 0.x answers with an error pointer, 1.x with NULL.
+    if not handle or handle > 2**64 - 4096:
+        raise Unsupported("the kernel has no type information", hint="it needs CONFIG_DEBUG_INFO_BTF")
+    return int(handle)
+
+
+def offset(struct: str, field: str) -> int:
+    """The offset in bytes of `field` (dotted for nested structs) in `struct` of the running kernel.
+
+    Fields of anonymous structs and unions are found, too.
+
+    Raises:
+        Unsupported: no BTF, no such struct or no such field.
+    """
+    lib, btf = _libbpf(), _vmlinux()
+    type_id = lib.btf__find_by_name_kind(btf, struct.encode(), _KIND_STRUCT)
+    if type_id < 0:
+        raise Unsupported(f"the kernel has no struct {struct}")
+    total = 0
+    for name in field.split("."):
+        found = _find(type_id, name)
+        if found is None:
+            raise Unsupported(f"the kernel's struct {struct} has no {field}")
+        bits, type_id = found
+        total += bits
+    return total // 8
+
+
+def _find(type_id: int, name: str) -> tuple[int, int] | None:
+    """Offset in bits and type id of a member, searching anonymous members in depth."""
+    lib, btf = _libbpf(), _vmlinux()
+    address = lib.btf__type_by_id(btf, type_id)
+    info = _Type.from_address(address).info
+    if info >> 24 & 0x1F not in (_KIND_STRUCT, _KIND_UNION):
+        return None
+    bitfields = info >> 31
+    members = (_Member * (info & 0xFFFF)).from_address(address + ctypes.sizeof(_Type))
+    for member in members:
+        bits = member.offset & 0xFFFFFF if bitfields else member.offset
+        member_name = lib.btf__name_by_offset(btf, member.name_off).decode()
+        if member_name == name:
+            return bits, member.type
+        if not member_name:
+            inner = _find(member.type, name)
+            if inner is not None:
+                return bits + inner[0], inner[1]
+    return None

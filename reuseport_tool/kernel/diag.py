@@ -1,0 +1,69 @@
+"""sock_diag through pyroute2: the bound sockets of the calling thread's network namespace."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+from pyroute2.netlink.diag import DiagSocket
+from pyroute2.netlink.exceptions import NetlinkError
+
+from reuseport_tool.errors import ToolError
+from reuseport_tool.models import Endpoint, Protocol
+
+_LISTEN, _CLOSE = 10, 7  # an unconnected UDP socket is in the state CLOSE
+_IPPROTO = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_UDP}
+_STATES = {Protocol.TCP: 1 << _LISTEN, Protocol.UDP: 1 << _CLOSE}
+
+
+@dataclass(frozen=True)
+class BoundSocket:
+    """A listening TCP socket or an unconnected UDP socket.
+
+    `accept_queue` and `backlog` are connections for TCP and None for UDP (idiag_rqueue and
+    idiag_wqueue of a listener: inet_diag.c, tcp_diag_get_info()).
+    """
+
+    endpoint: Endpoint
+    cookie: int
+    inode: int
+    uid: int
+    accept_queue: int | None
+    backlog: int | None
+
+
+def bound_sockets(protocol: Protocol, port: int = 0) -> list[BoundSocket]:
+    """All bound sockets of the protocol, or those on one local port, in the order the kernel gives."""
+    try:
+        with DiagSocket() as diag:
+            return [
+                _socket(message, protocol)
+                for family in (socket.AF_INET, socket.AF_INET6)
+                for message in diag.get_sock_stats(
+                    family=family, states=_STATES[protocol], protocol=_IPPROTO[protocol], sport=port
+                )
+                if message["idiag_sport"] and (not port or message["idiag_sport"] == port)
+            ]
+    except (NetlinkError, OSError) as error:
+        raise ToolError(f"sock_diag failed: {error}", hint="the kernel needs CONFIG_INET_DIAG") from error
+
+
+def _socket(message: dict[str, int], protocol: Protocol) -> BoundSocket:
+    is_tcp = protocol is Protocol.TCP
+    return BoundSocket(
+        Endpoint(protocol, str(message["idiag_src"]), message["idiag_sport"], _device(message["idiag_if"])),
+        message["idiag_cookie"],
+        message["idiag_inode"],
+        message["idiag_uid"],
+        message["idiag_rqueue"] if is_tcp else None,
+        message["idiag_wqueue"] if is_tcp else None,
+    )
+
+
+def _device(index: int) -> str | None:
+    if not index:
+        return None
+    try:
+        return socket.if_indextoname(index)
+    except OSError:  # the device went away
+        return f"if{index}"

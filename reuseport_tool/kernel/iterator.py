@@ -1,0 +1,123 @@
+"""A BPF iterator over TCP sockets: what sock_diag does not tell of a listener."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from reuseport_tool.errors import Unsupported
+from reuseport_tool.kernel import btf
+from reuseport_tool.kernel.bpf import Program
+from reuseport_tool.kernel.program import AttachType, ProgramType, bpf_dir, load
+
+_OFFSETS = {
+    "OFF_STATE": ("sock_common", "skc_state"),
+    "OFF_COOKIE": ("sock_common", "skc_cookie"),
+    "OFF_LISTENER": ("sock_common", "skc_listener"),
+    "OFF_REUSEPORT_CB": ("sock", "sk_reuseport_cb"),
+    "OFF_PROG": ("sock_reuseport", "prog"),
+    "OFF_AUX": ("bpf_prog", "aux"),
+    "OFF_ID": ("bpf_prog_aux", "id"),
+    "OFF_ACCEPT_QUEUE": ("sock", "sk_ack_backlog"),
+    "OFF_BACKLOG": ("sock", "sk_max_ack_backlog"),
+    "OFF_HALF_OPEN": ("inet_connection_sock", "icsk_accept_queue.qlen"),
+}
+
+
+class _Record(ctypes.Structure):
+    """struct record of bpf/tcp_listeners.c."""
+
+    _fields_ = [
+        ("cookie", ctypes.c_uint64),
+        ("group", ctypes.c_uint64),
+        ("state", ctypes.c_uint32),
+        ("has_program", ctypes.c_uint32),
+        ("program_id", ctypes.c_uint32),
+        ("accept_queue", ctypes.c_uint32),
+        ("backlog", ctypes.c_uint32),
+        ("half_open", ctypes.c_uint32),
+    ]
+
+
+_LISTEN, _NEW_SYN_RECV = 10, 12
+
+
+@dataclass(frozen=True)
+class ListenerInfo:
+    """What the kernel keeps of a listener.
+
+    Attributes:
+        cookie: 0 when nobody has asked for it yet (a sock_diag dump asks for all).
+        group: the address of the group's struct sock_reuseport, 0 for a socket without SO_REUSEPORT.
+        program_id: of the group's program; 0 for a classic BPF filter, None without a program.
+        accept_queue, half_open: connections.
+    """
+
+    cookie: int
+    group: int
+    program_id: int | None
+    accept_queue: int
+    backlog: int
+    half_open: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One walk. `requests` maps a listener's cookie to the request sockets that point at it, also
+    when that listener has been closed since."""
+
+    listeners: dict[int, ListenerInfo]
+    requests: dict[int, int]
+
+
+class TcpListeners:
+    """The loaded iterator. Each read() walks the sockets of the calling thread's network namespace.
+
+    Raises:
+        Unsupported: no iterators (Linux 5.9) or no BTF.
+        MissingCapability: CAP_BPF and CAP_PERFMON are needed.
+    """
+
+    def __init__(self) -> None:
+        defines = {name: btf.offset(*field) for name, field in _OFFSETS.items()}
+        self._program: Program = load(
+            bpf_dir() / "tcp_listeners.c", "bpf_iter__tcp", ProgramType.TRACING, AttachType.TRACE_ITER, defines
+        )
+        from bcc import lib
+
+        self._lib = lib
+        self._link = lib.bcc_iter_attach(self._program.fd, None, 0)
+        if self._link < 0:
+            raise Unsupported("the kernel has no iterator over TCP sockets", hint="it came with Linux 5.9")
+
+    def close(self) -> None:
+        os.close(self._link)
+        self._program.close()
+
+    def read(self) -> Snapshot:
+        listeners: dict[int, ListenerInfo] = {}
+        requests: dict[int, int] = {}
+        for record in self._records():
+            if record.state == _LISTEN:
+                listeners[record.cookie] = ListenerInfo(
+                    record.cookie,
+                    record.group,
+                    record.program_id if record.has_program else None,
+                    record.accept_queue,
+                    record.backlog,
+                    record.half_open,
+                )
+            elif record.state == _NEW_SYN_RECV:
+                requests[record.cookie] = requests.get(record.cookie, 0) + 1
+        return Snapshot(listeners, requests)
+
+    def _records(self) -> Iterator[_Record]:
+        fd = self._lib.bcc_iter_create(self._link)
+        if fd < 0:
+            raise Unsupported("the iterator over TCP sockets cannot be opened")
+        with os.fdopen(fd, "rb") as file:
+            data = file.read()
+        for start in range(0, len(data), ctypes.sizeof(_Record)):
+            yield _Record.from_buffer_copy(data, start)

@@ -1,0 +1,50 @@
+"""System calls that Python does not wrap, by their own names."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+
+from reuseport_tool.errors import Unsupported
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+# bpf(2) is not in the generic table's common range; pidfd_getfd(2) has one number everywhere.
+_BPF_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
+_PIDFD_GETFD = 438
+
+
+def _checked(result: int, what: str) -> int:
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{what}: {os.strerror(error)}")
+    return result
+
+
+def bpf(command: int, attr: ctypes.Structure, what: str) -> int:
+    """bpf(2). Raises OSError with `what` in its text."""
+    number = _BPF_NUMBERS.get(platform.machine())
+    if number is None:
+        raise Unsupported(f"bpf(2) has no known number on {platform.machine()}")
+    return _checked(_libc.syscall(number, command, ctypes.byref(attr), ctypes.sizeof(attr)), what)
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """pidfd_getfd(2), Linux 5.6. The new fd is close-on-exec."""
+    return _checked(_libc.syscall(_PIDFD_GETFD, pidfd, fd, 0), "pidfd_getfd")
+
+
+def setns(fd: int, kind: int) -> None:
+    """setns(2), for the calling thread."""
+    _checked(_libc.setns(fd, kind), "setns")
+
+
+def unshare(kind: int) -> None:
+    """unshare(2), for the calling thread."""
+    _checked(_libc.unshare(kind), "unshare")
+
+
+def mount(source: str, target: str, kind: str) -> None:
+    """mount(2) without flags or data."""
+    _checked(_libc.mount(source.encode(), target.encode(), kind.encode(), 0, None), f"mount {target}")

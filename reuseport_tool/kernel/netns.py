@@ -1,0 +1,81 @@
+"""Network namespaces, entered by the calling thread."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+from reuseport_tool.errors import MissingCapability, NotFound, UsageError
+from reuseport_tool.kernel import libc, links
+
+CLONE_NEWNET = 0x40000000
+_RUN_NETNS = "/run/netns"
+_CURRENT = "/proc/thread-self/ns/net"
+
+
+def resolve(name: str) -> str:
+    """The path of a namespace given as a NAME of `ip netns`, a PATH, or `pid:N`.
+
+    Raises:
+        NotFound: no such namespace or process.
+        UsageError: the N of pid:N is not a number.
+    """
+    if name.startswith("pid:"):
+        pid = name.removeprefix("pid:")
+        if not pid.isascii() or not pid.isdigit():
+            raise UsageError(f"not a process id: {pid!r}", hint="write --netns pid:1234")
+        path = f"/proc/{pid}/ns/net"
+    else:
+        path = name if "/" in name else f"{_RUN_NETNS}/{name}"
+    if not os.path.exists(path):
+        raise NotFound(
+            f"no network namespace {name!r}", hint="--netns takes a name of 'ip netns list', a path, or pid:N"
+        )
+    return path
+
+
+def enter(path: str) -> None:
+    """Move the calling thread into the namespace at `path`."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            libc.setns(fd, CLONE_NEWNET)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise _translate(error, path) from error
+
+
+def identity() -> int:
+    """The inode of the calling thread's namespace, as in `net:[4026531840]`."""
+    return os.stat(_CURRENT).st_ino
+
+
+@contextlib.contextmanager
+def throw_away() -> Iterator[None]:
+    """The calling thread in a new namespace with its loopback up, and back in its own at the end."""
+    saved = os.open(_CURRENT, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            libc.unshare(CLONE_NEWNET)
+        except OSError as error:
+            raise _translate(error, "a new one") from error
+        try:
+            links.loopback_up()
+            yield
+        finally:
+            libc.setns(saved, CLONE_NEWNET)
+    finally:
+        os.close(saved)
+
+
+def _translate(error: OSError, path: str) -> Exception:
+    if error.errno == errno.EPERM:
+        return MissingCapability(
+            f"entering a network namespace ({path}) is not permitted", hint="run as root, or grant CAP_SYS_ADMIN"
+        )
+    if error.errno in (errno.EINVAL, errno.ENOENT, errno.EACCES):
+        return NotFound(f"not a network namespace: {path}")
+    return error

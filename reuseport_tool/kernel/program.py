@@ -1,0 +1,153 @@
+"""BCC: compile a C file of ours without kernel headers, load one function of it."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from reuseport_tool.errors import MissingCapability, ProgramRejected, ToolError, Unsupported
+from reuseport_tool.kernel.bpf import Program
+
+
+class ProgramType(enum.IntEnum):
+    SK_REUSEPORT = 21
+    TRACING = 26
+
+
+class AttachType(enum.IntEnum):
+    NONE = -1
+    TRACE_ITER = 28
+    SK_REUSEPORT_SELECT = 39
+    SK_REUSEPORT_SELECT_OR_MIGRATE = 40
+
+
+def bpf_dir() -> Path:
+    """The folder of the C programs: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "bpf"
+    return inside if inside.is_dir() else package.parent / "bpf"
+
+
+def load(
+    source: Path,
+    function: str,
+    kind: ProgramType,
+    attach_type: AttachType,
+    defines: Mapping[str, int],
+) -> Program:
+    """Compile `source` with -D for each define and load `function` of it.
+
+    Raises:
+        ProgramRejected: it does not compile, has no such function, or the verifier refuses it; the
+            compiler's or verifier's text is the error's log.
+        MissingCapability: loading is not permitted.
+        Unsupported: the python3-bpfcc package is missing.
+    """
+    bpf_class = _bcc()
+    with _captured_stderr() as captured:
+        try:
+            module = bpf_class(src_file=str(source), cflags=_cflags(defines))
+        except Exception as error:  # BCC raises nothing more specific
+            raise _compile_error(source, captured()) from error
+        try:
+            loaded = module.load_func(function, int(kind), attach_type=int(attach_type))
+        except Exception as error:
+            raise _load_error(source, function, error, captured()) from error
+    return Program(os.dup(loaded.fd))
+
+
+def compile_aside(source: Path, defines: Mapping[str, int]) -> None:
+    """Compile a stranger's file in a child first: LLVM ends the process on code that it cannot express.
+
+    Raises:
+        ProgramRejected: the compiler crashed. Ordinary errors are left for load() to report.
+    """
+    bpf_class = _bcc()
+    with tempfile.TemporaryFile() as log:
+        child = os.fork()
+        if child == 0:
+            os.dup2(log.fileno(), 2)
+            with contextlib.suppress(Exception):
+                bpf_class(src_file=str(source), cflags=_cflags(defines))
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            text = os.pread(log.fileno(), 1 << 22, 0).decode(errors="replace")
+            last = next((line for line in reversed(text.splitlines()) if line.strip()), "no message")
+            raise ProgramRejected(
+                f"{source.name} does not compile: {last}",
+                hint="BPF has no such instruction on BCC's target (an atomic whose result is used, for example)",
+                log=text,
+            )
+
+
+def _cflags(defines: Mapping[str, int]) -> list[str]:
+    return [f"-I{bpf_dir()}", *(f"-D{name}={value}" for name, value in defines.items())]
+
+
+def _bcc() -> Any:
+    # BCC looks for <BCC_KERNEL_SOURCE>/include first; ours holds stubs (bpf/include).
+    os.environ["BCC_KERNEL_SOURCE"] = str(bpf_dir())
+    try:
+        from bcc import BPF
+    except ImportError as error:
+        raise Unsupported(
+            "BCC's Python module is not installed",
+            hint="install the distribution's package (Debian: apt install python3-bpfcc) and use its python3",
+        ) from error
+    return BPF
+
+
+@contextlib.contextmanager
+def _captured_stderr() -> Iterator[Callable[[], str]]:
+    """Redirect fd 2 to a file, because BCC, clang and libbpf write there; yields a reader of it."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+
+        def captured() -> str:
+            return os.pread(file.fileno(), 1 << 22, 0).decode(errors="replace")
+
+        try:
+            yield captured
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _compile_error(source: Path, log: str) -> ToolError:
+    first = next((line for line in log.splitlines() if "error:" in line), "no message of the compiler")
+    return ProgramRejected(
+        f"{source.name} does not compile: {first}",
+        hint="--verbose shows the compiler's whole output",
+        log=log,
+    )
+
+
+def _load_error(source: Path, function: str, error: Exception, log: str) -> ToolError:
+    text = str(error)
+    if "super-user" in text or os.strerror(errno.EPERM) in text:
+        return MissingCapability(
+            "loading a BPF program is not permitted",
+            hint="run as root, or grant CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
+        )
+    if "Unknown program" in text:
+        return ProgramRejected(
+            f"{source.name} has no program named {function}",
+            hint=f"the program has the name of its file: write REUSEPORT_POLICY({function})",
+        )
+    lines = [line for line in log.splitlines() if line.strip() and not re.match(r"processed \d+ insns|bpf: ", line)]
+    last = lines[-1].strip() if lines else text
+    omitted = f" ({len(lines) - 1} lines omitted)" if len(lines) > 1 else ""
+    return ProgramRejected(
+        f"the verifier rejected {function}: {last}{omitted}", hint="--verbose shows the verifier's log", log=log
+    )

@@ -1,0 +1,48 @@
+"""sysctls of the calling thread's network namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from reuseport_tool.errors import MissingCapability, Unsupported
+
+TCP_MIGRATE_REQ = "net.ipv4.tcp_migrate_req"
+
+
+def _path(name: str) -> str:
+    return os.path.join("/proc/sys", name.replace(".", "/"))
+
+
+def read(name: str) -> str:
+    """The value as text. Raises Unsupported when the kernel has no such sysctl."""
+    try:
+        with open(_path(name)) as file:
+            return file.read().strip()
+    except FileNotFoundError as error:
+        raise Unsupported(f"the kernel has no sysctl {name}") from error
+
+
+def write(name: str, value: str) -> None:
+    """Raises Unsupported, MissingCapability."""
+    try:
+        with open(_path(name), "w") as file:
+            file.write(value)
+    except FileNotFoundError as error:
+        raise Unsupported(f"the kernel has no sysctl {name}") from error
+    except PermissionError as error:
+        raise MissingCapability(
+            f"writing the sysctl {name} is not permitted", hint="run as root, or grant CAP_NET_ADMIN"
+        ) from error
+
+
+@contextlib.contextmanager
+def changed(name: str, value: str) -> Iterator[None]:
+    """The sysctl with another value, restored at the end."""
+    before = read(name)
+    write(name, value)
+    try:
+        yield
+    finally:
+        write(name, before)

@@ -1,0 +1,438 @@
+"""The records that cross layers. The JSON output is made of exactly these (docs/json.md)."""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import re
+from dataclasses import dataclass, field
+
+from reuseport_tool.errors import UsageError
+
+
+class Protocol(enum.StrEnum):
+    TCP = "tcp"
+    UDP = "udp"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """What a group is bound to: protocol, local address, port and perhaps a device.
+
+    `address` None means every address and `port` 0 every port: that covers groups but never is one.
+    """
+
+    protocol: Protocol
+    address: str | None
+    port: int
+    device: str | None = None
+
+    def __str__(self) -> str:
+        if self.address is None:
+            return f"{self.protocol}://*:{self.port}"
+        host = f"{self.address}%{self.device}" if self.device else self.address
+        return f"{self.protocol}://[{host}]:{self.port}" if self.is_ipv6 else f"{self.protocol}://{host}:{self.port}"
+
+    @property
+    def is_ipv6(self) -> bool:
+        return self.address is not None and ":" in self.address
+
+    def covers(self, group: Endpoint) -> bool:
+        """Whether a group is one of those that this endpoint, as typed, means."""
+        return (
+            self.protocol is group.protocol
+            and self.port in (0, group.port)
+            and self.address in (None, group.address)
+            and self.device in (None, group.device)
+        )
+
+
+_ENDPOINT = re.compile(
+    r"(?:(?P<protocol>[a-zA-Z]+)://)?"
+    r"(?:(?:\[(?P<v6>[^\]%]*)(?:%(?P<v6dev>[^\]]+))?\]|(?P<v4>[^\[\]:%]*)(?:%(?P<v4dev>[^:]+))?):)?"
+    r"(?P<port>[^:\[\]]+)"
+)
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """Read `PORT`, `ADDR:PORT` or `[ADDR6]:PORT`, with an optional `tcp://` or `udp://` in front.
+
+    Raises:
+        UsageError: what is wrong with the text, and an example of what is right.
+    """
+    match = _ENDPOINT.fullmatch(text.strip())
+    hint = "write PORT, ADDR:PORT or [ADDR6]:PORT, for example 8080, 10.0.0.1:80 or udp://[::]:53"
+    if match is None:
+        raise UsageError(f"not an endpoint: {text!r}", hint=hint)
+    protocol = match["protocol"] or "tcp"
+    if protocol.lower() not in tuple(Protocol):
+        raise UsageError(f"unknown protocol {protocol!r} in {text!r}", hint="the protocol is tcp or udp")
+    address = match["v6"] if match["v6"] is not None else match["v4"]
+    if address == "*":
+        address = None
+    return Endpoint(
+        Protocol(protocol.lower()),
+        None if address is None else _parse_address(address, text, hint, version=6 if match["v6"] is not None else 4),
+        _parse_port(match["port"], text),
+        match["v6dev"] or match["v4dev"],
+    )
+
+
+def _parse_address(address: str, text: str, hint: str, version: int) -> str:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        raise UsageError(f"not an IP address: {address!r} in {text!r}", hint=hint) from None
+    if parsed.version != version:
+        raise UsageError(f"an IPv{parsed.version} address in the place of IPv{version}: {text!r}", hint=hint)
+    return str(parsed)
+
+
+def _parse_port(port: str, text: str) -> int:
+    if not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
+        raise UsageError(f"not a port: {port!r} in {text!r}", hint="a port is a number from 1 to 65535")
+    return int(port)
+
+
+class Policy(enum.StrEnum):
+    """How a new connection is given to a listener of the working generation."""
+
+    HASH = "hash"
+    ROUND_ROBIN = "round-robin"
+    CPU = "cpu"
+    SOURCE_IP = "source-ip"
+
+
+class Strategy(enum.StrEnum):
+    """How a reload moves the connections that nobody has accepted yet."""
+
+    MIGRATE = "migrate"
+    SYSCTL = "sysctl"
+    DRAIN = "drain"
+
+
+@dataclass(frozen=True)
+class Program:
+    """The sk_reuseport program of a group. `policy` is None for a program that is not ours."""
+
+    id: int
+    name: str
+    policy: str | None
+
+
+@dataclass(frozen=True)
+class Listener:
+    """One socket of a group.
+
+    Attributes:
+        cookie: SO_COOKIE, the identity of the socket.
+        pid: the topmost process that holds it, None when no process does.
+        command: the name of that process.
+        uid: owner of the socket.
+        generation, slot: where it is registered, None when it is not.
+        accept_queue: connections that wait for accept() (None for UDP).
+        backlog: the limit of the accept queue.
+        half_open: request sockets that wait for the final ACK; None where the kernel does not tell.
+        flag: "working", "old" (an older generation), "unregistered" (the program never selects it),
+            or "-" where no program of ours is attached.
+    """
+
+    cookie: int
+    pid: int | None
+    command: str | None
+    uid: int
+    generation: int | None
+    slot: int | None
+    accept_queue: int | None
+    backlog: int | None
+    half_open: int | None
+    flag: str
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What the program counted over all CPUs since it was attached. Unit: runs of the program."""
+
+    selected: int = 0
+    fallback: int = 0
+    migrated_established: int = 0
+    migrated_syn_recv: int = 0
+    migrated_new_syn_recv: int = 0
+    dropped: int = 0
+
+    def since(self, earlier: Counters) -> Counters:
+        return Counters(*(getattr(self, name) - getattr(earlier, name) for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Group:
+    """The sockets bound with SO_REUSEPORT to one endpoint of one network namespace.
+
+    `stale` says that pins of ours are left although the group does not run our program.
+    """
+
+    endpoint: str
+    netns: str
+    program: Program | None
+    working_generation: int | None
+    listeners: tuple[Listener, ...]
+    counters: Counters | None
+    stale: bool = False
+
+
+@dataclass(frozen=True)
+class Status:
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True)
+class Attached:
+    """What attach did. `result` is attached, replaced (another policy) or unchanged."""
+
+    endpoint: str
+    result: str
+    program: Program
+    generation: int
+    registered: tuple[int, ...]
+    pins: str
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class AttachReport:
+    attached: tuple[Attached, ...]
+
+
+@dataclass(frozen=True)
+class Detached:
+    endpoint: str
+    result: str
+    pins: str
+
+
+@dataclass(frozen=True)
+class DetachReport:
+    detached: tuple[Detached, ...]
+
+
+@dataclass(frozen=True)
+class Slot:
+    slot: int
+    cookie: int
+
+
+@dataclass(frozen=True)
+class GenerationMap:
+    """One REUSEPORT_SOCKARRAY of a group: its generation, capacity and occupied slots."""
+
+    endpoint: str
+    generation: int
+    working: bool
+    members: int
+    capacity: int
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True)
+class Maps:
+    maps: tuple[GenerationMap, ...]
+
+
+@dataclass(frozen=True)
+class MapChange:
+    """What a map verb did. `slot` and `cookie` are None for a switch."""
+
+    endpoint: str
+    change: str
+    generation: int
+    slot: int | None = None
+    cookie: int | None = None
+
+
+@dataclass(frozen=True)
+class MapChanges:
+    changes: tuple[MapChange, ...]
+
+
+@dataclass(frozen=True)
+class MigrateReq:
+    netns: str
+    enabled: bool
+    changed: bool
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One probe. `available` is None when the probe could not tell."""
+
+    name: str
+    available: bool | None
+    detail: str
+    minimum_kernel: str
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """`ok` says that the strategy `migrate` works here; the detail of each feature says the rest."""
+
+    kernel: str
+    ok: bool
+    features: tuple[Feature, ...]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a reload: its generation (None without a program), processes and listener cookies."""
+
+    generation: int | None
+    pids: tuple[int, ...]
+    listeners: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Migrated:
+    """Migrations by the state of the connection, from the program's counters.
+
+    With the strategy sysctl no program counts: the kernel's TCPMigrateReqSuccess is `total` and the
+    states are None.
+    """
+
+    established: int | None
+    syn_recv: int | None
+    new_syn_recv: int | None
+    total: int
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Growth of the namespace's counters during the reload.
+
+    `migrate_failures` is TCPMigrateReqFailure. `listen_drops` and `listen_overflows` are of every
+    listener in the namespace. `aborted_accepted` (TCPAbortOnClose + TCPAbortOnData) are connections
+    that a server had accepted and closed unread: the server's own doing, reported apart.
+    """
+
+    migrate_failures: int
+    listen_drops: int
+    listen_overflows: int
+    aborted_accepted: int
+
+
+@dataclass(frozen=True)
+class Queues:
+    """Connections in the old listeners when the old side was stopped; `half_open` may be unknown."""
+
+    accept_queue: int
+    half_open: int | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a reload. `outcome` is done, skipped or failed."""
+
+    name: str
+    duration_s: float
+    outcome: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Reload:
+    """The report of a reload (docs/json.md). `switch_us` is None where nothing was switched."""
+
+    endpoint: str
+    result: str
+    strategy: str
+    old: Side
+    new: Side
+    queued_at_stop: Queues
+    migrated: Migrated
+    lost: Lost
+    steps: tuple[Step, ...]
+    switch_us: float | None
+    duration_s: float
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of `check hot-reload`.
+
+    `woken` says whether a server asleep in epoll_wait was woken by what reached it; None where
+    nothing was to wake it.
+    """
+
+    state: str
+    family: str
+    strategy: str
+    connections: int
+    survived: int
+    expected: str
+    woken: bool | None
+    duration_s: float
+    ok: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Move:
+    """Where the request that was queued on one listener was answered."""
+
+    strategy: str
+    queued_on: str
+    answered_by: str
+
+
+@dataclass(frozen=True)
+class Redistribution:
+    """Listeners A, B (old) and C, D (new) hold one request each; A, then B is closed."""
+
+    moves: tuple[Move, ...]
+    ok: bool
+
+
+@dataclass(frozen=True)
+class CheckHotReload:
+    kernel: str
+    ok: bool
+    cases: tuple[Case, ...]
+    redistribution: Redistribution
+    duration_s: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SelectArm:
+    """One arm of `bench select`, over all rounds.
+
+    `relative` is the median over the rounds of connections per second, divided by the round's arm
+    without a program; the spread is the interquartile range of the same ratios. `ns_per_run` comes
+    from the kernel's BPF statistics, measured in separate rounds.
+    """
+
+    program: str
+    listeners: int
+    connections_per_s: float
+    relative: float
+    relative_low: float
+    relative_high: float
+    ns_per_run: float | None
+    ns_relative: float | None
+
+
+@dataclass(frozen=True)
+class BenchSelect:
+    kernel: str
+    rounds: int
+    connections_per_round: int
+    arms: tuple[SelectArm, ...]
+
+
+@dataclass(frozen=True)
+class ErrorReport:
+    """What a failed command prints on stderr with --json."""
+
+    code: int
+    message: str
+    hint: str | None
+    log: str | None = field(default=None)

@@ -1,0 +1,210 @@
+"""Attach our program to a group and register its listeners."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from reuseport_tool.errors import Conflict, ToolError, Unsupported, UsageError
+from reuseport_tool.kernel import bpf, bpffs, iterator, program, sockets
+from reuseport_tool.kernel.program import AttachType, ProgramType
+from reuseport_tool.models import Attached, AttachReport, Endpoint, Policy, Protocol
+from reuseport_tool.operations import discover, state
+from reuseport_tool.operations.discover import Found
+from reuseport_tool.operations.state import State
+
+_NAME_MAX = 15  # BPF_OBJ_NAME_LEN - 1
+
+
+def attach(
+    endpoint: Endpoint, policy: Policy | None, source: Path | None, root: Path | None, wait_s: float = 0.0
+) -> AttachReport:
+    """Attach to every group that the endpoint means.
+
+    Args:
+        policy, source: a policy of ours, or the C file of one's own; neither keeps what is attached, and
+            means `hash` where nothing is.
+        root: bpffs folder, None for the usual one.
+        wait_s: how long to wait for another run's lock, seconds.
+
+    Raises:
+        NotFound: nothing listens there.
+        Conflict: a foreign program is attached, or the group is locked.
+        ToolError: a listener without SO_REUSEPORT.
+        ProgramRejected, MissingCapability, Unsupported: from loading.
+    """
+    if source is not None and not source.is_file():
+        raise UsageError(f"no such file: {source}")
+    found = discover.groups(endpoint)
+    folder = bpffs.find_or_mount(root)
+    results = []
+    for group in found:
+        with state.locked(folder, group.endpoint, wait_s) as group_folder:
+            start = time.perf_counter()
+            opened, result, registered = attach_group(group, policy, source, group_folder)
+            with opened:
+                results.append(_report(group, opened, result, registered, time.perf_counter() - start))
+    return AttachReport(tuple(results))
+
+
+def _report(group: Found, opened: State, result: str, registered: list[int], duration_s: float) -> Attached:
+    return Attached(
+        str(group.endpoint),
+        result,
+        opened.policy(),
+        opened.working,
+        tuple(registered),
+        str(opened.folder / "state"),
+        round(duration_s, 4),
+    )
+
+
+def attach_group(
+    group: Found, policy: Policy | None, source: Path | None, folder: Path
+) -> tuple[State, str, list[int]]:
+    """Attach to one group whose lock the caller holds.
+
+    Returns the open state, what was done (attached, replaced, unchanged), and the cookies of the
+    listeners that were newly registered.
+    """
+    with discover.descriptors(group.members) as fds:
+        discover.require_reuseport(fds, group.endpoint)
+        attached = attached_program(group)
+        if State.exists(folder):
+            opened = State.open(folder)
+            opened.settle_program(attached)
+            if attached in (None, opened.policy().id):
+                with ExitStack() as on_failure:
+                    on_failure.enter_context(opened)
+                    result = _reattach(opened, attached, policy, source, fds)
+                    registered = _register(opened, fds)
+                    on_failure.pop_all()
+                return opened, result, registered
+            opened.close()
+        if attached is not None:
+            raise Conflict(
+                f"{group.endpoint} has a reuseport program that is not this tool's: {_describe(attached)}",
+                hint="detach it with the tool that attached it",
+            )
+        return _attach_new(policy or Policy.HASH, source, fds, folder)
+
+
+def attached_program(group: Found) -> int | None:
+    """Id of the program that runs for a group; 0 for a classic BPF filter, None for none.
+
+    Only the kernel's own structures tell, by an iterator over TCP sockets; for UDP, and where the
+    kernel has no such iterator, the answer is what our pins say: None.
+    """
+    if group.endpoint.protocol is Protocol.UDP:
+        return None
+    try:
+        listeners = iterator.TcpListeners()
+    except Unsupported:
+        return None
+    try:
+        found = listeners.read().listeners
+    finally:
+        listeners.close()
+    return next((found[cookie].program_id for cookie in group.cookies if cookie in found), None)
+
+
+def _describe(program_id: int) -> str:
+    if not program_id:
+        return "a classic BPF filter"
+    try:
+        with bpf.Program.by_id(program_id) as foreign:
+            return f"id {program_id}, name {foreign.info().name!r}"
+    except OSError:
+        return f"id {program_id}"
+
+
+def _attach_new(policy: Policy, source: Path | None, fds: dict[int, int], folder: Path) -> tuple[State, str, list[int]]:
+    with ExitStack() as stack:
+        maps = state.new_maps(stack)
+        loaded = stack.enter_context(load_policy(policy, source, state.defines(maps.maps)))
+        opened = maps.pin(folder, loaded)
+        stack.callback(state.clean, folder)
+        opened.create_generation(1)
+        registered = _fill(opened, 1, fds)
+        opened.switch(1)
+        # Commit point: from here the program decides for the group.
+        sockets.attach_program(next(iter(fds.values())), loaded)
+        stack.pop_all()
+        return opened, "attached", registered
+
+
+def load_policy(policy: Policy, source: Path | None, defines: dict[str, int]) -> bpf.Program:
+    """Load a policy, able to migrate where the kernel can (SELECT_OR_MIGRATE, Linux 5.14)."""
+    path = source or program.bpf_dir() / f"{policy.value.replace('-', '_')}.c"
+    if source is not None:
+        if not path.stem.isidentifier() or len(path.stem) > _NAME_MAX:
+            raise UsageError(
+                f"{path.name} cannot name a program",
+                hint=f"the file's name is the program's: a C identifier of at most {_NAME_MAX} characters",
+            )
+        program.compile_aside(path, {**defines, "MIGRATE": 1})
+    try:
+        return program.load(
+            path,
+            path.stem,
+            ProgramType.SK_REUSEPORT,
+            AttachType.SK_REUSEPORT_SELECT_OR_MIGRATE,
+            {**defines, "MIGRATE": 1},
+        )
+    except ToolError:
+        if can_migrate():
+            raise
+    return program.load(path, path.stem, ProgramType.SK_REUSEPORT, AttachType.SK_REUSEPORT_SELECT, defines)
+
+
+def can_migrate() -> bool:
+    """Whether the kernel loads a program of attach type SELECT_OR_MIGRATE."""
+    try:
+        program.load(
+            program.bpf_dir() / "bench_pass.c",
+            "bench_pass",
+            ProgramType.SK_REUSEPORT,
+            AttachType.SK_REUSEPORT_SELECT_OR_MIGRATE,
+            {},
+        ).close()
+        return True
+    except ToolError:
+        return False
+
+
+def _reattach(
+    opened: State, attached: int | None, policy: Policy | None, source: Path | None, fds: dict[int, int]
+) -> str:
+    """Bring an existing state up to date: another policy, or a group that came anew after its pins."""
+    if source is None and policy in (None, opened.policy().policy):
+        if attached is None:
+            sockets.attach_program(next(iter(fds.values())), opened.program)
+            return "attached"
+        return "unchanged"
+    with load_policy(policy or Policy.HASH, source, opened.defines()) as replacement:
+        if attached is not None and replacement.info().tag == opened.program.info().tag:
+            return "unchanged"
+        opened.replace_program(replacement, next(iter(fds.values())))
+    return "replaced" if attached is not None else "attached"
+
+
+def _register(opened: State, fds: dict[int, int]) -> list[int]:
+    """Put the listeners that are in no generation yet into the working one."""
+    known = {cookie for number in opened.generations() for _, cookie in opened.slots(number)}
+    new = {cookie: fd for cookie, fd in fds.items() if cookie not in known}
+    if not new and opened.working in opened.generations():
+        return []
+    if opened.working not in opened.generations() or not opened.slots(opened.working):
+        number = opened.working + 1
+        opened.create_generation(number)
+        registered = _fill(opened, number, new)
+        opened.switch(number)
+        return registered
+    return _fill(opened, opened.working, new)
+
+
+def _fill(opened: State, generation: int, fds: dict[int, int]) -> list[int]:
+    for fd in fds.values():
+        opened.add(generation, fd)
+    return list(fds)

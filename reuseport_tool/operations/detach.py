@@ -1,0 +1,52 @@
+"""Give a group back to the kernel's own choice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reuseport_tool.errors import Conflict, NotFound
+from reuseport_tool.kernel import bpffs, sockets
+from reuseport_tool.models import Detached, DetachReport, Endpoint
+from reuseport_tool.operations import discover, state
+from reuseport_tool.operations.attach import attached_program
+from reuseport_tool.operations.state import State
+
+
+def detach(endpoint: Endpoint, root: Path | None, wait_s: float = 0.0) -> DetachReport:
+    """Remove the program and the pins of every attached group that the endpoint means.
+
+    `result` is detached, or cleaned where only pins were left.
+
+    Raises:
+        NotFound: nothing of ours is attached there.
+        Conflict: locked, or another program took our program's place.
+        Unsupported: the kernel cannot detach (before Linux 5.3).
+    """
+    folder = bpffs.find(root)
+    pinned = state.pinned(folder, endpoint)
+    if not pinned:
+        raise NotFound(f"nothing of this tool is attached to {endpoint}", hint="'status' lists the groups")
+    results = []
+    for group in pinned:
+        with state.locked(folder, group, wait_s) as group_folder:
+            result = _detach_group(group, group_folder)
+            results.append(Detached(str(group), result, str(group_folder / "state")))
+    return DetachReport(tuple(results))
+
+
+def _detach_group(group: Endpoint, folder: Path) -> str:
+    found = discover.with_holders(discover.sockets_of(group))
+    result = "cleaned"
+    if found:
+        attached = attached_program(found[0])
+        with State.open(folder) as opened:
+            opened.settle_program(attached)
+            ours = opened.policy().id
+        if attached is not None and attached != ours:
+            raise Conflict(f"{group} has a reuseport program that is not this tool's")
+        if attached is not None:
+            with discover.descriptors(found[0].members[:1]) as fds:
+                sockets.detach_program(next(iter(fds.values())))
+            result = "detached"
+    state.clean(folder)
+    return result

@@ -1,0 +1,139 @@
+"""Find the groups that an endpoint means, their listeners, and who holds them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from reuseport_tool.errors import NotFound, ToolError
+from reuseport_tool.kernel import diag, pidfd, processes, sockets
+from reuseport_tool.kernel.processes import Holder
+from reuseport_tool.models import Endpoint, Protocol
+
+
+@dataclass(frozen=True)
+class Member:
+    """A bound socket of a group and the processes that hold it (empty when none does)."""
+
+    socket: diag.BoundSocket
+    holders: tuple[Holder, ...]
+
+    @property
+    def cookie(self) -> int:
+        return self.socket.cookie
+
+    def owner(self) -> int | None:
+        """The topmost holder: the master, not its workers."""
+        pids = processes.topmost([holder.pid for holder in self.holders])
+        return pids[0] if pids else None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A group: all sockets that are bound to one endpoint. They have SO_REUSEPORT if there are several;
+    a single one may lack it (see `require_reuseport`)."""
+
+    endpoint: Endpoint
+    members: tuple[Member, ...]
+
+    def owners(self) -> list[int]:
+        """The topmost processes over all members."""
+        return processes.topmost({holder.pid for member in self.members for holder in member.holders})
+
+    def subset(self, cookies: Sequence[int]) -> Found:
+        return Found(self.endpoint, tuple(member for member in self.members if member.cookie in cookies))
+
+    @property
+    def cookies(self) -> tuple[int, ...]:
+        return tuple(member.cookie for member in self.members)
+
+
+def sockets_of(endpoint: Endpoint) -> dict[Endpoint, list[diag.BoundSocket]]:
+    """The sockets of each group that the endpoint covers, by endpoint; lowest cookie first."""
+    found: dict[Endpoint, list[diag.BoundSocket]] = {}
+    for entry in sorted(diag.bound_sockets(endpoint.protocol, endpoint.port), key=lambda entry: entry.cookie):
+        if endpoint.covers(entry.endpoint):
+            found.setdefault(entry.endpoint, []).append(entry)
+    return found
+
+
+def all_groups(protocol: Protocol) -> dict[Endpoint, list[diag.BoundSocket]]:
+    found: dict[Endpoint, list[diag.BoundSocket]] = {}
+    for entry in sorted(diag.bound_sockets(protocol), key=lambda entry: entry.cookie):
+        found.setdefault(entry.endpoint, []).append(entry)
+    return found
+
+
+def with_holders(groups: dict[Endpoint, list[diag.BoundSocket]]) -> list[Found]:
+    """Add the holders, with one walk over /proc."""
+    held = processes.holders([entry.inode for entries in groups.values() for entry in entries])
+    return [
+        Found(endpoint, tuple(Member(entry, tuple(held[entry.inode])) for entry in entries))
+        for endpoint, entries in groups.items()
+    ]
+
+
+def groups(endpoint: Endpoint) -> list[Found]:
+    """The groups that the endpoint means.
+
+    Raises:
+        NotFound: nothing listens there; the hint names what listens on the port in other ways.
+    """
+    found = with_holders(sockets_of(endpoint))
+    if not found:
+        raise NotFound(f"nothing listens on {endpoint}", hint=_elsewhere(endpoint))
+    return found
+
+
+def _elsewhere(endpoint: Endpoint) -> str:
+    same_port = {str(entry.endpoint) for entry in diag.bound_sockets(endpoint.protocol, endpoint.port)}
+    if same_port:
+        return f"on that port there is: {', '.join(sorted(same_port))}"
+    return "'status' lists what listens here; --netns NAME looks into another network namespace"
+
+
+@contextlib.contextmanager
+def descriptors(members: Sequence[Member]) -> Iterator[dict[int, int]]:
+    """Our own copies of listeners, cookie → fd, closed at the end.
+
+    While this lasts the listeners cannot be closed by their servers, so it is to be short.
+
+    Raises:
+        NotFound: a listener closed meanwhile, or no process holds it.
+        MissingCapability, Unsupported: from pidfd_getfd(2).
+    """
+    fds: dict[int, int] = {}
+    try:
+        for member in members:
+            fds[member.cookie] = _take(member)
+        yield fds
+    finally:
+        for fd in fds.values():
+            os.close(fd)
+
+
+def _take(member: Member) -> int:
+    for holder in member.holders:
+        with contextlib.suppress(NotFound):
+            fd = pidfd.take_fd(holder.pid, holder.fd)
+            # The number may mean another file by now: the cookie tells.
+            with contextlib.suppress(OSError):
+                if sockets.cookie(fd) == member.cookie:
+                    return fd
+            os.close(fd)
+    raise NotFound(
+        f"no process holds the listener with cookie {member.cookie} on {member.socket.endpoint}",
+        hint="it closed meanwhile, or a process of another PID namespace holds it",
+    )
+
+
+def require_reuseport(fds: dict[int, int], endpoint: Endpoint) -> None:
+    """Raises ToolError when a listener lacks SO_REUSEPORT, so that no other could join it."""
+    for fd in fds.values():
+        if not sockets.is_reuseport(fd):
+            raise ToolError(
+                f"the listener on {endpoint} does not have SO_REUSEPORT",
+                hint="start the server with it: nginx 'listen … reuseport', gunicorn --reuse-port, haproxy by default",
+            )

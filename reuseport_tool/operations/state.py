@@ -1,0 +1,338 @@
+"""The pins of one group: its program, its maps, its generations.
+
+Layout on bpffs (bpffs allows no dot in a name):
+
+    <bpffs>/reuseport-tool/<netns inode>/<group>/     locked with flock(2) by every verb
+        state/                                        appears by one rename(2), complete
+            program  working  members  generations  counters  cursors
+            generation_<n>                            the sockarrays, one for each living generation
+        next_<pid>/                                   being built by a run, or left by a killed one
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from reuseport_tool.errors import Conflict, NotFound, UsageError
+from reuseport_tool.kernel import bpf, bpffs, netns, sockets
+from reuseport_tool.kernel.sockarray import SockArray
+from reuseport_tool.models import Counters, Endpoint, Policy, Program, Protocol
+
+GENERATIONS = 16
+MEMBERS_MAX = 512
+_COUNTERS = len(Counters.__dataclass_fields__)
+_CURSORS = 2
+_NEXT_PROGRAM = "program_next"
+_FIXED_MAPS = ("working", "members", "generations", "counters", "cursors")
+
+
+def group_folder(root: Path, group: Endpoint) -> Path:
+    """Where the pins of a group of the calling thread's namespace are, existing or not."""
+    return root / "reuseport-tool" / str(netns.identity()) / folder_name(group)
+
+
+def folder_name(group: Endpoint) -> str:
+    """A name without dots and colons: tcp4_10-0-0-1_80, tcp6_fe80--1_80_eth0."""
+    address = (group.address or "").replace(".", "-").replace(":", "-")
+    version = 6 if group.is_ipv6 else 4
+    device = "_" + group.device.replace(".", "-") if group.device else ""
+    return f"{group.protocol}{version}_{address}_{group.port}{device}"
+
+
+def endpoint_of(folder: str) -> Endpoint | None:
+    """The endpoint of a folder's name, None when the name is not one of ours."""
+    match = re.fullmatch(r"(tcp|udp)(4|6)_([0-9a-f-]+)_(\d+)(?:_(.+))?", folder)
+    if match is None:
+        return None
+    address = match[3].replace("-", "." if match[2] == "4" else ":")
+    return Endpoint(Protocol(match[1]), address, int(match[4]), match[5])
+
+
+def pinned(root: Path, endpoint: Endpoint) -> list[Endpoint]:
+    """The groups with pins of ours, in the calling thread's namespace, that an endpoint covers."""
+    folder = root / "reuseport-tool" / str(netns.identity())
+    if not folder.is_dir():
+        return []
+    names = (endpoint_of(entry.name) for entry in sorted(folder.iterdir()) if State.exists(entry))
+    return [group for group in names if group is not None and endpoint.covers(group)]
+
+
+@contextlib.contextmanager
+def locked(root: Path, group: Endpoint, wait_s: float = 0.0) -> Iterator[Path]:
+    """Hold the lock of a group and yield its folder.
+
+    Raises:
+        Conflict: another run holds it for longer than `wait_s`; the message has its pid.
+    """
+    deadline = time.monotonic() + wait_s
+
+    def wait(_holder: int) -> bool:
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.02)
+        return True
+
+    folder = group_folder(root, group)
+    with bpffs.lock(folder, wait):
+        yield folder
+
+
+class State:
+    """The open maps of an attached group. A context manager; closing it leaves the pins."""
+
+    def __init__(self, folder: Path, maps: dict[str, bpf.Map], program: bpf.Program) -> None:
+        self.folder = folder
+        self._maps = maps
+        self.program = program
+
+    @classmethod
+    def open(cls, folder: Path) -> State:
+        """Open the pins below a group's folder.
+
+        Raises:
+            NotFound: nothing is attached.
+            Conflict: the pins are not the ones this tool makes.
+        """
+        with ExitStack() as stack:
+            try:
+                program = stack.enter_context(bpf.Program.open(str(folder / "state" / "program")))
+                maps = {name: stack.enter_context(bpf.Map.open(str(folder / "state" / name))) for name in _FIXED_MAPS}
+            except FileNotFoundError as error:
+                if (folder / "state").exists():
+                    raise _foreign(folder) from error
+                raise NotFound(
+                    "no program of this tool is attached", hint="attach one with: attach ENDPOINT"
+                ) from error
+            except OSError as error:
+                raise bpf.translate(error, f"opening the pins in {folder / 'state'}") from error
+            if maps["generations"].type != bpf.MapType.ARRAY_OF_MAPS or maps["working"].type != bpf.MapType.ARRAY:
+                raise _foreign(folder)
+            stack.pop_all()
+            return cls(folder, maps, program)
+
+    @classmethod
+    def exists(cls, folder: Path) -> bool:
+        return (folder / "state" / "program").exists()
+
+    def close(self) -> None:
+        self.program.close()
+        for entry in self._maps.values():
+            entry.close()
+
+    def __enter__(self) -> State:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def working(self) -> int:
+        """Number of the working generation, 0 for none."""
+        return self._maps["working"].lookup_u32(0)
+
+    def switch(self, generation: int) -> float:
+        """Make a generation the working one. Returns the duration of the commit in microseconds.
+
+        This update is the commit point: one element of an array, of which the program reads all or
+        nothing. An update of the array of maps would be as atomic, but makes the caller wait for an
+        RCU grace period (kernel/bpf/syscall.c, maybe_wait_bpf_programs()): milliseconds.
+        """
+        start = time.perf_counter()
+        self._maps["working"].update_u32(0, generation)
+        return (time.perf_counter() - start) * 1e6
+
+    def counters(self) -> Counters:
+        """Sums over the CPUs."""
+        return Counters(*(_sum(self._maps["counters"].lookup(index)) for index in range(_COUNTERS)))
+
+    def generations(self) -> list[int]:
+        """The numbers of the generations that are pinned, lowest first."""
+        names = (entry.name for entry in (self.folder / "state").iterdir())
+        return sorted(int(name.removeprefix("generation_")) for name in names if re.fullmatch(r"generation_\d+", name))
+
+    def members(self, generation: int) -> int:
+        """How many slots of a generation the program looks at."""
+        return self._maps["members"].lookup_u32(generation % GENERATIONS)
+
+    @contextlib.contextmanager
+    def sockarray(self, generation: int) -> Iterator[SockArray]:
+        """Raises NotFound when there is no such generation."""
+        try:
+            array = bpf.Map.open(str(self._pin(generation)))
+        except FileNotFoundError as error:
+            raise NotFound(
+                f"no generation {generation}", hint=f"there are: {', '.join(map(str, self.generations())) or 'none'}"
+            ) from error
+        with array:
+            yield SockArray(array)
+
+    def slots(self, generation: int) -> list[tuple[int, int]]:
+        """(slot, cookie) of the listeners of a generation that are still open."""
+        with self.sockarray(generation) as array:
+            return list(array.items(self.members(generation)))
+
+    def create_generation(self, generation: int) -> None:
+        """Make an empty generation. It takes the place of the one that is GENERATIONS older.
+
+        Raises:
+            Conflict: that older one still has listeners.
+        """
+        for old in self.generations():
+            if old == generation:
+                raise Conflict(f"generation {generation} exists")
+            if not self.slots(old) and old != self.working:
+                self.remove_generation(old)
+            elif old % GENERATIONS == generation % GENERATIONS:
+                raise Conflict(
+                    f"generation {old} still has listeners, and {GENERATIONS} generations is the most",
+                    hint="wait until the old servers have stopped",
+                )
+        index = generation % GENERATIONS
+        with _new_sockarray() as array:
+            self._maps["members"].update_u32(index, 0)
+            self._maps["generations"].update_u32(index, array.fd)
+            array.pin(str(self._pin(generation)))
+
+    def remove_generation(self, generation: int) -> None:
+        """Unpin a generation; the program finds nothing under its number any more."""
+        index = generation % GENERATIONS
+        self._maps["members"].update_u32(index, 0)
+        with contextlib.suppress(FileNotFoundError):
+            self._pin(generation).unlink()
+        with contextlib.suppress(OSError):
+            self._maps["generations"].delete(index)
+
+    def add(self, generation: int, fd: int, slot: int | None = None) -> int:
+        """Register a listener, by default in the first empty slot. Returns the slot.
+
+        Raises:
+            UsageError, Conflict, ToolError: as SockArray.put().
+        """
+        with self.sockarray(generation) as array:
+            members = self.members(generation)
+            if slot is None:
+                taken = {used for used, _ in array.items(members)}
+                slot = next(free for free in range(members + 1) if free not in taken)
+            if not 0 <= slot < array.capacity:
+                raise UsageError(f"no slot {slot}", hint=f"slots are 0 to {array.capacity - 1}")
+            array.put(slot, fd)
+            if slot >= members:
+                self._maps["members"].update_u32(generation % GENERATIONS, slot + 1)
+            return slot
+
+    def remove(self, generation: int, slot: int) -> None:
+        """Take the listener of a slot out. Raises NotFound when the slot is empty."""
+        with self.sockarray(generation) as array:
+            array.remove(slot)
+            used = [other for other, _ in array.items(self.members(generation))]
+        self._maps["members"].update_u32(generation % GENERATIONS, max(used, default=-1) + 1)
+
+    def policy(self) -> Program:
+        """The pinned program; `policy` is its name as `attach --policy` takes it, or as its file has it."""
+        info = self.program.info()
+        name = info.name.replace("_", "-")
+        return Program(info.id, info.name, name if name in tuple(Policy) else info.name)
+
+    def replace_program(self, replacement: bpf.Program, fd: int) -> None:
+        """Run another program over the same maps, attached through the listener `fd`.
+
+        Killed between the two last steps, settle_program() finishes it.
+        """
+        following = self.folder / "state" / _NEXT_PROGRAM
+        with contextlib.suppress(FileNotFoundError):
+            following.unlink()
+        replacement.pin(str(following))
+        sockets.attach_program(fd, replacement)  # commit point
+        self._adopt_next()
+
+    def settle_program(self, attached: int | None) -> None:
+        """Finish, or forget, the replace_program() of a run that was killed; `attached` is what runs."""
+        following = self.folder / "state" / _NEXT_PROGRAM
+        with contextlib.suppress(FileNotFoundError), bpf.Program.open(str(following)) as pinned:
+            if pinned.info().id == attached:
+                self._adopt_next()
+            else:
+                following.unlink()
+
+    def _adopt_next(self) -> None:
+        pin = self.folder / "state" / "program"
+        os.rename(self.folder / "state" / _NEXT_PROGRAM, pin)
+        self.program.close()
+        self.program = bpf.Program.open(str(pin))
+
+    def defines(self) -> dict[str, int]:
+        """What the C programs are compiled with (bpf/reuseport.h)."""
+        return defines(self._maps)
+
+    def _pin(self, generation: int) -> Path:
+        return self.folder / "state" / f"generation_{generation}"
+
+
+def _foreign(folder: Path) -> Conflict:
+    return Conflict(f"the pins in {folder / 'state'} are not this tool's", hint="look at them, then remove the folder")
+
+
+def defines(maps: dict[str, bpf.Map]) -> dict[str, int]:
+    fds = {f"{name.upper()}_FD": maps[name].fd for name in _FIXED_MAPS}
+    return {**fds, "GENERATIONS": GENERATIONS, "MEMBERS_MAX": MEMBERS_MAX}
+
+
+def _new_sockarray() -> bpf.Map:
+    return bpf.Map.create(bpf.MapType.REUSEPORT_SOCKARRAY, "generation", value_size=8, max_entries=MEMBERS_MAX)
+
+
+def _sum(values: bytes) -> int:
+    return sum(int.from_bytes(values[at : at + 8], sys.byteorder) for at in range(0, len(values), 8))
+
+
+@dataclass(frozen=True)
+class NewState:
+    """Maps of a group that are not pinned yet."""
+
+    maps: dict[str, bpf.Map]
+
+    def pin(self, folder: Path, program: bpf.Program) -> State:
+        """Pin everything aside and rename it into place, which is the commit point of the pins.
+
+        The caller holds the lock of `folder`. Pins that a killed run or an ended server left are removed.
+        """
+        aside = folder / f"next_{os.getpid()}"
+        clean(folder)
+        bpffs.make_folder(aside)
+        program.pin(str(aside / "program"))
+        for name, entry in self.maps.items():
+            entry.pin(str(aside / name))
+        os.rename(aside, folder / "state")
+        return State(folder, self.maps, program)
+
+
+def new_maps(stack: ExitStack) -> NewState:
+    """Fresh maps without a generation; `stack` closes them unless its caller pops it."""
+    with _new_sockarray() as inner:
+        shapes = {
+            "working": (bpf.MapType.ARRAY, 4, 1, None),
+            "members": (bpf.MapType.ARRAY, 4, GENERATIONS, None),
+            "generations": (bpf.MapType.ARRAY_OF_MAPS, 4, GENERATIONS, inner),
+            "counters": (bpf.MapType.PERCPU_ARRAY, 8, _COUNTERS, None),
+            "cursors": (bpf.MapType.ARRAY, 4, _CURSORS, None),
+        }
+        maps = {
+            name: stack.enter_context(bpf.Map.create(kind, name, value_size=size, max_entries=entries, inner=inner_map))
+            for name, (kind, size, entries, inner_map) in shapes.items()
+        }
+    return NewState(maps)
+
+
+def clean(folder: Path) -> None:
+    """Remove the pins of a group and what killed runs left beside them. The caller holds the lock."""
+    with contextlib.suppress(FileNotFoundError):
+        for entry in folder.iterdir():
+            bpffs.remove_folder(entry)

@@ -1,0 +1,57 @@
+"""Imports only go down: cli → operations → kernel; errors and models are leaves."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "reuseport_tool"
+
+# Which of our layers, and which of the third-party modules, a layer may import.
+OURS = {
+    "errors": set(),
+    "models": {"errors"},
+    "kernel": {"kernel", "errors", "models"},
+    "operations": {"operations", "kernel", "errors", "models"},
+    "cli": {"cli", "operations", "kernel", "errors", "models", ""},
+}
+FOREIGN_HOME = {
+    "ctypes": {"kernel"},
+    "bcc": {"kernel"},
+    "pyroute2": {"kernel"},
+    "scapy": {"kernel"},
+    "click": {"cli"},
+    "rich": {"cli/render.py"},
+}
+
+
+def modules() -> list[Path]:
+    return sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.name[:2] != "__")
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse((PACKAGE / path).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", modules(), ids=str)
+def test_imports_go_down(path: Path) -> None:
+    layer = path.parts[0].removesuffix(".py")
+    for name in imports(path):
+        top, _, rest = name.partition(".")
+        if top == "reuseport_tool":
+            target = rest.split(".")[0]
+            allowed = OURS[layer]
+            assert target in allowed or (target == "__version__" and "" in allowed), f"{path} imports {name}"
+        elif top in FOREIGN_HOME:
+            assert {layer, str(path)} & FOREIGN_HOME[top], f"{path} imports {name}"
+
+
+def test_the_rule_sees_every_module() -> None:
+    assert {path.parts[0].removesuffix(".py") for path in modules()} == set(OURS)
