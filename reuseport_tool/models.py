@@ -308,8 +308,8 @@ class Lost:
     """Growth of the namespace's counters during the reload.
 
     `migrate_failures` is TCPMigrateReqFailure. `listen_drops` and `listen_overflows` are of every
-    listener in the namespace. `aborted_accepted` (TCPAbortOnClose + TCPAbortOnData) are connections
-    that a server had accepted and closed unread: the server's own doing, reported apart.
+    listener in the namespace. `aborted_accepted` (TCPAbortOnClose) are connections that a server had
+    accepted and closed with unread data: its own doing, reported apart.
     """
 
     migrate_failures: int

@@ -219,3 +219,84 @@ def refreshing(as_json: bool) -> Iterator[Callable[[Any], None]]:
             table(model, console)
 
         yield replace
+
+
+@table.register
+def _reload(model: models.Reload, console: Console) -> None:
+    made = Table.grid(padding=(0, 2))
+    made.add_column(style="bold")
+    made.add_column(overflow="fold")
+    made.add_row("reloaded", Text(f"{model.endpoint} in {model.duration_s:.2f} s, strategy {model.strategy}"))
+    made.add_row("old", Text(_side(model.old)))
+    made.add_row("new", Text(_side(model.new)))
+    if model.switch_us is not None:
+        made.add_row("switch", Text(f"{model.switch_us:g} µs"))
+    made.add_row("waiting", Text(_queues(model.queued_at_stop)))
+    made.add_row("migrated", Text(_moved(model.migrated)))
+    made.add_row("lost", _lost(model.lost))
+    if model.lost.aborted_accepted:
+        text = f"{model.lost.aborted_accepted} connections that a server had accepted and closed unread"
+        made.add_row("aside", Text(text, style="yellow"))
+    console.print(made)
+
+
+def _side(side: models.Side) -> str:
+    pids = f"process {', '.join(map(str, side.pids))}" if side.pids else "no process"
+    generation = f"generation {side.generation}, " if side.generation is not None else ""
+    return f"{generation}{pids}, {len(side.listeners)} listeners"
+
+
+def _queues(queues: models.Queues) -> str:
+    half_open = "an unknown number" if queues.half_open is None else str(queues.half_open)
+    return f"{queues.accept_queue} in accept queues and {half_open} half-open when the old side was stopped"
+
+
+def _moved(moved: models.Migrated) -> str:
+    if moved.established is None:
+        return f"{moved.total} connections"
+    return (
+        f"{moved.established} established, {moved.syn_recv} syn_recv, {moved.new_syn_recv} new_syn_recv "
+        f"(the kernel counts {moved.total})"
+    )
+
+
+def _lost(lost: models.Lost) -> Text:
+    if not lost.migrate_failures and not lost.listen_drops:
+        return Text("0 lost", style="bold green")
+    return Text(
+        f"{lost.migrate_failures} migrations failed; in the whole namespace {lost.listen_drops} drops and "
+        f"{lost.listen_overflows} overflows of accept queues",
+        style="bold red",
+    )
+
+
+class ReloadProgress:
+    """The steps of a reload on stderr: a spinner on a terminal, a line a step elsewhere, notes only for JSON."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._console = _console(sys.stderr)
+        self._quiet = quiet
+        self._spinner = self._console.status("", spinner="dots")
+
+    def __enter__(self) -> ReloadProgress:
+        if self._console.is_terminal and not self._quiet:
+            self._spinner.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._spinner.stop()
+
+    def begin(self, name: str) -> None:
+        self._spinner.update(name)
+
+    def end(self, step: models.Step) -> None:
+        if self._quiet or step.outcome == "skipped":
+            return
+        mark = Text("✓ ", style="green") if step.outcome == "done" else Text("✗ ", style="red")
+        self._console.print(mark + Text(f"{step.name:<9} {step.duration_s:7.3f} s"), soft_wrap=True)
+
+    def note(self, message: str) -> None:
+        self._console.print(Text(message), soft_wrap=True)
+
+    def warn(self, message: str) -> None:
+        self._console.print(Text("warning: ", style="bold yellow") + Text(message), soft_wrap=True)

@@ -14,7 +14,6 @@ class TcpCounters:
     ListenDrops: int = 0
     ListenOverflows: int = 0
     TCPAbortOnClose: int = 0
-    TCPAbortOnData: int = 0
 
     def since(self, earlier: TcpCounters) -> TcpCounters:
         return TcpCounters(*(getattr(self, name) - getattr(earlier, name) for name in self.__dataclass_fields__))

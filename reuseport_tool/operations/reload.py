@@ -1,0 +1,744 @@
+"""The reload: a transaction that hands a port from one generation of a server to the next."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+from reuseport_tool.errors import (
+    Conflict,
+    Interrupted,
+    NotFound,
+    RolledBack,
+    ToolError,
+    Unsupported,
+    UsageError,
+)
+from reuseport_tool.kernel import bpffs, features, iterator, mib, processes, sockets, sysctl
+from reuseport_tool.models import (
+    Counters,
+    Endpoint,
+    Lost,
+    Migrated,
+    Policy,
+    Protocol,
+    Queues,
+    Reload,
+    Side,
+    Step,
+    Strategy,
+)
+from reuseport_tool.operations import attach, discover, preflight, sides, state
+from reuseport_tool.operations.discover import Found
+from reuseport_tool.operations.interrupts import Interrupts
+from reuseport_tool.operations.sides import Started
+from reuseport_tool.operations.state import State
+from reuseport_tool.operations.waiting import wait_until, wait_until_stable
+
+_SETTLE_S = 0.3  # no further listener for so long: the new side has all it opens
+_INHERIT_S = 2.0  # a --run command is over for so long and nothing changed: the server kept its listeners
+_HALF_OPEN_S = 5.0  # how long the proof waits for half-open connections of the closed listeners
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to reload. Exactly one of `command`, `new_pid` and `run` is given.
+
+    Attributes:
+        command: argv of the new server, which the tool starts.
+        new_pid: a process that listens, or will, started by somebody else.
+        run: a shell command that makes the server replace itself.
+        strategy: None chooses `migrate`, or `drain` where migration does not work or wakes nobody.
+        policy: None keeps the present one, or means `hash` for a group without a program.
+        old_pids: processes to stop; empty means the topmost owners of the present listeners.
+        stop_signal, stop_command: how to stop them; the command instead of the signal.
+        listeners: how many new ones to wait for in each group; None waits until no more come.
+        output: file for the output of the started command; None is our stderr.
+        health_command: must succeed; run by the shell after the switch.
+        probe: whether to open one connection of our own, so that there is one to accept.
+        force: go on although socket options differ.
+    """
+
+    command: tuple[str, ...] | None = None
+    new_pid: int | None = None
+    run: str | None = None
+    strategy: Strategy | None = None
+    policy: Policy | None = None
+    old_pids: tuple[int, ...] = ()
+    stop_signal: signal.Signals = signal.SIGTERM
+    stop_command: str | None = None
+    listeners: int | None = None
+    output: Path | None = None
+    health_command: str | None = None
+    probe: bool = True
+    force: bool = False
+    start_timeout_s: float = 30.0
+    health_timeout_s: float = 10.0
+    drain_timeout_s: float = 60.0
+    stop_timeout_s: float = 30.0
+    lock_timeout_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a reload tells while it runs: a step begins, a step ended, something to know, a warning."""
+
+    begin: Callable[[str], None]
+    end: Callable[[Step], None]
+    note: Callable[[str], None]
+    warn: Callable[[str], None]
+
+
+@dataclass
+class _Group:
+    """One group on its way through the reload."""
+
+    endpoint: Endpoint
+    folder: Path
+    old: Found
+    state: State | None = None
+    attached_here: bool = False
+    old_generation: int | None = None
+    new_generation: int | None = None
+    new: list[int] = field(default_factory=list)
+    switched: bool = False
+
+    @property
+    def old_cookies(self) -> set[int]:
+        return set(self.old.cookies)
+
+
+def reload(endpoint: Endpoint, plan: Plan, root: Path | None, progress: Progress) -> Reload:
+    """Replace the server behind every group that the endpoint means.
+
+    Raises:
+        UsageError: the plan contradicts itself, or the endpoint is UDP.
+        NotFound: nothing listens there, or a process of the plan does not exist.
+        Unsupported: the strategy does not work on this kernel.
+        Conflict: locked, or a foreign program.
+        RolledBack: it failed, and the old generation is working as before.
+        Interrupted: the same, after an interrupt.
+        ToolError: it failed after the old side was stopped, which cannot be undone.
+    """
+    _check_plan(endpoint, plan)
+    strategy = choose_strategy(plan, progress.warn)
+    found = discover.groups(endpoint)
+    folder = bpffs.find_or_mount(root)
+    with ExitStack() as stack:
+        interrupts = stack.enter_context(Interrupts())
+        groups = [
+            _Group(
+                group.endpoint,
+                stack.enter_context(state.locked(folder, group.endpoint, plan.lock_timeout_s)),
+                _old_members(group, plan),
+            )
+            for group in found
+        ]
+        run = _Run(endpoint, plan, strategy, groups, progress, interrupts)
+        stack.callback(run.close)
+        return run.execute()
+
+
+def _check_plan(endpoint: Endpoint, plan: Plan) -> None:
+    forms = [plan.command is not None, plan.new_pid is not None, plan.run is not None]
+    if sum(forms) != 1:
+        raise UsageError(
+            "say how the new side comes to be, in exactly one way",
+            hint="-- COMMAND…, or --new-pid PID, or --run 'COMMAND'",
+        )
+    if endpoint.protocol is not Protocol.TCP:
+        raise UsageError("only TCP listeners can be reloaded", hint="the kernel does not migrate UDP datagrams")
+    if plan.run and plan.stop_command:
+        raise UsageError("--run stops the old side by itself", hint="leave --stop-command out")
+    for pid in (*plan.old_pids, *([plan.new_pid] if plan.new_pid else [])):
+        if processes.command(pid) is None:
+            raise NotFound(f"no process {pid}")
+
+
+def choose_strategy(plan: Plan, warn: Callable[[str], None]) -> Strategy:
+    """The strategy to use here, found out by doing.
+
+    Raises:
+        Unsupported: the strategy that was asked for does not work on this kernel.
+    """
+    works = features.migration_works()
+    if plan.strategy in (Strategy.MIGRATE, Strategy.SYSCTL) and not works:
+        raise Unsupported(
+            f"the kernel cannot migrate connections, which --strategy {plan.strategy} needs",
+            hint="it came with Linux 5.14; --strategy drain works without it",
+        )
+    wakes = features.migration_wakes() if works else None
+    if plan.strategy is not None:
+        if plan.strategy is not Strategy.DRAIN and wakes is False:
+            warn("this kernel does not wake a server for a migrated connection (CVE-2026-46015); drain is safe here")
+        return plan.strategy
+    if works and wakes is not False:
+        return Strategy.MIGRATE
+    reason = "does not wake a server for a migrated connection (CVE-2026-46015)" if works else "cannot migrate"
+    warn(f"this kernel {reason}: draining the old listeners before they are stopped")
+    return Strategy.DRAIN
+
+
+def _old_members(group: Found, plan: Plan) -> Found:
+    """The listeners to be replaced: those of the old processes, or all that are not the new one's."""
+    members = tuple(
+        member
+        for member in group.members
+        if (not plan.old_pids or _held_below(member, plan.old_pids))
+        and not (plan.new_pid and _held_below(member, (plan.new_pid,)))
+    )
+    if not members:
+        whose = f"of process {', '.join(map(str, plan.old_pids))}" if plan.old_pids else "besides the new ones"
+        raise NotFound(f"{group.endpoint} has no listeners {whose}")
+    return Found(group.endpoint, members)
+
+
+def _held_below(member: discover.Member, pids: Sequence[int]) -> bool:
+    return any(processes.is_descendant(holder.pid, pid) for holder in member.holders for pid in pids)
+
+
+class _Run:
+    """The state of one reload; each step is a method, execute() has their order."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        plan: Plan,
+        strategy: Strategy,
+        groups: list[_Group],
+        progress: Progress,
+        interrupts: Interrupts,
+    ) -> None:
+        self.endpoint = endpoint
+        self.plan = plan
+        self.strategy = strategy
+        self.groups = groups
+        self.progress = progress
+        self.interrupts = interrupts
+        self.steps: list[Step] = []
+        self.warnings: list[str] = []
+        self.started: Started | None = None
+        self.migrate_req_before: str | None = None
+        self.switch_us: float | None = None
+        self.queued = Queues(0, None)
+        self.copies = ExitStack()
+        self.old_copies: dict[Endpoint, dict[int, int]] = {}
+        self.begun = time.perf_counter()
+        self.mib_before = mib.read()
+        self.counters_before: dict[Endpoint, Counters] = {}
+        self.old_pids = tuple(plan.old_pids) or tuple(
+            processes.topmost({holder.pid for group in groups for m in group.old.members for holder in m.holders})
+        )
+        self.listeners: iterator.TcpListeners | None = None
+        with contextlib.suppress(Unsupported):
+            self.listeners = iterator.TcpListeners()
+
+    def close(self) -> None:
+        self.copies.close()
+        if self.listeners is not None:
+            self.listeners.close()
+        for group in self.groups:
+            if group.state is not None:
+                group.state.close()
+
+    def execute(self) -> Reload:
+        try:
+            with self._step("prepare"):
+                self._prepare()
+            with self._step("start"):
+                self._start()
+            with self._step("compare"):
+                self._compare()
+            with self._step("switch"), self.interrupts.shielded():
+                self._switch()
+            if self.plan.run is None:
+                with self._step("health"):
+                    self._health()
+                with self._step("drain", skip=self.strategy is not Strategy.DRAIN):
+                    self._drain()
+        except (ToolError, KeyboardInterrupt) as error:
+            with self.interrupts.shielded(deliver=False):
+                self._roll_back(error)
+        # From here the old side is being stopped: there is no way back, so interrupts wait for the end.
+        with self.interrupts.shielded(deliver=False):
+            with self._step("stop"):
+                self._stop()
+            if self.plan.run is not None:
+                with self._step("health"):
+                    self._health()
+            with self._step("prove"):
+                return self._prove()
+
+    @contextlib.contextmanager
+    def _step(self, name: str, skip: bool = False) -> Iterator[None]:
+        start = time.perf_counter()
+        self.progress.begin(name)
+        outcome, detail = "skipped" if skip else "done", ""
+        try:
+            yield
+        except (ToolError, KeyboardInterrupt) as error:
+            outcome, detail = "failed", str(error) or "interrupted"
+            raise
+        finally:
+            step = Step(name, round(time.perf_counter() - start, 4), outcome, detail)
+            self.steps.append(step)
+            self.progress.end(step)
+
+    def _warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self.progress.warn(text)
+
+    # prepare: from here connections that are queued already are safe
+
+    def _prepare(self) -> None:
+        if self.strategy is Strategy.SYSCTL:
+            self._prepare_sysctl()
+        else:
+            for group in self.groups:
+                self._prepare_program(group)
+        if self.plan.run is not None:
+            # Held until the new generation works: whatever the command closes stays open that long.
+            self.old_copies = {
+                group.endpoint: self.copies.enter_context(discover.descriptors(group.old.members))
+                for group in self.groups
+            }
+
+    def _prepare_sysctl(self) -> None:
+        for group in self.groups:
+            if attach.attached_program(group.old) is not None:
+                raise Conflict(
+                    f"{group.endpoint} has a program, which decides instead of the sysctl",
+                    hint="use --strategy migrate, or detach the program first",
+                )
+        before = sysctl.read(sysctl.TCP_MIGRATE_REQ)
+        with self.interrupts.shielded():
+            sysctl.write(sysctl.TCP_MIGRATE_REQ, "1")
+            self.migrate_req_before = before
+
+    def _prepare_program(self, group: _Group) -> None:
+        with self.interrupts.shielded():
+            group.state, result, _ = attach.attach_group(group.old, self.plan.policy, None, group.folder)
+            group.attached_here = result == "attached"
+        group.old_generation = group.state.working
+        self.counters_before[group.endpoint] = group.state.counters()
+
+    # start: the new side listens
+
+    def _start(self) -> None:
+        if self.plan.new_pid is None:
+            with self.interrupts.shielded():
+                self.started = Started(self.plan.command or self.plan.run or "", self.plan.output)
+                self.progress.note(f"started process {self.started.pid}: {self.started.shown}")
+        if self.plan.run is not None:
+            self._await_replacement()
+        else:
+            self._await_listeners()
+
+    def _await_listeners(self) -> None:
+        """Wait until every group has its new listeners."""
+        for group in self.groups:
+            wanted = self.plan.listeners
+
+            def count(group: _Group = group) -> int:
+                failure = self.started.failure() if self.started else None
+                if failure and not self._find_new(group):
+                    raise self._never_listened(group, f"the new server {failure}")
+                return self._find_new(group)
+
+            if not wait_until_stable(count, wanted, _SETTLE_S, self.plan.start_timeout_s) and not group.new:
+                raise self._never_listened(group, f"no new listener within {self.plan.start_timeout_s:g} s")
+            if wanted is not None and len(group.new) < wanted:
+                raise ToolError(
+                    f"{len(group.new)} of {wanted} new listeners on {group.endpoint} "
+                    f"within {self.plan.start_timeout_s:g} s"
+                )
+
+    def _find_new(self, group: _Group) -> int:
+        """Look for listeners that were not there before; how many there are."""
+        present = discover.sockets_of(group.endpoint).get(group.endpoint, [])
+        cookies = [entry.cookie for entry in present if entry.cookie not in group.old_cookies]
+        if self.plan.new_pid is not None and cookies != group.new:
+            held = discover.with_holders({group.endpoint: present})[0]
+            mine = {member.cookie for member in held.members if _held_below(member, (self.plan.new_pid,))}
+            cookies = [cookie for cookie in cookies if cookie in mine]
+        group.new = cookies
+        return len(cookies)
+
+    def _never_listened(self, group: _Group, what: str) -> ToolError:
+        pid = self.plan.new_pid or (self.started.pid if self.started else 0)
+        elsewhere = sides.listening_elsewhere(pid) if pid else []
+        if elsewhere:
+            return ToolError(
+                f"{what}: it listens on {', '.join(elsewhere)} and not on {group.endpoint}",
+                hint="give the new server the very same address and port",
+            )
+        uid = group.old.members[0].socket.uid
+        return ToolError(
+            f"{what} on {group.endpoint}",
+            hint=f"its output tells why; it needs SO_REUSEPORT, and uid {uid}, which owns the present listeners",
+        )
+
+    def _await_replacement(self) -> None:
+        """Wait until the command of --run has brought new listeners, or is over and kept the old ones."""
+        if not wait_until(self._replaced, self.plan.start_timeout_s):
+            raise ToolError(f"no new listener on {self.endpoint} within {self.plan.start_timeout_s:g} s")
+        if any(group.new for group in self.groups):
+            wanted = self.plan.listeners * len(self.groups) if self.plan.listeners else None
+            wait_until_stable(self._count_new, wanted, _SETTLE_S, self.plan.start_timeout_s)
+
+    def _count_new(self) -> int:
+        return sum(self._find_new(group) for group in self.groups)
+
+    def _replaced(self) -> bool:
+        assert self.started is not None
+        if self._count_new():
+            return True
+        failure = self.started.failure()
+        if failure:
+            raise ToolError(f"the --run command {failure}: {self.started.shown}")
+        over_s = self.started.over_for_s()
+        return over_s is not None and over_s >= _INHERIT_S and all(map(self._held_by_others, self.groups))
+
+    def _held_by_others(self, group: _Group) -> set[int]:
+        """Cookies of the old listeners that a process besides ours has open."""
+        entries = [member.socket for member in group.old.members]
+        held = processes.holders([entry.inode for entry in entries])
+        return {entry.cookie for entry in entries if held[entry.inode]}
+
+    # compare: nothing is moved to a listener that would treat the connections differently
+
+    def _compare(self) -> None:
+        for group in self.groups:
+            if not group.new:
+                continue
+            found = discover.with_holders(discover.sockets_of(group.endpoint))[0]
+            new = found.subset(group.new)
+            differences = [self._compare_options(group, new), self._compare_capacity(found, group, new)]
+            for text in (line for difference in differences for line in difference.harmless):
+                self._warn(f"{group.endpoint}: {text}")
+            unsafe = [line for difference in differences for line in difference.unsafe]
+            if unsafe and not self.plan.force:
+                raise ToolError(
+                    f"unsafe to move connections on {group.endpoint}: {'; '.join(unsafe)}",
+                    hint="give the new server the same options, or use --force",
+                )
+            for text in unsafe:
+                self._warn(f"{group.endpoint}: {text} (--force)")
+
+    def _compare_options(self, group: _Group, new: Found) -> preflight.Differences:
+        with discover.descriptors(new.members[:1]) as fds:
+            after = sockets.listener_options(next(iter(fds.values())))
+        if self.plan.run is not None:
+            before = sockets.listener_options(next(iter(self.old_copies[group.endpoint].values())))
+        else:
+            with discover.descriptors(group.old.members[:1]) as fds:
+                before = sockets.listener_options(next(iter(fds.values())))
+        return preflight.compare(before, after)
+
+    @staticmethod
+    def _compare_capacity(found: Found, group: _Group, new: Found) -> preflight.Differences:
+        old = found.subset(group.old.cookies)
+        queued = sum(member.socket.accept_queue or 0 for member in old.members)
+        return preflight.compare_capacity(queued, [member.socket.backlog or 0 for member in new.members])
+
+    # switch: the commit
+
+    def _switch(self) -> None:
+        for group in self.groups:
+            if group.state is not None and group.new:
+                self._fill_generation(group, group.state)
+        for group in self.groups:
+            if group.state is not None and group.new_generation is not None:
+                group.switched = True
+                # Commit point: from here new connections reach the new generation.
+                took_us = group.state.switch(group.new_generation)
+                self.switch_us = max(self.switch_us or 0.0, round(took_us, 1))
+
+    def _fill_generation(self, group: _Group, opened: State) -> None:
+        members = discover.with_holders(discover.sockets_of(group.endpoint))[0].subset(group.new).members
+        if not members:
+            raise ToolError(f"the new listeners on {group.endpoint} are gone")
+        number = max([*opened.generations(), opened.working]) + 1
+        opened.create_generation(number)
+        group.new_generation = number
+        with discover.descriptors(members) as fds:
+            for fd in fds.values():
+                opened.add(number, fd)
+
+    # health: the new generation accepts
+
+    def _health(self) -> None:
+        with contextlib.ExitStack() as probes:
+            if self.plan.probe:
+                for group in self.groups:
+                    probes.enter_context(_probe(group.endpoint))
+            gate = _AcceptGate({cookie for group in self.groups for cookie in group.new})
+            if not wait_until(lambda: gate.passed(self._queues()), self.plan.health_timeout_s):
+                raise ToolError(
+                    f"the new server does not accept: {gate.waiting()} after {self.plan.health_timeout_s:g} s",
+                    hint="--health-timeout gives it longer; --no-probe opens no connection of the tool's own",
+                )
+        if self.plan.health_command:
+            sides.run(self.plan.health_command, self.plan.health_timeout_s, "the health command")
+
+    def _queues(self) -> dict[int, int]:
+        """Accept queue of each listener of our groups, by cookie."""
+        return {
+            entry.cookie: entry.accept_queue or 0
+            for group in self.groups
+            for entry in discover.sockets_of(group.endpoint).get(group.endpoint, [])
+        }
+
+    # drain: wait until the old listeners hold nothing
+
+    def _drain(self) -> None:
+        if self.strategy is not Strategy.DRAIN:
+            return
+        if self.listeners is None:
+            raise Unsupported("half-open connections cannot be seen here", hint="draining needs BTF and Linux 5.9")
+        if not wait_until(lambda: self._waiting() == Queues(0, 0), self.plan.drain_timeout_s):
+            left = self._waiting()
+            raise ToolError(
+                f"the old listeners still hold {left.accept_queue} queued and {left.half_open} half-open connections "
+                f"after {self.plan.drain_timeout_s:g} s",
+                hint="--drain-timeout gives them longer; SYN+ACK retries take 63 s by default",
+            )
+
+    def _waiting(self) -> Queues:
+        """What the old listeners hold now."""
+        old = {cookie for group in self.groups for cookie in group.old.cookies}
+        queues = self._queues()
+        half_open = None
+        if self.listeners is not None:
+            infos = self.listeners.read().listeners
+            half_open = sum(infos[cookie].half_open for cookie in old & infos.keys())
+        return Queues(sum(queues.get(cookie, 0) for cookie in old), half_open)
+
+    # stop: as the old listeners close, the kernel moves what they hold
+
+    def _stop(self) -> None:
+        if self.plan.run is not None:
+            self._release_copies()
+        else:
+            self.queued = self._waiting()
+            if self.plan.stop_command:
+                sides.run(self.plan.stop_command, self.plan.stop_timeout_s, "the stop command")
+            else:
+                sides.terminate(self.old_pids, self.plan.stop_signal)
+            if not wait_until(lambda: not self._still_listening(), self.plan.stop_timeout_s):
+                raise ToolError(
+                    f"the old side (process {', '.join(map(str, self.old_pids))}) still listens "
+                    f"{self.plan.stop_timeout_s:g} s after it was told to stop; the new generation is working",
+                    hint="stop it by hand: as its listeners close, their connections move",
+                )
+        if self.listeners is not None:
+            wait_until(lambda: not self._half_open_behind(), _HALF_OPEN_S)
+
+    def _still_listening(self) -> set[int]:
+        present = self._queues()
+        return {cookie for group in self.groups for cookie in group.old_cookies if cookie in present}
+
+    def _half_open_behind(self) -> int:
+        """Request sockets that still point at a closed old listener."""
+        assert self.listeners is not None
+        requests = self.listeners.read().requests
+        gone = {cookie for group in self.groups for cookie in group.old_cookies} - self._still_listening()
+        return sum(requests.get(cookie, 0) for cookie in gone)
+
+    def _release_copies(self) -> None:
+        """Close our copies once the server has closed its own, and keep what it did not close."""
+        wait_until(self._settled, self.plan.stop_timeout_s)
+        self.queued = self._waiting()
+        for group in self.groups:
+            survivors = self._held_by_others(group)
+            if survivors:
+                self._adopt(group, survivors)
+                group.old = group.old.subset(tuple(group.old_cookies - survivors))
+        self.copies.close()
+
+    def _settled(self) -> bool:
+        """Whether the old listeners are let go, or the command is over and keeps them."""
+        assert self.started is not None
+        over_s = self.started.over_for_s()
+        return (over_s is not None and over_s >= _INHERIT_S) or not any(map(self._held_by_others, self.groups))
+
+    def _adopt(self, group: _Group, survivors: set[int]) -> None:
+        """Move listeners that the server goes on using into the new generation."""
+        self._warn(f"{group.endpoint}: the server kept {len(survivors)} of its listeners")
+        if group.state is None or group.new_generation is None or group.old_generation is None:
+            group.new += sorted(survivors)
+            return
+        for slot, cookie in group.state.slots(group.old_generation):
+            if cookie in survivors:
+                group.state.remove(group.old_generation, slot)
+                group.state.add(group.new_generation, self.old_copies[group.endpoint][cookie])
+                group.new.append(cookie)
+
+    # prove: the counters of the program and of the kernel
+
+    def _prove(self) -> Reload:
+        self._restore_sysctl()
+        for group in self.groups:
+            _forget_if_empty(group.state, group.old_generation)
+        counted = mib.read().since(self.mib_before)
+        return Reload(
+            str(self.groups[0].endpoint) if len(self.groups) == 1 else str(self.endpoint),
+            "reloaded",
+            self.strategy,
+            self._side(old=True),
+            self._side(old=False),
+            self.queued,
+            self._migrated(counted),
+            Lost(
+                counted.TCPMigrateReqFailure,
+                counted.ListenDrops,
+                counted.ListenOverflows,
+                counted.TCPAbortOnClose,
+            ),
+            tuple(self.steps),
+            self.switch_us,
+            round(time.perf_counter() - self.begun, 4),
+            tuple(self.warnings),
+        )
+
+    def _restore_sysctl(self) -> None:
+        if self.migrate_req_before is None or self.migrate_req_before == "1":
+            return
+        if self.listeners is None or self._half_open_behind():
+            self._warn("net.ipv4.tcp_migrate_req stays on: half-open connections of the old side may still need it")
+            return
+        sysctl.write(sysctl.TCP_MIGRATE_REQ, self.migrate_req_before)
+        self.migrate_req_before = None
+
+    def _side(self, old: bool) -> Side:
+        first = self.groups[0]
+        cookies = tuple(cookie for group in self.groups for cookie in (group.old.cookies if old else group.new))
+        if old:
+            return Side(first.old_generation, self.old_pids, cookies)
+        found = discover.with_holders(
+            {group.endpoint: discover.sockets_of(group.endpoint).get(group.endpoint, []) for group in self.groups}
+        )
+        owners = {pid for group in found for pid in group.subset(cookies).owners()}
+        return Side(first.new_generation or first.old_generation, tuple(sorted(owners)), cookies)
+
+    def _migrated(self, counted: mib.TcpCounters) -> Migrated:
+        total = counted.TCPMigrateReqSuccess
+        if not self.counters_before:
+            return Migrated(None, None, None, total)
+        deltas = [
+            group.state.counters().since(self.counters_before[group.endpoint])
+            for group in self.groups
+            if group.state is not None
+        ]
+        return Migrated(
+            sum(delta.migrated_established for delta in deltas),
+            sum(delta.migrated_syn_recv for delta in deltas),
+            sum(delta.migrated_new_syn_recv for delta in deltas),
+            total,
+        )
+
+    # roll back: the old generation works on, the new side goes
+
+    def _roll_back(self, error: ToolError | KeyboardInterrupt) -> NoReturn:
+        self.progress.begin("roll back")
+        start = time.perf_counter()
+        gone = self.plan.run is not None and not all(map(self._held_by_others, self.groups))
+        for group in self.groups:
+            if group.switched and group.state is not None and group.old_generation is not None and not gone:
+                group.state.switch(group.old_generation)
+        left = "" if gone else self._undo()
+        self._restore_sysctl()
+        self.progress.end(Step("roll back", round(time.perf_counter() - start, 4), "failed" if left else "done", left))
+        what = "interrupted" if isinstance(error, KeyboardInterrupt) else error.message
+        hint, log = (error.hint, error.log) if isinstance(error, ToolError) else (None, None)
+        if gone:
+            raise ToolError(f"{what}; the old side has stopped already, so there is no way back", hint=hint, log=log)
+        text = f"{what}; rolled back, the old side is working as before" + (f"; {left}" if left else "")
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(text) from error
+        if self.started is None and not any(group.new for group in self.groups):
+            raise error  # nothing had begun: the plain error says more
+        raise RolledBack(text, hint=hint, log=log) from error
+
+    def _undo(self) -> str:
+        """Stop the new side and forget its generation. Returns what could not be undone."""
+        left = self._end_new_side()
+        for group in self.groups:
+            self._forget_generation(group)
+        return left
+
+    def _end_new_side(self) -> str:
+        """Stop what was to become the new side; what it already holds moves back. Returns what is left."""
+        self.copies.close()
+        for group in self.groups:
+            self._find_new(group)
+        present = {group.endpoint: discover.sockets_of(group.endpoint).get(group.endpoint, []) for group in self.groups}
+        new = {cookie for group in self.groups for cookie in group.new}
+        owners = {pid for found in discover.with_holders(present) for pid in found.subset(tuple(new)).owners()}
+        if self.started is not None and self.started.exit_code() is None:
+            owners.add(self.started.pid)
+        owners -= set(self.old_pids)
+        sides.end(sorted(owners))
+        if not wait_until(lambda: not (self._queues().keys() & new), self.plan.stop_timeout_s):
+            return f"the new side (process {', '.join(map(str, sorted(owners)))}) still listens"
+        return ""
+
+    def _forget_generation(self, group: _Group) -> None:
+        if group.state is None:
+            return
+        if group.new_generation is not None:
+            group.state.remove_generation(group.new_generation)
+        if group.attached_here:
+            group.state.close()
+            group.state = None
+            with contextlib.suppress(NotFound), discover.descriptors(group.old.members[:1]) as fds:
+                sockets.detach_program(next(iter(fds.values())))
+            state.clean(group.folder)
+
+
+def _forget_if_empty(opened: State | None, generation: int | None) -> None:
+    """Unpin a generation whose listeners have all closed."""
+    if opened is None or not generation or generation == opened.working:
+        return
+    if generation in opened.generations() and not opened.slots(generation):
+        opened.remove_generation(generation)
+
+
+class _AcceptGate:
+    """Passed when every listener was seen with an empty accept queue, or with less in it than before."""
+
+    def __init__(self, cookies: set[int]) -> None:
+        self._left = set(cookies)
+        self._most: dict[int, int] = {}
+
+    def passed(self, queues: dict[int, int]) -> bool:
+        gone = self._left - queues.keys()
+        if gone:
+            raise ToolError(f"{len(gone)} of the new listeners closed again")
+        for cookie in list(self._left):
+            if queues[cookie] == 0 or queues[cookie] < self._most.get(cookie, 0):
+                self._left.discard(cookie)
+            self._most[cookie] = max(queues[cookie], self._most.get(cookie, 0))
+        return not self._left
+
+    def waiting(self) -> str:
+        return f"{sum(self._most[cookie] for cookie in self._left)} connections wait in {len(self._left)} accept queues"
+
+
+@contextlib.contextmanager
+def _probe(group: Endpoint) -> Iterator[None]:
+    """A connection of our own, so that there is one to accept; where it cannot be made, none."""
+    family = socket.AF_INET6 if group.is_ipv6 else socket.AF_INET
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(group.address or "", group.address or "")
+    with socket.socket(family, socket.SOCK_STREAM) as client:
+        client.settimeout(_SETTLE_S)
+        with contextlib.suppress(OSError):
+            client.connect((address, group.port))
+        yield
