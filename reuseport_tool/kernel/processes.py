@@ -55,11 +55,16 @@ def _socket_fds(pid: int) -> Iterator[tuple[int, int]]:
 
 def parent(pid: int) -> int:
     """The parent's pid, 0 when the process is gone."""
+    return int(_stat_field(pid, 4) or 0)
+
+
+def _stat_field(pid: int, number: int) -> str | None:
+    """A field of /proc/PID/stat, numbered from 1 as in proc(5); the third and later. None when it is gone."""
     try:
         with open(f"/proc/{pid}/stat") as file:
-            return int(file.read().rpartition(")")[2].split()[1])
-    except (OSError, IndexError):
-        return 0
+            return file.read().rpartition(")")[2].split()[number - 3]
+    except OSError:
+        return None
 
 
 def command(pid: int) -> str | None:
@@ -71,8 +76,41 @@ def command(pid: int) -> str | None:
 
 
 def topmost(candidates: Collection[int]) -> list[int]:
-    """Those of the processes whose parent is not one of them: the masters, not their workers."""
-    return sorted(pid for pid in candidates if parent(pid) not in candidates)
+    """The masters of the processes: as far up as the parent is a candidate, too, or the child a plain fork.
+
+    The second case is a master that leaves the listeners to its workers (gunicorn with --reuse-port):
+    it would start a new worker for each that is stopped. Never the calling process or one above it.
+    """
+    ours = set(_ancestry(os.getpid()))
+    return sorted({_climb(pid, candidates, ours) for pid in candidates})
+
+
+def _climb(pid: int, candidates: Collection[int], ours: set[int]) -> int:
+    while True:
+        above = parent(pid)
+        if above <= 1 or above in ours or not (above in candidates or _is_plain_fork(pid, above)):
+            return pid
+        pid = above
+
+
+def _ancestry(pid: int) -> Iterator[int]:
+    while pid > 0:
+        yield pid
+        pid = parent(pid)
+
+
+def _is_plain_fork(child: int, above: int) -> bool:
+    """Whether a process was forked and not executed: it still has its parent's stack address.
+
+    execve(2) puts the stack at a random place (field 28 of /proc/PID/stat, proc(5)); fork(2) keeps it.
+    """
+    try:
+        if os.readlink(f"/proc/{child}/exe") != os.readlink(f"/proc/{above}/exe"):
+            return False
+    except OSError:
+        return False
+    place = _stat_field(child, 28)
+    return place not in (None, "0") and place == _stat_field(above, 28)
 
 
 def is_descendant(pid: int, ancestor: int) -> bool:

@@ -44,6 +44,7 @@ from reuseport_tool.operations.waiting import wait_until, wait_until_stable
 
 _SETTLE_S = 0.3  # no further listener for so long: the new side has all it opens
 _INHERIT_S = 2.0  # a --run command is over for so long and nothing changed: the server kept its listeners
+_WATCH_S = 0.2  # how long the health gate looks at a listener that has nothing to accept
 _HALF_OPEN_S = 5.0  # how long the proof waits for half-open connections of the closed listeners
 
 
@@ -108,6 +109,7 @@ class _Group:
     old_generation: int | None = None
     new_generation: int | None = None
     new: list[int] = field(default_factory=list)
+    seen: set[int] | None = None
     switched: bool = False
 
     @property
@@ -363,13 +365,22 @@ class _Run:
     def _find_new(self, group: _Group) -> int:
         """Look for listeners that were not there before; how many there are."""
         present = discover.sockets_of(group.endpoint).get(group.endpoint, [])
-        cookies = [entry.cookie for entry in present if entry.cookie not in group.old_cookies]
-        if self.plan.new_pid is not None and cookies != group.new:
-            held = discover.with_holders({group.endpoint: present})[0]
-            mine = {member.cookie for member in held.members if _held_below(member, (self.plan.new_pid,))}
-            cookies = [cookie for cookie in cookies if cookie in mine]
-        group.new = cookies
-        return len(cookies)
+        entries = [entry for entry in present if entry.cookie not in group.old_cookies]
+        cookies = {entry.cookie for entry in entries}
+        if cookies != group.seen:
+            members = discover.with_holders({group.endpoint: entries})[0].members
+            group.new = [member.cookie for member in members if self._is_new(member)]
+            # A socket without a holder is on its way from one process to another: look again.
+            group.seen = cookies if all(member.holders for member in members) else None
+        return len(group.new)
+
+    def _is_new(self, member: discover.Member) -> bool:
+        """Whether a listener belongs to the new side, and not to a worker that the old side started since."""
+        if not member.holders or self.plan.run is not None:
+            return bool(member.holders)
+        if self.plan.new_pid is not None:
+            return _held_below(member, (self.plan.new_pid,))
+        return not _held_below(member, self.old_pids)
 
     def _never_listened(self, group: _Group, what: str) -> ToolError:
         pid = self.plan.new_pid or (self.started.pid if self.started else 0)
@@ -475,16 +486,15 @@ class _Run:
     # health: the new generation accepts
 
     def _health(self) -> None:
-        with contextlib.ExitStack() as probes:
-            if self.plan.probe:
-                for group in self.groups:
-                    probes.enter_context(_probe(group.endpoint))
-            gate = _AcceptGate({cookie for group in self.groups for cookie in group.new})
-            if not wait_until(lambda: gate.passed(self._queues()), self.plan.health_timeout_s):
-                raise ToolError(
-                    f"the new server does not accept: {gate.waiting()} after {self.plan.health_timeout_s:g} s",
-                    hint="--health-timeout gives it longer; --no-probe opens no connection of the tool's own",
-                )
+        if self.plan.probe:
+            for group in self.groups:
+                _probe(group.endpoint)
+        gate = _AcceptGate({cookie for group in self.groups for cookie in group.new})
+        if not wait_until(lambda: gate.passed(self._queues()), self.plan.health_timeout_s):
+            raise ToolError(
+                f"the new server does not accept: {gate.waiting()} after {self.plan.health_timeout_s:g} s",
+                hint="--health-timeout gives it longer; --no-probe opens no connection of the tool's own",
+            )
         if self.plan.health_command:
             sides.run(self.plan.health_command, self.plan.health_timeout_s, "the health command")
 
@@ -586,6 +596,7 @@ class _Run:
     def _prove(self) -> Reload:
         self._restore_sysctl()
         for group in self.groups:
+            self._register_late(group)
             _forget_if_empty(group.state, group.old_generation)
         counted = mib.read().since(self.mib_before)
         return Reload(
@@ -607,6 +618,19 @@ class _Run:
             round(time.perf_counter() - self.begun, 4),
             tuple(self.warnings),
         )
+
+    def _register_late(self, group: _Group) -> None:
+        """Register listeners that the new side opened after the switch."""
+        if group.state is None or group.new_generation is None:
+            return
+        before = set(group.new)
+        self._find_new(group)
+        present = discover.sockets_of(group.endpoint).get(group.endpoint, [])
+        late = discover.with_holders({group.endpoint: present})[0].subset(tuple(set(group.new) - before))
+        group.new = sorted(before | set(group.new))
+        with discover.descriptors(late.members) as fds:
+            for fd in fds.values():
+                group.state.add(group.new_generation, fd)
 
     def _restore_sysctl(self) -> None:
         if self.migrate_req_before is None or self.migrate_req_before == "1":
@@ -712,33 +736,38 @@ def _forget_if_empty(opened: State | None, generation: int | None) -> None:
 
 
 class _AcceptGate:
-    """Passed when every listener was seen with an empty accept queue, or with less in it than before."""
+    """Passed when every listener was seen to accept: its queue became shorter, or is empty after a while."""
 
     def __init__(self, cookies: set[int]) -> None:
         self._left = set(cookies)
-        self._most: dict[int, int] = {}
+        self._queues: dict[int, int] = {}
+        self._begun = time.monotonic()
 
     def passed(self, queues: dict[int, int]) -> bool:
         gone = self._left - queues.keys()
         if gone:
             raise ToolError(f"{len(gone)} of the new listeners closed again")
+        watched = time.monotonic() - self._begun >= _WATCH_S
         for cookie in list(self._left):
-            if queues[cookie] == 0 or queues[cookie] < self._most.get(cookie, 0):
+            shorter = queues[cookie] < self._queues.get(cookie, 0)
+            if shorter or (watched and not queues[cookie]):
                 self._left.discard(cookie)
-            self._most[cookie] = max(queues[cookie], self._most.get(cookie, 0))
+            self._queues[cookie] = queues[cookie]
         return not self._left
 
     def waiting(self) -> str:
-        return f"{sum(self._most[cookie] for cookie in self._left)} connections wait in {len(self._left)} accept queues"
+        waiting = sum(self._queues.get(cookie, 0) for cookie in self._left)
+        return f"{waiting} connections wait in {len(self._left)} accept queues"
 
 
-@contextlib.contextmanager
-def _probe(group: Endpoint) -> Iterator[None]:
-    """A connection of our own, so that there is one to accept; where it cannot be made, none."""
+def _probe(group: Endpoint) -> None:
+    """Leave a connection to be accepted, closed at once: a server that waits for its request sees the end.
+
+    Where it cannot be made (no loopback, a firewall) there is none.
+    """
     family = socket.AF_INET6 if group.is_ipv6 else socket.AF_INET
     address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(group.address or "", group.address or "")
     with socket.socket(family, socket.SOCK_STREAM) as client:
         client.settimeout(_SETTLE_S)
         with contextlib.suppress(OSError):
             client.connect((address, group.port))
-        yield

@@ -1,0 +1,75 @@
+"""Isolation: every test that touches the kernel runs in a network namespace and a bpffs of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from reuseport_tool.kernel import libc, netns
+from tests.tool import Tool
+
+REQUIRE = os.environ.get("REUSEPORT_TOOL_KERNEL_TESTS") == "require"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """With REUSEPORT_TOOL_KERNEL_TESTS=require a skip is an error."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    if REQUIRE and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped where skipping is forbidden: {call.excinfo.value if call.excinfo else ''}"
+
+
+@pytest.fixture
+def root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+@pytest.fixture
+def in_netns(root: None) -> Iterator[None]:
+    """The test's thread, and every process it starts, in a network namespace of its own."""
+    with netns.throw_away():
+        yield
+
+
+@pytest.fixture
+def bpffs(root: None, tmp_path: Path) -> Iterator[Path]:
+    """A bpffs of the test's own; its pins die with the mount."""
+    folder = tmp_path / "bpffs"
+    folder.mkdir()
+    libc.mount("bpf", str(folder), "bpf")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def tool(in_netns: None, bpffs: Path) -> Tool:
+    """The command line, working in the test's namespace and bpffs."""
+    return Tool(bpffs)
+
+
+@pytest.fixture
+def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start processes that are ended with the test, with everything that they started themselves."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*command: object, **options: object) -> subprocess.Popen[str]:
+        process = subprocess.Popen([str(word) for word in command], text=True, start_new_session=True, **options)  # type: ignore[call-overload]
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream:
+                stream.close()

@@ -1,0 +1,123 @@
+"""The real servers of the tests: how to start them, and how their operators stop them."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from reuseport_tool.models import Protocol
+from reuseport_tool.operations import discover
+from reuseport_tool.operations.discover import Endpoint
+from reuseport_tool.operations.waiting import wait_until
+
+ADDRESS = "127.0.0.1"
+PORT = 8080
+WORKERS = 2
+_START_S = 30.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A command that runs in the foreground, and the signal that stops it gracefully."""
+
+    name: str
+    command: tuple[str, ...]
+    stop_signal: str
+
+
+def gunicorn(workers: int = WORKERS) -> Server:
+    """Each worker opens a listener of its own."""
+    command = (
+        *(sys.executable, "-m", "gunicorn", "--reuse-port", "--workers", str(workers), "--log-level", "warning"),
+        *("--bind", f"{ADDRESS}:{PORT}", "--worker-tmp-dir", "/dev/shm", "tests.servers.app:app"),
+    )
+    return Server("gunicorn", command, "TERM")
+
+
+def nginx(folder: Path, name: str) -> Server:
+    """One worker that is busy with each request (it compresses a page), so that connections queue."""
+    prefix = folder / name
+    (prefix / "www").mkdir(parents=True)
+    (prefix / "www" / "index.html").write_text("".join(f"<p>{number**5}</p>" for number in range(20_000)))
+    (prefix / "nginx.conf").write_text(
+        f"""
+        daemon off;
+        worker_processes 1;
+        error_log {prefix}/error.log;
+        pid {prefix}/nginx.pid;
+        events {{ worker_connections 4096; multi_accept off; }}
+        http {{
+            access_log off;
+            gzip on;
+            gzip_comp_level 6;
+            gzip_http_version 1.0;
+            {"".join(f"{kind}_temp_path {prefix}/{kind};" for kind in _NGINX_TEMP)}
+            server {{ listen {ADDRESS}:{PORT} reuseport; root {prefix}/www; }}
+        }}
+        """
+    )
+    nginx_program = shutil.which("nginx") or "/usr/sbin/nginx"
+    return Server("nginx", (nginx_program, "-p", str(prefix), "-c", str(prefix / "nginx.conf")), "QUIT")
+
+
+_NGINX_TEMP = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+
+
+def haproxy_config(folder: Path, backend_port: int) -> Path:
+    """A frontend that serves few connections at a time, so that the others queue in the kernel."""
+    config = folder / "haproxy.cfg"
+    config.write_text(
+        f"""
+        global
+            nbthread 1
+            hard-stop-after 20s
+        defaults
+            mode http
+            timeout connect 5s
+            timeout client 20s
+            timeout server 20s
+        frontend front
+            bind {ADDRESS}:{PORT}
+            maxconn 8
+            default_backend back
+        backend back
+            server app {ADDRESS}:{backend_port}
+        """
+    )
+    return config
+
+
+def haproxy_program() -> str:
+    return shutil.which("haproxy") or "/usr/sbin/haproxy"
+
+
+def listeners(port: int = PORT) -> list[discover.Member]:
+    """The listeners on the port and who holds them."""
+    found = discover.with_holders(discover.sockets_of(Endpoint(Protocol.TCP, ADDRESS, port)))
+    return list(found[0].members) if found else []
+
+
+def await_listeners(count: int, besides: frozenset[int] = frozenset(), port: int = PORT) -> None:
+    """Wait for so many listeners on the port, besides those with these cookies."""
+
+    def listening() -> bool:
+        return len({member.cookie for member in listeners(port)} - besides) >= count
+
+    assert wait_until(listening, _START_S), f"no {count} listeners on {port}"
+
+
+def await_answer(port: int = PORT) -> None:
+    """Wait until the server answers."""
+
+    def answered() -> bool:
+        try:
+            with socket.create_connection((ADDRESS, port), timeout=5) as client:
+                client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                return bool(client.recv(1))
+        except OSError:
+            return False
+
+    assert wait_until(answered, _START_S), f"no answer on {port}"
