@@ -87,7 +87,7 @@ def remove_folder(folder: Path) -> None:
 def lock(folder: Path, wait: Callable[[int], bool]) -> Iterator[None]:
     """Hold the flock(2) of a folder, creating it; it ends with the process, however that dies.
 
-    A folder that is still empty at the end is removed again.
+    Folders that are empty at the end are removed again, up to the mount point.
 
     Args:
         wait: called with the pid of the holder (0 if unknown) when the lock is taken; whether to try again.
@@ -100,14 +100,15 @@ def lock(folder: Path, wait: Callable[[int], bool]) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            folder.rmdir()
+            for empty in (folder, *folder.parents):
+                empty.rmdir()
         os.close(fd)
 
 
 def _locked(folder: Path, wait: Callable[[int], bool]) -> int:
     while True:
-        make_folder(folder)
         try:
+            make_folder(folder)
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:  # the one before us removed it
             continue

@@ -54,14 +54,16 @@ def load(
     bpf_class = _bcc()
     with _captured_stderr() as captured:
         try:
-            module = bpf_class(src_file=str(source), cflags=_cflags(defines))
+            module = bpf_class(src_file=os.fsencode(source), cflags=_cflags(defines))
         except Exception as error:  # BCC raises nothing more specific
             raise _compile_error(source, captured()) from error
         try:
-            loaded = module.load_func(function, int(kind), attach_type=int(attach_type))
+            loaded = module.load_func(function.encode(), int(kind), attach_type=int(attach_type))
+            return Program(os.dup(loaded.fd))
         except Exception as error:
             raise _load_error(source, function, error, captured()) from error
-    return Program(os.dup(loaded.fd))
+        finally:
+            module.cleanup()  # BCC would keep its own descriptor, and so the maps, until the process ends
 
 
 def compile_aside(source: Path, defines: Mapping[str, int]) -> None:
@@ -76,7 +78,7 @@ def compile_aside(source: Path, defines: Mapping[str, int]) -> None:
         if child == 0:
             os.dup2(log.fileno(), 2)
             with contextlib.suppress(Exception):
-                bpf_class(src_file=str(source), cflags=_cflags(defines))
+                bpf_class(src_file=os.fsencode(source), cflags=_cflags(defines))
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):

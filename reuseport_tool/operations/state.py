@@ -332,7 +332,16 @@ def new_maps(stack: ExitStack) -> NewState:
 
 
 def clean(folder: Path) -> None:
-    """Remove the pins of a group and what killed runs left beside them. The caller holds the lock."""
+    """Remove the pins of a group and what killed runs left beside them. The caller holds the lock.
+
+    The slots are emptied first, because the kernel frees a sockarray some time after its last
+    reference is gone, and until then its sockets cannot be registered anew.
+    """
+    with contextlib.suppress(NotFound, Conflict), State.open(folder) as opened:
+        for generation in opened.generations():
+            with opened.sockarray(generation) as array:
+                for slot, _ in array.items(opened.members(generation)):
+                    array.remove(slot)
     with contextlib.suppress(FileNotFoundError):
         for entry in folder.iterdir():
             bpffs.remove_folder(entry)
