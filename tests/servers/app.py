@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 
-_BUSY_S = 0.004
+_BUSY_S = float(os.environ.get("APP_BUSY_S", "0.004"))
 
 
 def app(_environ: dict[str, object], start_response: Callable[..., object]) -> Iterable[bytes]:

@@ -8,43 +8,48 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from reuseport_tool.models import Protocol
+from reuseport_tool.models import Endpoint, Protocol
 from reuseport_tool.operations import discover
-from reuseport_tool.operations.discover import Endpoint
+from reuseport_tool.operations.discover import Member
 from reuseport_tool.operations.waiting import wait_until
 
 ADDRESS = "127.0.0.1"
 PORT = 8080
-WORKERS = 2
+BACKEND_PORT = 8081
 _START_S = 30.0
 
 
 @dataclass(frozen=True)
 class Server:
-    """A command that runs in the foreground, and the signal that stops it gracefully."""
+    """A command that runs in the foreground, the signal that stops it gracefully, its listeners."""
 
     name: str
     command: tuple[str, ...]
     stop_signal: str
+    listeners: int
 
 
-def gunicorn(workers: int = WORKERS) -> Server:
-    """Each worker opens a listener of its own."""
+def gunicorn(workers: int = 2, port: int = PORT, *options: str) -> Server:
+    """Each worker opens a listener of its own; the arbiter has none."""
     command = (
         *(sys.executable, "-m", "gunicorn", "--reuse-port", "--workers", str(workers), "--log-level", "warning"),
-        *("--bind", f"{ADDRESS}:{PORT}", "--worker-tmp-dir", "/dev/shm", "tests.servers.app:app"),
+        *("--bind", f"{ADDRESS}:{port}", *options, "tests.servers.app:app"),
     )
-    return Server("gunicorn", command, "TERM")
+    return Server("gunicorn", command, "TERM", workers)
+
+
+_NGINX_TEMP = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
 def nginx(folder: Path, name: str) -> Server:
     """One worker that is busy with each request (it compresses a page), so that connections queue."""
     prefix = folder / name
     (prefix / "www").mkdir(parents=True)
-    (prefix / "www" / "index.html").write_text("".join(f"<p>{number**5}</p>" for number in range(20_000)))
+    (prefix / "www" / "index.html").write_text("".join(f"<p>{number**5}</p>" for number in range(60_000)))
     (prefix / "nginx.conf").write_text(
         f"""
         daemon off;
+        user root;
         worker_processes 1;
         error_log {prefix}/error.log;
         pid {prefix}/nginx.pid;
@@ -52,21 +57,19 @@ def nginx(folder: Path, name: str) -> Server:
         http {{
             access_log off;
             gzip on;
-            gzip_comp_level 6;
             gzip_http_version 1.0;
             {"".join(f"{kind}_temp_path {prefix}/{kind};" for kind in _NGINX_TEMP)}
+            types {{ text/html html; }}
             server {{ listen {ADDRESS}:{PORT} reuseport; root {prefix}/www; }}
         }}
         """
     )
-    nginx_program = shutil.which("nginx") or "/usr/sbin/nginx"
-    return Server("nginx", (nginx_program, "-p", str(prefix), "-c", str(prefix / "nginx.conf")), "QUIT")
+    program = shutil.which("nginx") or "/usr/sbin/nginx"
+    command = (program, "-p", str(prefix), "-e", f"{prefix}/error.log", "-c", str(prefix / "nginx.conf"))
+    return Server("nginx", command, "QUIT", 1)
 
 
-_NGINX_TEMP = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-
-
-def haproxy_config(folder: Path, backend_port: int) -> Path:
+def haproxy(folder: Path) -> Server:
     """A frontend that serves few connections at a time, so that the others queue in the kernel."""
     config = folder / "haproxy.cfg"
     config.write_text(
@@ -82,22 +85,25 @@ def haproxy_config(folder: Path, backend_port: int) -> Path:
         frontend front
             bind {ADDRESS}:{PORT}
             maxconn 8
+            backlog 1024
             default_backend back
         backend back
-            server app {ADDRESS}:{backend_port}
-        """
+            server app {ADDRESS}:{BACKEND_PORT}
+\n"""
     )
-    return config
+    program = shutil.which("haproxy") or "/usr/sbin/haproxy"
+    return Server("haproxy", (program, "-D", "-f", str(config)), "USR1", 1)
 
 
-def haproxy_program() -> str:
-    return shutil.which("haproxy") or "/usr/sbin/haproxy"
-
-
-def listeners(port: int = PORT) -> list[discover.Member]:
+def listeners(port: int = PORT) -> list[Member]:
     """The listeners on the port and who holds them."""
     found = discover.with_holders(discover.sockets_of(Endpoint(Protocol.TCP, ADDRESS, port)))
     return list(found[0].members) if found else []
+
+
+def all_listeners() -> list[Member]:
+    """Every TCP listener of the namespace."""
+    return [member for group in discover.with_holders(discover.all_groups(Protocol.TCP)) for member in group.members]
 
 
 def await_listeners(count: int, besides: frozenset[int] = frozenset(), port: int = PORT) -> None:

@@ -1,0 +1,69 @@
+"""Restart a server under load, plainly and by the tool: what the demo and the tests share."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from typing import Any
+
+from reuseport_tool.kernel import processes
+from reuseport_tool.kernel.processes import Process
+from reuseport_tool.operations import sides
+from reuseport_tool.operations.waiting import wait_until
+from tests.servers import servers
+from tests.servers.servers import Server
+from tests.tool import Tool
+
+_DEADLINE_S = 30.0
+
+
+def start(server: Server) -> None:
+    """Start a server that end_all() will end, and wait until it answers."""
+    subprocess.Popen(server.command, start_new_session=True)
+    servers.await_listeners(server.listeners)
+    servers.await_answer()
+
+
+def plainly(server: Server) -> None:
+    """As a deploy script does it: the new server first, then the signal for the old one."""
+    old = servers.listeners()
+    cookies = frozenset(member.cookie for member in old)
+    owners = owners_of(old)
+    subprocess.Popen(server.command, start_new_session=True)
+    servers.await_listeners(server.listeners, besides=cookies)
+    sides.terminate(owners, signal.Signals[f"SIG{server.stop_signal}"])
+    await_gone(cookies)
+
+
+def by_the_tool(tool: Tool, server: Server) -> Any:
+    """The tool's report."""
+    options = ("--stop-signal", server.stop_signal, "--listeners", server.listeners)
+    return tool.ok("reload", servers.PORT, *options, "--", *server.command)
+
+
+def owners_of(members: list[servers.Member]) -> list[int]:
+    return processes.topmost({holder.pid for member in members for holder in member.holders})
+
+
+def await_gone(cookies: frozenset[int]) -> None:
+    """Wait until listeners are closed."""
+    assert wait_until(lambda: not cookies & {member.cookie for member in servers.listeners()}, _DEADLINE_S)
+
+
+def await_queue(length: int) -> None:
+    """Wait until so many connections wait in accept queues, which is when a restart hurts."""
+
+    def queued() -> bool:
+        return sum(member.socket.accept_queue or 0 for member in servers.listeners()) >= length
+
+    assert wait_until(queued, _DEADLINE_S, poll_s=0.002), f"no {length} connections queue"
+
+
+def end_all() -> None:
+    """End whatever listens in this namespace, and its masters."""
+    for process in [Process(pid) for pid in owners_of(servers.all_listeners())]:
+        process.signal(signal.SIGTERM)
+        if not process.ended(timeout_s=10):
+            process.signal(signal.SIGKILL)
+        process.close()
+    assert wait_until(lambda: not servers.all_listeners(), _DEADLINE_S)

@@ -1,0 +1,119 @@
+"""Real servers, reloaded 20 times under load: no client sees a reset or a refusal.
+
+Each server has an arm without the tool, in which the very same restart must lose connections: or
+the other arm would prove nothing. What the program counted must be what the kernel counted, and no
+more than what was queued when the old side was stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reuseport_tool.operations.waiting import wait_until
+from tests.servers import restart, servers
+from tests.servers.load import Ledger, Load
+from tests.servers.servers import Server
+from tests.tool import Tool
+
+RELOADS = 20
+PLAIN_RESTARTS = 5
+CLIENTS = 256
+QUEUED = 64
+
+
+@pytest.fixture(autouse=True)
+def ended(in_netns: None) -> Iterator[None]:
+    yield
+    restart.end_all()
+
+
+@pytest.fixture(params=["gunicorn", "nginx"])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Server:
+    return servers.gunicorn() if request.param == "gunicorn" else servers.nginx(tmp_path, "nginx")
+
+
+def test_a_plain_restart_loses_connections(server: Server) -> None:
+    restart.start(server)
+    with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
+        for _ in range(PLAIN_RESTARTS):
+            restart.await_queue(QUEUED)
+            restart.plainly(server)
+        ledger = load.stop()
+    print(ledger)
+    assert ledger.answered
+    assert ledger.reset
+
+
+def test_a_reload_loses_none(tool: Tool, server: Server) -> None:
+    restart.start(server)
+    reports = []
+    with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
+        for _ in range(RELOADS):
+            restart.await_queue(QUEUED)
+            reports.append(restart.by_the_tool(tool, server))
+        ledger = load.stop()
+    lost_none(ledger, reports)
+
+
+def lost_none(ledger: Ledger, reports: list[Any]) -> None:
+    print(ledger, [report["migrated"] for report in reports])
+    assert ledger.answered > len(reports) * QUEUED
+    assert ledger.lost == 0
+    for report in reports:
+        migrated, queued = report["migrated"], report["queued_at_stop"]
+        assert migrated["established"] + migrated["syn_recv"] + migrated["new_syn_recv"] == migrated["total"]
+        assert migrated["total"] <= queued["accept_queue"] + queued["half_open"]
+        assert report["lost"]["migrate_failures"] == 0
+        assert report["lost"]["listen_overflows"] == 0
+    assert sum(report["migrated"]["total"] for report in reports) > 0
+
+
+@pytest.fixture
+def haproxy(tmp_path: Path) -> Server:
+    """haproxy in front of a slow application, already serving."""
+    os.environ["APP_BUSY_S"] = "0.02"
+    try:
+        backend = servers.gunicorn(1, servers.BACKEND_PORT, "--threads", "8")
+        subprocess.Popen(backend.command, start_new_session=True)
+    finally:
+        del os.environ["APP_BUSY_S"]
+    servers.await_answer(servers.BACKEND_PORT)
+    front = servers.haproxy(tmp_path)
+    restart.start(front)
+    return front
+
+
+def soft_stop(front: Server) -> list[str]:
+    """haproxy's own reload: the new process binds, then tells the old one to finish."""
+    owners = restart.owners_of(servers.listeners())
+    return [*front.command, "-sf", *map(str, owners)]
+
+
+def test_haproxy_alone_loses_connections(haproxy: Server) -> None:
+    with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
+        for _ in range(PLAIN_RESTARTS):
+            restart.await_queue(QUEUED)
+            old = frozenset(member.cookie for member in servers.listeners())
+            subprocess.run(soft_stop(haproxy), check=True)
+            restart.await_gone(old)
+        ledger = load.stop()
+    print(ledger)
+    assert ledger.answered
+    assert ledger.reset
+
+
+def test_haproxy_soft_stop_by_the_tool_loses_none(tool: Tool, haproxy: Server) -> None:
+    reports = []
+    with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
+        for _ in range(RELOADS):
+            restart.await_queue(QUEUED)
+            reports.append(tool.ok("reload", servers.PORT, "--run", " ".join(soft_stop(haproxy))))
+        ledger = load.stop()
+    lost_none(ledger, reports)
+    assert wait_until(lambda: len(servers.listeners()) == haproxy.listeners, 30)
