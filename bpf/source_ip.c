@@ -6,8 +6,17 @@ enum {
 	IPV4 = 0x0800,
 	IPV4_SOURCE = 12,	/* offset in the IPv4 header */
 	IPV6_SOURCE = 8,	/* offset in the IPv6 header */
-	GOLDEN_RATIO = 0x61c88647,
 };
+
+/* The finalizer of MurmurHash3 (public domain): every bit of the address moves every bit of the result. */
+static __always_inline u32 mix(u32 hash)
+{
+	hash ^= hash >> 16;
+	hash *= 0x85ebca6b;
+	hash ^= hash >> 13;
+	hash *= 0xc2b2ae35;
+	return hash ^ hash >> 16;
+}
 
 REUSEPORT_POLICY(source_ip)
 {
@@ -17,6 +26,5 @@ REUSEPORT_POLICY(source_ip)
 	if (policy_load_ip(ctx, ipv4 ? IPV4_SOURCE : IPV6_SOURCE, address, ipv4 ? 4 : 16))
 		return ctx->hash;
 
-	/* Fold, then multiply and take the high half, so that neighbours are spread. */
-	return ((u64)(address[0] ^ address[1] ^ address[2] ^ address[3]) * GOLDEN_RATIO) >> 16;
+	return mix(mix(mix(mix(address[0]) ^ address[1]) ^ address[2]) ^ address[3]);
 }

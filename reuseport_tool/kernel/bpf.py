@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import enum
 import errno
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
@@ -111,6 +113,15 @@ def translate(error: OSError, doing: str) -> ToolError:
     return ToolError(f"{doing} failed: {os.strerror(error.errno or 0)}")
 
 
+@contextlib.contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Turn an OSError inside into the tool's error."""
+    try:
+        yield
+    except OSError as error:
+        raise translate(error, doing) from error
+
+
 class Handle:
     """Owner of one file descriptor of a BPF object."""
 
@@ -134,7 +145,8 @@ class Handle:
         """BPF_OBJ_PIN: give the object a name on bpffs, so that it outlives the process."""
         name = ctypes.create_string_buffer(path.encode())
         attr = _Object(pathname=ctypes.addressof(name), bpf_fd=self.fd)
-        libc.bpf(Command.OBJ_PIN, attr, f"pin {path}")
+        with translated(f"pinning {path}"):
+            libc.bpf(Command.OBJ_PIN, attr, "pin")
 
 
 def _obj_get(path: str) -> int:
@@ -166,7 +178,8 @@ class Map(Handle):
             inner_map_fd=inner.fd if inner else 0,
             map_name=name.encode()[:15],
         )
-        return cls(libc.bpf(Command.MAP_CREATE, attr, f"create map {name}"))
+        with translated(f"creating the map {name}"):
+            return cls(libc.bpf(Command.MAP_CREATE, attr, "create map"))
 
     @classmethod
     def open(cls, path: str) -> Map:
@@ -190,10 +203,12 @@ class Map(Handle):
         self._element(Command.MAP_DELETE_ELEM, key, None)
 
     def lookup_u32(self, key: int) -> int:
-        return int.from_bytes(self.lookup(key), sys.byteorder)
+        with translated("reading a map"):
+            return int.from_bytes(self.lookup(key), sys.byteorder)
 
     def update_u32(self, key: int, value: int, flags: int = 0) -> None:
-        self.update(key, value.to_bytes(4, sys.byteorder), flags)
+        with translated("updating a map"):
+            self.update(key, value.to_bytes(4, sys.byteorder), flags)
 
     def _element(self, command: Command, key: int, value: ctypes.Array[ctypes.c_char] | None, flags: int = 0) -> None:
         key_buffer = ctypes.c_uint32(key)

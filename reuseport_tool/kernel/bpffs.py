@@ -11,23 +11,17 @@ from pathlib import Path
 from reuseport_tool.errors import Conflict, MissingCapability, NotFound
 from reuseport_tool.kernel import libc
 
+_BPF_FS_MAGIC = 0xCAFE4A11  # include/uapi/linux/magic.h
 _USUAL = Path("/sys/fs/bpf")
 _OWN = Path("/run/reuseport-tool/bpffs")
 
 
-def mount_points() -> list[Path]:
-    """Where bpffs is mounted in this mount namespace, from /proc/self/mountinfo."""
-    with open("/proc/self/mountinfo") as file:
-        lines = [line.split() for line in file]
-    return [Path(fields[4]) for fields in lines if fields[fields.index("-") + 1] == "bpf"]
-
-
 def is_bpffs(folder: Path) -> bool:
-    """Whether a folder lies on a bpffs: the innermost mount above it is one."""
-    folder = folder.resolve()
-    with open("/proc/self/mountinfo") as file:
-        mounts = {Path(fields[4]): fields[fields.index("-") + 1] for fields in (line.split() for line in file)}
-    return next((mounts[place] == "bpf" for place in (folder, *folder.parents) if place in mounts), False)
+    """Whether a folder exists and is on a bpffs."""
+    try:
+        return libc.filesystem_type(str(folder)) == _BPF_FS_MAGIC
+    except OSError:
+        return False
 
 
 def find(folder: Path | None) -> Path:

@@ -45,6 +45,13 @@ def unshare(kind: int) -> None:
     _checked(_libc.unshare(kind), "unshare")
 
 
+def filesystem_type(path: str) -> int:
+    """f_type of statfs(2): the magic number of the file system that a path is on."""
+    buffer = (ctypes.c_long * 32)()
+    _checked(_libc.statfs(path.encode(), buffer), f"statfs {path}")
+    return int(buffer[0])
+
+
 def mount(source: str, target: str, kind: str) -> None:
     """mount(2) without flags or data."""
     _checked(_libc.mount(source.encode(), target.encode(), kind.encode(), 0, None), f"mount {target}")

@@ -38,6 +38,22 @@ def holders(inodes: Collection[int]) -> dict[int, list[Holder]]:
     return found
 
 
+def some_are_hidden() -> bool:
+    """Whether the descriptors of some process cannot be read, so that holders() may miss one."""
+
+    def hidden(pid: int) -> bool:
+        try:
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                os.readlink(f"/proc/{pid}/fd/{fd}")
+        except PermissionError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    return any(map(hidden, pids()))
+
+
 def pids() -> list[int]:
     """Every process but the calling one."""
     return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from reuseport_tool.errors import NotFound, ToolError
+from reuseport_tool.errors import MissingCapability, NotFound, ToolError
 from reuseport_tool.kernel import diag, pidfd, processes, sockets
 from reuseport_tool.kernel.processes import Holder
 from reuseport_tool.models import Endpoint, Protocol
@@ -123,6 +123,11 @@ def _take(member: Member) -> int:
                 if sockets.cookie(fd) == member.cookie:
                     return fd
             os.close(fd)
+    if not member.holders and processes.some_are_hidden():
+        raise MissingCapability(
+            f"not permitted to see who holds the listener on {member.socket.endpoint}",
+            hint="run as root, or grant CAP_SYS_PTRACE",
+        )
     raise NotFound(
         f"no process holds the listener with cookie {member.cookie} on {member.socket.endpoint}",
         hint="it closed meanwhile, or a process of another PID namespace holds it",

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 
 _REQUEST = b"GET / HTTP/1.0\r\nHost: load\r\nAccept-Encoding: gzip\r\n\r\n"
-_TIMEOUT_S = 20.0
+_TIMEOUT_S = 45.0
 
 
 @dataclass

@@ -45,7 +45,7 @@ def nginx(folder: Path, name: str) -> Server:
     """One worker that is busy with each request (it compresses a page), so that connections queue."""
     prefix = folder / name
     (prefix / "www").mkdir(parents=True)
-    (prefix / "www" / "index.html").write_text("".join(f"<p>{number**5}</p>" for number in range(60_000)))
+    (prefix / "www" / "index.html").write_text("".join(f"<p>{number**5}</p>" for number in range(40_000)))
     (prefix / "nginx.conf").write_text(
         f"""
         daemon off;
