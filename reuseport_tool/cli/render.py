@@ -200,6 +200,38 @@ def _migrate_req(model: models.MigrateReq, console: Console) -> None:
     console.print(f"{model.netns}  net.ipv4.tcp_migrate_req is {state}{' now' if model.changed else ''}")
 
 
+def _mark(answer: bool | None) -> Text:
+    if answer is None:
+        return Text("?", style="yellow")
+    return Text("✓", style="green") if answer else Text("✗", style="red")
+
+
+@table.register
+def _doctor(model: models.Doctor, console: Console) -> None:
+    made = _table("", "feature", "since", "detail")
+    for feature in model.features:
+        _row(made, _mark(feature.available), feature.name, feature.minimum_kernel, feature.detail)
+    console.print(made)
+    console.print()
+    made = _table("", "capability", "used for")
+    for capability in model.capabilities:
+        _row(made, _mark(capability.held), capability.name, capability.used_for)
+    console.print(made)
+    console.print()
+    console.print(_doctor_verdict(model), soft_wrap=True)
+
+
+def _doctor_verdict(model: models.Doctor) -> Text:
+    subject = f"Linux {model.kernel}: reload with the strategy migrate"
+    if model.ok:
+        return Text(f"{subject} works here", style="bold green")
+    absent = [feature.name for feature in model.features if feature.available is False]
+    wanting = [name for name in model.missing if name in absent]
+    if wanting:
+        return Text(f"{subject} does not work here, for want of: {', '.join(wanting)}", style="bold red")
+    return Text(f"{subject} could not be tried: {', '.join(model.missing)}", style="bold yellow")
+
+
 @contextlib.contextmanager
 def refreshing(as_json: bool) -> Iterator[Callable[[Any], None]]:
     """A function that shows a model in place of the one before; as JSON, or off a terminal, one after another."""
