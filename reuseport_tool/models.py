@@ -431,7 +431,8 @@ class SelectArm:
         connections_per_s: median over the rounds, by wall clock, one client thread on one CPU.
         relative: connections per second of the round, divided by those of its arm without a program
             with the same number of listeners, by wall clock.
-        cpu_relative: the same by CPU time of the thread, which leaves out what else the machine did.
+        cpu_relative: the same by CPU time of the thread, which leaves out what else the machine did; and,
+            where the kernel has CONFIG_IRQ_TIME_ACCOUNTING, the handling of the SYN with its program, too.
         ns_per_run: by the kernel's BPF statistics, in rounds of their own; None without a program.
         ns_relative: `ns_per_run` divided by that of bench_select with the same number of listeners.
         runs_per_connection: how often the program ran, from the same statistics.

@@ -232,6 +232,35 @@ def _doctor_verdict(model: models.Doctor) -> Text:
     return Text(f"{subject} could not be tried: {', '.join(model.missing)}", style="bold yellow")
 
 
+@table.register
+def _bench_select(model: models.BenchSelect, console: Console) -> None:
+    numbers = ("listeners", "conn/s", "wall clock", "CPU time", "ns/run", "ratio")
+    made = _table("listeners", "program", "conn/s", "wall clock", "CPU time", "ns/run", "ratio", right=numbers)
+    for arm in model.arms:
+        is_base = arm.program == "none"
+        _row(
+            made,
+            arm.listeners,
+            arm.program,
+            f"{arm.connections_per_s:.0f}",
+            None if is_base else _ratio(arm.relative),
+            None if is_base else _ratio(arm.cpu_relative),
+            arm.ns_per_run,
+            None if arm.ns_relative is None else f"{arm.ns_relative:.2f}",
+        )
+    console.print(made)
+    console.print(
+        f"Linux {model.kernel}, {model.rounds} rounds of {model.connections_per_round} connections, "
+        f"{model.duration_s:.0f} s. Connections per second relative to no program: "
+        "median ± half the interquartile range. ratio: ns/run relative to bench_select.",
+        style="dim",
+    )
+
+
+def _ratio(ratio: models.Ratio) -> str:
+    return f"{ratio.median:.3f} ±{(ratio.high - ratio.low) / 2:.3f}"
+
+
 @contextlib.contextmanager
 def refreshing(as_json: bool) -> Iterator[Callable[[Any], None]]:
     """A function that shows a model in place of the one before; as JSON, or off a terminal, one after another."""
