@@ -193,7 +193,7 @@ def _network_namespace() -> str:
             raise Unsupported("unshare(2) made no new namespace")
         with loopback.listener(_PORT) as sock, loopback.connect(_PORT):
             loopback.wait_queued(sock)
-    return "made one, and connected over its loopback"
+    return "made one, connected over its loopback"
 
 
 def _veth() -> str:
@@ -235,7 +235,7 @@ def _sockarray_cookies() -> str:
     with _listener_in(2) as (array, fd):
         if SockArray(array).get(1) != sockets.cookie(fd):
             raise Unsupported("the look-up does not give the socket's cookie")
-    return "put a listener, and read its cookie back"
+    return "put a listener in, read its cookie back"
 
 
 def _array_of_sockarrays() -> str:
@@ -249,7 +249,7 @@ def _array_of_sockarrays() -> str:
 def _sizes_of_sockarrays() -> str:
     with _listener_in(4) as (array, _), _sockarray(2) as empty, _outer(empty) as outer:
         outer.update_u32(0, array.fd)
-    return "put one of 4 slots in the place of one of 2"
+    return "put one of 4 slots in place of one of 2"
 
 
 def _outer(inner: bpf.Map) -> bpf.Map:
@@ -261,7 +261,7 @@ def _attach() -> str:
         sockets.attach_program(sock.fileno(), dropping)
         if _connects():
             raise Unsupported("the program is attached, and does not decide")
-    return "attached a program, and it refused a connection"
+    return "the program refused a connection"
 
 
 def _detach() -> str:
@@ -270,7 +270,7 @@ def _detach() -> str:
         sockets.detach_program(sock.fileno())
         if not _connects():
             raise Unsupported("the program is detached, and still decides")
-    return "detached it, and connections pass again"
+    return "connections pass again"
 
 
 def _connects() -> bool:
@@ -284,19 +284,19 @@ def _connects() -> bool:
 def _attach_type() -> str:
     if not loads_migrating_program():
         raise Unsupported("the kernel does not know the attach type")
-    return "loaded one, and a wrong attach type is refused"
+    return "loaded one; a wrong attach type is refused"
 
 
 def _by_sysctl() -> str:
     if not moved_by_sysctl().accepted:
         raise Unsupported(f"{sysctl.TCP_MIGRATE_REQ} is there, and moves nothing")
-    return f"{sysctl.TCP_MIGRATE_REQ}=1 moved a queued connection"
+    return "tcp_migrate_req=1 moved a queued connection"
 
 
 def _by_program() -> str:
     if not moved_by_program(AttachType.SK_REUSEPORT_SELECT_OR_MIGRATE).accepted:
         raise Unsupported("a program of this type loads, and nothing moves")
-    return "a program moved a queued connection, with the sysctl off"
+    return "moved a queued connection, the sysctl being off"
 
 
 def _wakes() -> str:
@@ -305,7 +305,7 @@ def _wakes() -> str:
         raise ToolError("nothing migrates here")
     if not moved.woken:
         raise Unsupported("CVE-2026-46015: the connection moves, and who sleeps in epoll_wait is not woken")
-    return "epoll_wait on the new listener reported the moved connection"
+    return "epoll_wait reported the moved connection"
 
 
 def _pidfd_getfd() -> str:
@@ -327,7 +327,7 @@ def _pidfd_getfd() -> str:
             os.waitpid(child, 0)
     if not same:
         raise Unsupported("it gave another descriptor")
-    return "took a socket of a child; processes of other users take CAP_SYS_PTRACE"
+    return "took a socket of a child process"
 
 
 def _tcp_iterator() -> str:
@@ -433,7 +433,7 @@ def _fast_open() -> str:
                 options = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[5]
     if not options & _TCPI_OPT_SYN_DATA:
         raise Unsupported("data in a SYN was not taken")
-    return "accepted a connection with data in its SYN"
+    return "took data from a SYN"
 
 
 _NETNS = ("CAP_SYS_ADMIN",)
@@ -445,13 +445,13 @@ _PROBES = (
     Probe("sk_reuseport program", "4.19", ("CAP_BPF",), _load),
     Probe("sockarray with cookies", "4.19", _GROUP, _sockarray_cookies),
     Probe("array of sockarrays", "4.19", _GROUP, _array_of_sockarrays),
-    Probe("array of sockarrays of any size", "5.10", _GROUP, _sizes_of_sockarrays),
+    Probe("sockarrays of any size", "5.10", _GROUP, _sizes_of_sockarrays),
     Probe("attach to a group", "4.19", _GROUP, _attach),
     Probe("detach from a group", "5.3", _GROUP, _detach),
-    Probe("attach type SELECT_OR_MIGRATE", "5.14", ("CAP_BPF",), _attach_type),
+    Probe("SELECT_OR_MIGRATE", "5.14", ("CAP_BPF",), _attach_type),
     Probe("migration by sysctl", "5.14", ("CAP_SYS_ADMIN", "CAP_NET_ADMIN"), _by_sysctl),
     Probe(MIGRATION_BY_PROGRAM, "5.14", (*_GROUP, "CAP_NET_ADMIN"), _by_program),
-    Probe(MIGRATION_WAKES, "stable of May 2026", ("CAP_SYS_ADMIN", "CAP_NET_ADMIN"), _wakes),
+    Probe(MIGRATION_WAKES, "May 2026", ("CAP_SYS_ADMIN", "CAP_NET_ADMIN"), _wakes),
     Probe(PIDFD_GETFD, "5.6", ("CAP_SYS_PTRACE",), _pidfd_getfd),
     Probe("TCP iterator", "5.9", (*_GROUP, "CAP_PERFMON"), _tcp_iterator),
     Probe("BTF", "5.4", (), _btf),
