@@ -82,7 +82,7 @@ def test_the_base_is_one(report: BenchSelect) -> None:
 
 def test_figures_are_plausible(report: BenchSelect) -> None:
     for arm in report.arms:
-        assert 1_000 < arm.connections_per_s < 1_000_000
+        assert 10 < arm.connections_per_s < 1_000_000
         assert arm.relative.low <= arm.relative.median <= arm.relative.high
         assert arm.cpu_relative.low <= arm.cpu_relative.median <= arm.cpu_relative.high
         if arm.program != "none":
