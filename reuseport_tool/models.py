@@ -272,12 +272,24 @@ class Feature:
 
 
 @dataclass(frozen=True)
+class Capability:
+    """One capability of the process, and the verbs' jobs that take it."""
+
+    name: str
+    held: bool
+    used_for: str
+
+
+@dataclass(frozen=True)
 class Doctor:
-    """`ok` says that the strategy `migrate` works here; the detail of each feature says the rest."""
+    """`ok` says that the strategy `migrate` works here and wakes who sleeps on the new listener; the
+    detail of each feature says the rest. `missing` names the features that keep `ok` from being true."""
 
     kernel: str
     ok: bool
+    missing: tuple[str, ...]
     features: tuple[Feature, ...]
+    capabilities: tuple[Capability, ...]
 
 
 @dataclass(frozen=True)
@@ -402,30 +414,50 @@ class CheckHotReload:
 
 
 @dataclass(frozen=True)
+class Ratio:
+    """A median over rounds with the first and third quartile. Without unit."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class SelectArm:
     """One arm of `bench select`, over all rounds.
 
-    `relative` is the median over the rounds of connections per second, divided by the round's arm
-    without a program; the spread is the interquartile range of the same ratios. `ns_per_run` comes
-    from the kernel's BPF statistics, measured in separate rounds.
+    Attributes:
+        program: none, bench_pass, bench_select or hash.
+        connections_per_s: median over the rounds, by wall clock, one client thread on one CPU.
+        relative: connections per second of the round, divided by those of its arm without a program
+            with the same number of listeners, by wall clock.
+        cpu_relative: the same by CPU time of the thread, which leaves out what else the machine did; and,
+            where the kernel has CONFIG_IRQ_TIME_ACCOUNTING, the handling of the SYN with its program, too.
+        ns_per_run: by the kernel's BPF statistics, in rounds of their own; None without a program.
+        ns_relative: `ns_per_run` divided by that of bench_select with the same number of listeners.
+        runs_per_connection: how often the program ran, from the same statistics.
     """
 
     program: str
     listeners: int
     connections_per_s: float
-    relative: float
-    relative_low: float
-    relative_high: float
+    relative: Ratio
+    cpu_relative: Ratio
     ns_per_run: float | None
     ns_relative: float | None
+    runs_per_connection: float | None
 
 
 @dataclass(frozen=True)
 class BenchSelect:
+    """`statistics_rounds` of the same size follow the `rounds`; `duration_s` is that of everything."""
+
     kernel: str
     rounds: int
     connections_per_round: int
+    statistics_rounds: int
     arms: tuple[SelectArm, ...]
+    duration_s: float
 
 
 @dataclass(frozen=True)

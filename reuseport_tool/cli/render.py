@@ -200,6 +200,67 @@ def _migrate_req(model: models.MigrateReq, console: Console) -> None:
     console.print(f"{model.netns}  net.ipv4.tcp_migrate_req is {state}{' now' if model.changed else ''}")
 
 
+def _mark(answer: bool | None) -> Text:
+    if answer is None:
+        return Text("?", style="yellow")
+    return Text("✓", style="green") if answer else Text("✗", style="red")
+
+
+@table.register
+def _doctor(model: models.Doctor, console: Console) -> None:
+    made = _table("", "feature", "since", "detail")
+    for feature in model.features:
+        _row(made, _mark(feature.available), feature.name, feature.minimum_kernel, feature.detail)
+    console.print(made)
+    console.print()
+    made = _table("", "capability", "used for")
+    for capability in model.capabilities:
+        _row(made, _mark(capability.held), capability.name, capability.used_for)
+    console.print(made)
+    console.print()
+    console.print(_doctor_verdict(model), soft_wrap=True)
+
+
+def _doctor_verdict(model: models.Doctor) -> Text:
+    subject = f"Linux {model.kernel}: reload with the strategy migrate"
+    if model.ok:
+        return Text(f"{subject} works here", style="bold green")
+    absent = [feature.name for feature in model.features if feature.available is False]
+    wanting = [name for name in model.missing if name in absent]
+    if wanting:
+        return Text(f"{subject} does not work here, for want of: {', '.join(wanting)}", style="bold red")
+    return Text(f"{subject} could not be tried: {', '.join(model.missing)}", style="bold yellow")
+
+
+@table.register
+def _bench_select(model: models.BenchSelect, console: Console) -> None:
+    numbers = ("listeners", "conn/s", "wall clock", "CPU time", "ns/run", "ratio")
+    made = _table("listeners", "program", "conn/s", "wall clock", "CPU time", "ns/run", "ratio", right=numbers)
+    for arm in model.arms:
+        is_base = arm.program == "none"
+        _row(
+            made,
+            arm.listeners,
+            arm.program,
+            f"{arm.connections_per_s:.0f}",
+            None if is_base else _ratio(arm.relative),
+            None if is_base else _ratio(arm.cpu_relative),
+            arm.ns_per_run,
+            None if arm.ns_relative is None else f"{arm.ns_relative:.2f}",
+        )
+    console.print(made)
+    console.print(
+        f"Linux {model.kernel}, {model.rounds} rounds of {model.connections_per_round} connections, "
+        f"{model.duration_s:.0f} s. Connections per second relative to no program: "
+        "median ± half the interquartile range. ratio: ns/run relative to bench_select.",
+        style="dim",
+    )
+
+
+def _ratio(ratio: models.Ratio) -> str:
+    return f"{ratio.median:.3f} ±{(ratio.high - ratio.low) / 2:.3f}"
+
+
 @contextlib.contextmanager
 def refreshing(as_json: bool) -> Iterator[Callable[[Any], None]]:
     """A function that shows a model in place of the one before; as JSON, or off a terminal, one after another."""

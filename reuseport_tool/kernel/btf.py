@@ -8,7 +8,7 @@ import functools
 
 from reuseport_tool.errors import Unsupported
 
-_KIND_STRUCT, _KIND_UNION = 4, 5
+_KIND_STRUCT, _KIND_UNION, _KIND_FUNC = 4, 5, 12
 
 
 class _Type(ctypes.Structure):
@@ -69,6 +69,18 @@ def offset(struct: str, field: str) -> int:
         bits, type_id = found
         total += bits
     return total // 8
+
+
+def function(name: str) -> int:
+    """The BTF id of a function of the running kernel, which is also how a program calls a kfunc.
+
+    Raises:
+        Unsupported: no BTF, or no such function.
+    """
+    type_id = _libbpf().btf__find_by_name_kind(_vmlinux(), name.encode(), _KIND_FUNC)
+    if type_id < 0:
+        raise Unsupported(f"the kernel has no function {name}()")
+    return int(type_id)
 
 
 def _find(type_id: int, name: str) -> tuple[int, int] | None:

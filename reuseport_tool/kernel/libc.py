@@ -52,6 +52,6 @@ def filesystem_type(path: str) -> int:
     return int(buffer[0])
 
 
-def mount(source: str, target: str, kind: str) -> None:
-    """mount(2) without flags or data."""
-    _checked(_libc.mount(source.encode(), target.encode(), kind.encode(), 0, None), f"mount {target}")
+def mount(source: str, target: str, kind: str, flags: int = 0) -> None:
+    """mount(2) without data."""
+    _checked(_libc.mount(source.encode(), target.encode(), kind.encode(), flags, None), f"mount {target}")

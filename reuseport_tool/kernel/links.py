@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import socket
 import struct
 
@@ -15,3 +16,15 @@ def loopback_up() -> None:
         request = struct.pack("16sH14x", b"lo", 0)
         name, flags = struct.unpack("16sH14x", fcntl.ioctl(control, _SIOCGIFFLAGS, request))
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH14x", name, flags | _IFF_UP))
+
+
+def add_veth(name: str, peer: str) -> None:
+    """A pair of veth devices in the calling thread's namespace. Raises OSError."""
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        with IPRoute() as route:
+            route.link("add", ifname=name, kind="veth", peer=peer)
+    except NetlinkError as error:
+        raise OSError(error.code, f"add a veth pair: {os.strerror(error.code)}") from error

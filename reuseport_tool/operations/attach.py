@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from reuseport_tool.errors import Conflict, ToolError, Unsupported, UsageError
-from reuseport_tool.kernel import bpf, bpffs, iterator, program, sockets
+from reuseport_tool.kernel import bpf, bpffs, features, iterator, program, sockets
 from reuseport_tool.kernel.program import AttachType, ProgramType
 from reuseport_tool.models import Attached, AttachReport, Endpoint, Policy, Protocol
 from reuseport_tool.operations import discover, state
@@ -159,18 +159,11 @@ def load_policy(policy: Policy, source: Path | None, defines: dict[str, int]) ->
 
 
 def can_migrate() -> bool:
-    """Whether the kernel loads a program of attach type SELECT_OR_MIGRATE."""
+    """Whether the kernel knows programs of attach type SELECT_OR_MIGRATE. Raises MissingCapability."""
     try:
-        program.load(
-            program.bpf_dir() / "bench_pass.c",
-            "bench_pass",
-            ProgramType.SK_REUSEPORT,
-            AttachType.SK_REUSEPORT_SELECT_OR_MIGRATE,
-            {},
-        ).close()
-        return True
-    except ToolError:
-        return False
+        return features.loads_migrating_program()
+    except OSError as error:
+        raise bpf.translate(error, "loading a BPF program") from error
 
 
 def _reattach(

@@ -1,0 +1,28 @@
+"""doctor"""
+
+from __future__ import annotations
+
+import click
+
+from reuseport_tool.cli import render
+from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.errors import Unsupported
+from reuseport_tool.operations import doctor
+
+
+@click.command(
+    "doctor",
+    short_help="Try every kernel feature that the tool uses.",
+    epilog=examples("reuseport-tool doctor", "reuseport-tool --json doctor", "sudo -u deploy reuseport-tool doctor"),
+)
+@pass_context
+def command(ctx: Context) -> int:
+    """Try every feature that the tool uses, in a throw-away network namespace.
+
+    Each one is done for real, and the version of the kernel is never asked. The answer is yes, no, or
+    could not tell, which without root names the capability that is missing. Exits with 0 if the
+    strategy `migrate` works here, and with 4 if not.
+    """
+    report = doctor.doctor(ctx.bpffs)
+    render.show(report, ctx.json)
+    return 0 if report.ok else Unsupported.exit_code

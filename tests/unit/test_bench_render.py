@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from reuseport_tool.cli.main import run
+from reuseport_tool.errors import MissingCapability
+from reuseport_tool.models import BenchSelect, Ratio, SelectArm
+from reuseport_tool.operations import bench_select
+from reuseport_tool.operations.bench_select import _add_statistics, _Pace, _ratio, _Samples
+
+EQUAL = Ratio(1.0, 1.0, 1.0)
+REPORT = BenchSelect(
+    "6.18",
+    60,
+    512,
+    10,
+    (
+        SelectArm("none", 16, 33000.0, EQUAL, EQUAL, None, None, None),
+        SelectArm("hash", 16, 32900.4, Ratio(0.997, 0.99, 1.004), Ratio(0.998, 0.996, 1.0), 120.5, 1.149, 1.0),
+    ),
+    15.0,
+)
+
+
+def test_ratio_is_median_and_quartiles() -> None:
+    assert _ratio([0.9, 1.0, 1.1, 1.2, 0.8]) == Ratio(1.0, 0.9, 1.1)
+
+
+def test_statistics_are_for_each_run() -> None:
+    samples = _Samples([_Pace(1, 1)])
+    _add_statistics(samples, connections=100, runs=200, time_ns=5000)
+    assert (samples.ns_per_run, samples.runs, samples.connections) == ([25.0], 200, 100)
+
+
+def test_no_run_is_an_error() -> None:
+    with pytest.raises(Exception, match="no run"):
+        _add_statistics(_Samples(), connections=100, runs=0, time_ns=0)
+
+
+def test_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(bench_select, "select", lambda rounds, connections, on_round: REPORT)
+    assert run(["bench", "select"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["16", "none", "33000", "-", "-", "-", "-"] in lines
+    assert ["16", "hash", "32900", "0.997", "±0.007", "0.998", "±0.002", "120.5", "1.15"] in lines
+
+
+def test_json_and_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = []
+
+    def select(rounds: int, connections: int, on_round: object) -> BenchSelect:
+        asked.append((rounds, connections))
+        return REPORT
+
+    monkeypatch.setattr(bench_select, "select", select)
+    assert run(["--json", "bench", "select", "--rounds", "3", "--connections", "7"]) == 0
+    assert asked == [(3, 7)]
+    report = json.loads(capsys.readouterr().out)
+    assert report["arms"][1]["relative"] == {"median": 0.997, "low": 0.99, "high": 1.004}
+    assert report["arms"][0]["ns_per_run"] is None
+
+
+@pytest.mark.parametrize("option", [["--rounds", "1"], ["--connections", "0"], ["--rounds", "x"]])
+def test_bad_numbers(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "select", *option]) == 2
+    assert option[0] in capsys.readouterr().err
+
+
+def test_no_rights(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def select(*_: object) -> BenchSelect:
+        raise MissingCapability("not permitted", hint="run as root")
+
+    monkeypatch.setattr(bench_select, "select", select)
+    assert run(["bench", "select"]) == 3
+    assert "run as root" in capsys.readouterr().err
