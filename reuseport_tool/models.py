@@ -423,6 +423,7 @@ class Redistribution:
 
     moves: tuple[Move, ...]
     ok: bool
+    detail: str = ""
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,7 @@ def _check_hot_reload(model: models.CheckHotReload, console: Console) -> None:
         if not case.ok:
             where = f"{case.strategy} {case.family} {case.state}: "
             console.print(Text(where, style="red") + Text(case.detail), soft_wrap=True)
-    if model.redistribution.moves:
+    if model.redistribution.moves or not model.redistribution.ok:
         _redistribution(model.redistribution, console)
     console.print()
     for note in model.notes:
@@ -257,7 +257,7 @@ def _redistribution(model: models.Redistribution, console: Console) -> None:
         _row(made, strategy, *paths)
     console.print(made)
     if not model.ok:
-        console.print(Text("redistribution: not as expected", style="red"))
+        console.print(Text("redistribution: ", style="red") + Text(model.detail), soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import ExitStack
 
-from reuseport_tool.errors import ToolError
+from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
 from reuseport_tool.kernel import diag, mib, netns, sockets, sysctl
 from reuseport_tool.kernel.packets import Client, Family, Wire
 from reuseport_tool.models import Move, Policy, Protocol, Redistribution, Way
@@ -28,13 +28,21 @@ def redistribute(opened: Lab, ways: Iterable[Way]) -> Redistribution:
     with bpf-migrate none went by way of B.
     """
     moves: list[Move] = []
-    ok = True
+    wrong: list[str] = []
     for way in ways:
-        with netns.throw_away(), ExitStack() as stack:
-            played, counted = _Scene(opened, way, stack).play()
+        try:
+            with netns.throw_away(), ExitStack() as stack:
+                played, counted, hops = _Scene(opened, way, stack).play()
+        except (Unsupported, MissingCapability):
+            raise
+        except ToolError as error:
+            wrong.append(f"{way}: could not run: {error.message}")
+            continue
         moves += played
-        ok = ok and counted and all(_right(move) for move in played)
-    return Redistribution(tuple(moves), ok)
+        wrong += [f"{way}: the request of {move.queued_on} went astray" for move in played if not _right(move)]
+        if counted != hops:
+            wrong.append(f"{way}: the queues say {hops} migrations, the kernel {counted}")
+    return Redistribution(tuple(moves), not wrong, "; ".join(wrong))
 
 
 def _right(move: Move) -> bool:
@@ -96,8 +104,8 @@ class _Scene:
             if entry.cookie in names
         }
 
-    def play(self) -> tuple[list[Move], bool]:
-        """The moves, and whether TCPMigrateReqSuccess is their number."""
+    def play(self) -> tuple[list[Move], int, int]:
+        """The moves, the growth of TCPMigrateReqSuccess, and the migrations that the queues show."""
         before = mib.read()
         held = {name: [name] for name in self._servers}  # the requests in a queue, by where they began
         paths: dict[str, list[str]] = {name: [] for name in self._servers}
@@ -110,8 +118,9 @@ class _Scene:
         for name in _NEW:
             self._servers[name].watch()
         self._wire.wait(lambda: all(client.concluded for client in self._clients.values()), _DEADLINE_S)
-        counted = mib.read().since(before).TCPMigrateReqSuccess == sum(len(path) for path in paths.values())
-        return [self._move(name, path) for name, path in paths.items()], counted
+        counted = mib.read().since(before).TCPMigrateReqSuccess
+        moves = [self._move(name, path) for name, path in paths.items()]
+        return moves, counted, sum(len(path) for path in paths.values())
 
     def _move(self, name: str, path: list[str]) -> Move:
         return Move(self._way, name, tuple(path[:-1]), self._clients[name].answer.decode() or "-")

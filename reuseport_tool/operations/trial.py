@@ -18,9 +18,6 @@ MIGRATING = (Way.SYSCTL, Way.BPF_MIGRATE)
 WITH_PROGRAM = (Way.BPF_DRAIN, Way.BPF_MIGRATE)
 SYNACK_RETRIES = 2  # in the namespaces of bpf-drain
 _REQUEST = b"who?"
-_WAKE_S = 2.0  # how long a sleeper may sleep on over a filled accept queue
-_DEADLINE_S = 20.0
-_DRAIN_DEADLINE_S = 60.0
 _TFO_WITHOUT_COOKIE = 0x203  # TFO_CLIENT_ENABLE | TFO_SERVER_ENABLE | TFO_SERVER_COOKIE_NOT_REQD (net/tcp.h)
 
 
@@ -43,11 +40,20 @@ class Cell:
 
 
 class Missed(ToolError):
-    """The connections were not in the state that the case is about."""
+    """The connections left the state that the case is about by themselves: another attempt may do better."""
 
 
 class Trial:
-    """One case in the calling thread's namespace. What it opens is closed by the stack."""
+    """One case in the calling thread's namespace. What it opens is closed by the stack.
+
+    Attributes:
+        deadline_s, drain_deadline_s: for any condition, and for the end of a drain.
+        wake_s: how long a sleeper may sleep on over a filled accept queue.
+    """
+
+    deadline_s = 20.0
+    drain_deadline_s = 60.0
+    wake_s = 2.0
 
     def __init__(self, opened: Lab, cell: Cell, stack: ExitStack) -> None:
         self.cell = cell
@@ -71,8 +77,9 @@ class Trial:
         if self.cell.way is Way.BPF_DRAIN:
             sysctl.write("net.ipv4.tcp_synack_retries", str(SYNACK_RETRIES))
 
-    def wait(self, condition: Callable[[], bool], timeout_s: float = _DEADLINE_S, interval_s: float = 0.02) -> bool:
+    def wait(self, condition: Callable[[], bool], timeout_s: float | None = None, interval_s: float = 0.02) -> bool:
         """As Wire.wait(). Raises Interrupted when the whole check ends early."""
+        timeout_s = self.deadline_s if timeout_s is None else timeout_s
         held = self._wire.wait(lambda: self._lab.stop.is_set() or condition(), timeout_s, interval_s)
         if self._lab.stop.is_set():
             raise Interrupted("the check was ended early")
@@ -82,7 +89,7 @@ class Trial:
         return self._state.counters() if self._state else Counters()
 
     def bring_up(self, connections: int) -> None:
-        """Bring the clients into the state. Raises Missed when the kernel does not confirm it."""
+        """Bring the clients into the state. Raises ToolError when the kernel does not confirm it."""
         self.clients = [self._wire.client() for _ in range(connections)]
         silent = [self._wire.client()] if self.cell.way is Way.BPF_DRAIN and self.cell.state.half_open else []
         everyone = self.clients + silent
@@ -95,7 +102,7 @@ class Trial:
         wanted = (0, len(everyone)) if self.cell.state.half_open else (connections, 0)
         if not self.wait(lambda: self._queues() == wanted):
             queued, half_open = self._queues()
-            raise Missed(f"{queued} in the accept queue and {half_open} half-open, not {wanted[0]} and {wanted[1]}")
+            raise ToolError(f"{queued} in the accept queue and {half_open} half-open, not {wanted[0]} and {wanted[1]}")
 
     def _queues(self) -> tuple[int, int]:
         """Connections in A's accept queue by sock_diag, and half-open ones by the iterator."""
@@ -133,12 +140,11 @@ class Trial:
     def finish(self) -> None:
         """Let the clients send what they held back.
 
-        Raises Missed when the SYN+ACK timer was quicker than the final ACK, which is another case, or
-        when it did nothing.
+        Raises Missed when the SYN+ACK timer was quicker than the final ACK, ToolError when it did nothing.
         """
         if self.cell.state is ConnectionState.NEW_SYN_RECV_TIMER:
             if not self.wait(self._timer_fired, interval_s=0.1):
-                raise Missed("the SYN+ACK timer neither resent anything nor dropped the requests")
+                raise ToolError("the SYN+ACK timer neither resent anything nor dropped the requests")
         elif self.cell.state is ConnectionState.NEW_SYN_RECV_ACK:
             self._wire.pump()
             if self._resent() != [False] * len(self.clients):
@@ -155,8 +161,8 @@ class Trial:
 
     def wait_drained(self) -> None:
         """Wait until A has no half-open connection. Raises ToolError."""
-        if not self.wait(lambda: self._half_open() == 0, _DRAIN_DEADLINE_S, interval_s=0.1):
-            raise ToolError(f"{self._half_open()} half-open connections are left after {_DRAIN_DEADLINE_S:.0f} s")
+        if not self.wait(lambda: self._half_open() == 0, self.drain_deadline_s, interval_s=0.1):
+            raise ToolError(f"{self._half_open()} half-open connections are left after {self.drain_deadline_s:.0f} s")
 
     def settle(self) -> bool | None:
         """Wait until every client has heard something. Returns whether the sleeper was woken.
@@ -166,7 +172,7 @@ class Trial:
         """
         assert self.new is not None
         asleep = False
-        if not self.wait(self._concluded, _WAKE_S) and self.new.asleep() and not self.new.woken.is_set():
+        if not self.wait(self._concluded, self.wake_s) and self.new.asleep() and not self.new.woken.is_set():
             asleep = self.new.accept_all() > 0
         self.wait(self._concluded)
         if asleep:
