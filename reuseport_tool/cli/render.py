@@ -6,11 +6,13 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -259,6 +261,83 @@ def _bench_select(model: models.BenchSelect, console: Console) -> None:
 
 def _ratio(ratio: models.Ratio) -> str:
     return f"{ratio.median:.3f} ±{(ratio.high - ratio.low) / 2:.3f}"
+
+
+@table.register
+def _check_hot_reload(model: models.CheckHotReload, console: Console) -> None:
+    console.print(_case_matrix(model.cases))
+    console.print(Text("survived/connections; woken: the server asleep in epoll_wait was woken", style="dim"))
+    for case in model.cases:
+        if not case.ok:
+            where = f"{case.strategy} {case.family} {case.state}: "
+            console.print(Text(where, style="red") + Text(case.detail), soft_wrap=True)
+    if model.redistribution.moves or not model.redistribution.ok:
+        _redistribution(model.redistribution, console)
+    console.print()
+    for note in model.notes:
+        console.print(Text(note, style="dim"))
+    wrong = sum(not case.ok for case in model.cases) + (not model.redistribution.ok)
+    verdict = Text(f"failed: {wrong} not as expected", style="bold red") if wrong else Text("ok", style="bold green")
+    console.print(verdict + Text(f", {len(model.cases)} cases on Linux {model.kernel} in {model.duration_s:.1f} s"))
+
+
+def _case_matrix(cases: tuple[models.Case, ...]) -> Table:
+    """A row for each way and family, a column for each state."""
+    states = list(dict.fromkeys(case.state for case in cases))
+    heads = [state.replace("new_syn_recv_", "new_syn_recv\n") for state in states]
+    made = _table("reload by", "", *heads, "longest", right=("longest",))
+    rows: dict[tuple[str, str], list[models.Case]] = {}
+    for case in cases:
+        rows.setdefault((case.strategy, case.family), []).append(case)
+    for (strategy, family), row in rows.items():
+        by_state = {case.state: case for case in row}
+        longest = max(case.duration_s for case in row)
+        _row(made, strategy, family, *(_case_cell(by_state.get(state)) for state in states), f"{longest:.2f} s")
+    return made
+
+
+def _case_cell(case: models.Case | None) -> Text:
+    if case is None:
+        return _cell(None)
+    woken = {True: " woken", False: " asleep", None: ""}[case.woken]
+    style = "bold red" if not case.ok else "green" if case.expected == "survive" else "dim"
+    return Text(f"{'' if case.ok else '!'}{case.survived}/{case.connections}{woken}", style=style)
+
+
+def _redistribution(model: models.Redistribution, console: Console) -> None:
+    console.print()
+    console.print("A request on each of A, B (old) and C, D (new); A, then B is closed:")
+    made = _table("", *(move.queued_on for move in model.moves[:4]))
+    made.show_header = False
+    for strategy in dict.fromkeys(move.strategy for move in model.moves):
+        paths = [
+            " → ".join(dict.fromkeys((move.queued_on, *move.via, move.answered_by)))
+            for move in model.moves
+            if move.strategy == strategy
+        ]
+        _row(made, strategy, *paths)
+    console.print(made)
+    if not model.ok:
+        console.print(Text("redistribution: ", style="red") + Text(model.detail), soft_wrap=True)
+
+
+@contextlib.contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A function that shows how many of how many are done, on stderr, if that is a terminal.
+
+    It writes through a descriptor of its own: while a program is compiled, fd 2 is captured.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with os.fdopen(os.dup(sys.stderr.fileno()), "w") as stream:
+        shown = Progress(
+            *columns, console=_console(stream), transient=True, redirect_stdout=False, redirect_stderr=False
+        )
+        with shown:
+            task = shown.add_task(label, total=None)
+            yield lambda done, total: shown.update(task, completed=done, total=total)
 
 
 @contextlib.contextmanager

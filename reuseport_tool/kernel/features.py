@@ -198,7 +198,7 @@ def _network_namespace() -> str:
 
 def _veth() -> str:
     with netns.throw_away():
-        links.add_veth("probe0", "probe1")
+        links.veth("probe0", "probe1")
         names = [name for _, name in socket.if_nameindex()]
         if "probe1" not in names:
             raise Unsupported("the pair was not made")

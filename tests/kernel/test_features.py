@@ -181,7 +181,7 @@ def _structure_is_missing(patch: pytest.MonkeyPatch) -> None:
 
 
 def _device_is_not_made(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(links, "add_veth", lambda *_: None)
+    patch.setattr(links, "veth", lambda *_: None)
 
 
 def _statistics_stay_off(patch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,54 @@
+"""check hot-reload"""
+
+from __future__ import annotations
+
+import click
+
+from reuseport_tool.cli import render
+from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.models import Way
+from reuseport_tool.operations import check_hot_reload
+
+
+@click.group("check", short_help="Prove on this kernel that it works, in namespaces of its own.")
+def command() -> None:
+    """Live proofs on the running kernel. They touch no group that is in use."""
+
+
+@command.command(
+    "hot-reload",
+    epilog=examples(
+        "reuseport-tool check hot-reload",
+        "reuseport-tool check hot-reload --strategy bpf-migrate --strategy sysctl",
+        "reuseport-tool --json check hot-reload --connections 16",
+    )
+    + "\n\nExits with 0 only if every case came out as the theory says.",
+)
+@click.option(
+    "--connections",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    help="Connections of each case.",
+)
+@click.option(
+    "--strategy",
+    "ways",
+    type=click.Choice([way.value for way in Way]),
+    multiple=True,
+    help="Only this way to reload; can be repeated.  [default: all]",
+)
+@pass_context
+def hot_reload(ctx: Context, connections: int, ways: tuple[str, ...]) -> int:
+    """Reload a server in six ways, and count what becomes of its waiting connections.
+
+    Each case brings connections into one state that a listener can hold them in, with crafted
+    packets, and then reloads: by plain close, accept-drain, fd-passing, bpf-drain, with
+    net.ipv4.tcp_migrate_req, and with this tool's program. Clients, kernel and program count alike,
+    and a server that sleeps in epoll_wait must be woken by what it inherits.
+    """
+    chosen = [Way(way) for way in ways] or list(Way)
+    with render.progress("cases") as progress:
+        report = check_hot_reload.check(ctx.bpffs, connections, chosen, progress)
+    render.show(report, ctx.json)
+    return 0 if report.ok else 1
