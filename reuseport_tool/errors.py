@@ -11,12 +11,16 @@ class ToolError(Exception):
         message: one sentence that says what failed.
         hint: what to do about it, or None.
         log: a longer text (a verifier log, a compiler's output) shown with --verbose, or None.
+        report: the model of what was done all the same, printed with --json, or None.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str | None = None, log: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, hint: str | None = None, log: str | None = None, report: object | None = None
+    ) -> None:
         super().__init__(message)
+        self.report = report
         self.message = message
         self.hint = hint
         self.log = log

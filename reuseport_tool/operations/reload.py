@@ -598,21 +598,19 @@ class _Run:
         for group in self.groups:
             self._register_late(group)
             _forget_if_empty(group.state, group.old_generation)
+        return self._report("reloaded", self._migrated())
+
+    def _report(self, result: str, migrated: Migrated) -> Reload:
         counted = mib.read().since(self.mib_before)
         return Reload(
             str(self.groups[0].endpoint) if len(self.groups) == 1 else str(self.endpoint),
-            "reloaded",
+            result,
             self.strategy,
             self._side(old=True),
             self._side(old=False),
             self.queued,
-            self._migrated(counted),
-            Lost(
-                counted.TCPMigrateReqFailure,
-                counted.ListenDrops,
-                counted.ListenOverflows,
-                counted.TCPAbortOnClose,
-            ),
+            migrated,
+            Lost(counted.TCPMigrateReqFailure, counted.ListenDrops, counted.ListenOverflows, counted.TCPAbortOnClose),
             tuple(self.steps),
             self.switch_us,
             round(time.perf_counter() - self.begun, 4),
@@ -652,8 +650,8 @@ class _Run:
         owners = {pid for group in found for pid in group.subset(cookies).owners()}
         return Side(first.new_generation or first.old_generation, tuple(sorted(owners)), cookies)
 
-    def _migrated(self, counted: mib.TcpCounters) -> Migrated:
-        total = counted.TCPMigrateReqSuccess
+    def _migrated(self) -> Migrated:
+        total = mib.read().since(self.mib_before).TCPMigrateReqSuccess
         if not self.counters_before:
             return Migrated(None, None, None, total)
         deltas = [
@@ -674,29 +672,35 @@ class _Run:
         self.progress.begin("roll back")
         start = time.perf_counter()
         gone = self.plan.run is not None and not all(map(self._held_by_others, self.groups))
-        for group in self.groups:
-            if group.switched and group.state is not None and group.old_generation is not None and not gone:
-                group.state.switch(group.old_generation)
-        left = "" if gone else self._undo()
+        left, migrated = ("", self._migrated()) if gone else self._undo()
         self._restore_sysctl()
-        self.progress.end(Step("roll back", round(time.perf_counter() - start, 4), "failed" if left else "done", left))
-        what = "interrupted" if isinstance(error, KeyboardInterrupt) else error.message
-        hint, log = (error.hint, error.log) if isinstance(error, ToolError) else (None, None)
-        if gone:
-            raise ToolError(f"{what}; the old side has stopped already, so there is no way back", hint=hint, log=log)
-        text = f"{what}; rolled back, the old side is working as before" + (f"; {left}" if left else "")
-        if isinstance(error, KeyboardInterrupt):
-            raise Interrupted(text) from error
-        if self.started is None and not any(group.new for group in self.groups):
-            raise error  # nothing had begun: the plain error says more
-        raise RolledBack(text, hint=hint, log=log) from error
+        step = Step("roll back", round(time.perf_counter() - start, 4), "failed" if left else "done", left)
+        self.steps.append(step)
+        self.progress.end(step)
+        raise self._undone(error, gone, left, migrated) from error
 
-    def _undo(self) -> str:
-        """Stop the new side and forget its generation. Returns what could not be undone."""
+    def _undo(self) -> tuple[str, Migrated]:
+        """Switch back, stop the new side, forget its generation. Returns what could not be undone."""
+        for group in self.groups:
+            if group.switched and group.state is not None and group.old_generation is not None:
+                group.state.switch(group.old_generation)
         left = self._end_new_side()
+        migrated = self._migrated()
         for group in self.groups:
             self._forget_generation(group)
-        return left
+        return left, migrated
+
+    def _undone(self, error: ToolError | KeyboardInterrupt, gone: bool, left: str, migrated: Migrated) -> ToolError:
+        """What to tell: the plain error if nothing had begun, or how the roll-back ended."""
+        if isinstance(error, ToolError) and self.started is None and not any(group.new for group in self.groups):
+            return error
+        what = error.message if isinstance(error, ToolError) else "interrupted"
+        hint, log = (error.hint, error.log) if isinstance(error, ToolError) else (None, None)
+        if gone:
+            return ToolError(f"{what}; the old side has stopped already, so there is no way back", hint=hint, log=log)
+        text = f"{what}; rolled back, the old side is working as before" + (f"; {left}" if left else "")
+        kind = RolledBack if isinstance(error, ToolError) else Interrupted
+        return kind(text, hint=hint, log=log, report=self._report("rolled-back", migrated))
 
     def _end_new_side(self) -> str:
         """Stop what was to become the new side; what it already holds moves back. Returns what is left."""

@@ -216,6 +216,18 @@ def test_a_failed_health_command_rolls_back(tool: Tool, server: Start, clients: 
     assert ask() == "old"
 
 
+def test_a_roll_back_is_reported(tool: Tool, server: Start, clients: Clients) -> None:
+    server("old", "--deaf")
+    clients.connect(3)
+    done = tool.run("reload", PORT, "--no-probe", "--health-command", "false", "--", *server_command("new"))
+    assert done.code == 8
+    report = done.json
+    assert report["result"] == "rolled-back"
+    assert [step["name"] for step in report["steps"]][-1] == "roll back"
+    assert report["migrated"]["total"] == 0
+    assert clients.sockets
+
+
 def test_what_the_new_side_had_queued_goes_back(tool: Tool, server: Start, clients: Clients) -> None:
     """The new side is deaf: connections that reached it before the roll-back are answered by the old."""
     server("old")
