@@ -367,7 +367,7 @@ class Reload:
 
 
 class Way(enum.StrEnum):
-    """The ways to reload that `check hot-reload` compares; see operations/check_hot_reload.py."""
+    """The ways to reload that `check hot-reload` compares; see operations/trial.py."""
 
     CLOSE = "close"
     ACCEPT_DRAIN = "accept-drain"

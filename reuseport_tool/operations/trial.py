@@ -184,12 +184,14 @@ class Trial:
 
 
 def _close(trial: Trial) -> None:
+    """B listens beside A, and A closes: what the kernel then does with A's connections is what is checked."""
     trial.start_new()
     trial.close_old()
     trial.finish()
 
 
 def _accept_drain(trial: Trial) -> None:
+    """A accepts until EAGAIN before it closes, and serves what it has accepted."""
     trial.start_new()
     trial.old.accept_all()
     trial.close_old()
@@ -197,6 +199,7 @@ def _accept_drain(trial: Trial) -> None:
 
 
 def _fd_passing(trial: Trial) -> None:
+    """No listener closes: A hands its own to B by SCM_RIGHTS, and closes its copy."""
     near, far = socket.socketpair(socket.AF_UNIX)
     with near, far:
         socket.send_fds(near, [b"l"], [trial.old.listener.fileno()])
@@ -207,6 +210,7 @@ def _fd_passing(trial: Trial) -> None:
 
 
 def _bpf_drain(trial: Trial) -> None:
+    """New connections go to B; A stays until it has no half-open ones, accepts until EAGAIN, and closes."""
     trial.start_new()
     trial.mark()
     trial.finish()
