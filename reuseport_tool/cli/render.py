@@ -411,10 +411,14 @@ def _lost(lost: models.Lost) -> Text:
 
 
 class ReloadProgress:
-    """The steps of a reload on stderr: a spinner on a terminal, a line a step elsewhere, notes only for JSON."""
+    """The steps of a reload on stderr: a spinner on a terminal, a line a step elsewhere, notes only for JSON.
+
+    It writes through a descriptor of its own: while a program is compiled, fd 2 is captured.
+    """
 
     def __init__(self, quiet: bool) -> None:
-        self._console = _console(sys.stderr)
+        self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1)
+        self._console = _console(self._stream)
         self._quiet = quiet
         self._spinner = self._console.status("", spinner="dots")
 
@@ -425,6 +429,7 @@ class ReloadProgress:
 
     def __exit__(self, *_: object) -> None:
         self._spinner.stop()
+        self._stream.close()
 
     def begin(self, name: str) -> None:
         self._spinner.update(name)
