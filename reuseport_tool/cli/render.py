@@ -26,6 +26,15 @@ def _console(stream: TextIO) -> Console:
     return Console(file=stream, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
 
 
+def _say(console: Console, text: str | Text, style: str = "") -> None:
+    """A line of text: wrapped between words on a terminal, left whole for a pipe or a file."""
+    console.print(text, style=style, soft_wrap=not console.is_terminal)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def show(model: Any, as_json: bool) -> None:
     """Print a result on stdout."""
     if as_json:
@@ -46,13 +55,13 @@ def show_error(report: models.ErrorReport, as_json: bool) -> None:
     console = _console(sys.stderr)
     if report.log:
         console.print(Text(report.log.rstrip()), style="dim")
-    console.print(Text("error: ", style="bold red") + Text(report.message), soft_wrap=True)
+    _say(console, Text("error: ", style="bold red") + Text(report.message))
     if report.hint:
-        console.print(Text("hint:  ", style="bold") + Text(report.hint), soft_wrap=True)
+        _say(console, Text("hint:  ", style="bold") + Text(report.hint))
 
 
 def warn(message: str) -> None:
-    _console(sys.stderr).print(Text("warning: ", style="bold yellow") + Text(message), soft_wrap=True)
+    _say(_console(sys.stderr), Text("warning: ", style="bold yellow") + Text(message))
 
 
 @functools.singledispatch
@@ -86,11 +95,11 @@ def _status(model: models.Status, console: Console) -> None:
 
 
 def _group(group: models.Group, console: Console) -> None:
-    console.print(Text(group.endpoint, style="bold") + Text(f"  {group.netns}") + _program(group), soft_wrap=True)
+    _say(console, Text(group.endpoint, style="bold") + Text(f"  {group.netns}") + _program(group))
     if group.stale:
-        console.print(
+        _say(
+            console,
             Text("  stale: pins are left, but the program does not run; 'attach' or 'detach' mends it", style="yellow"),
-            soft_wrap=True,
         )
     numbers = ("cookie", "pid", "uid", "gen", "slot", "queue", "backlog", "half-open")
     made = _table(
@@ -114,7 +123,7 @@ def _group(group: models.Group, console: Console) -> None:
     if group.listeners:
         console.print(made)
     if group.counters:
-        console.print(Text(_counters(group.counters), style="dim"), soft_wrap=True)
+        _say(console, Text(_counters(group.counters), style="dim"))
 
 
 def _program(group: models.Group) -> Text:
@@ -123,7 +132,7 @@ def _program(group: models.Group) -> Text:
     if group.program.policy is None:
         return Text(f"  foreign program {group.program.name} (id {group.program.id})", style="yellow")
     return Text(
-        f"  {group.program.policy} (program {group.program.id}), working generation {group.working_generation or '-'}"
+        f"  {group.program.policy} (id {group.program.id}), working generation {group.working_generation or '-'}"
     )
 
 
@@ -143,18 +152,15 @@ def _attached(model: models.AttachReport, console: Console) -> None:
             "replaced": f"replaced the program by {entry.program.policy}",
             "unchanged": f"already attached: {entry.program.policy}",
         }[entry.result]
-        console.print(
-            f"{entry.endpoint}  {done} (program {entry.program.id}), {len(entry.registered)} listeners registered, "
-            f"working generation {entry.generation}",
-            soft_wrap=True,
-        )
+        registered = f"{_counted(len(entry.registered), 'listener')} registered, working generation {entry.generation}"
+        _say(console, f"{entry.endpoint}  {done} (id {entry.program.id}), {registered}")
 
 
 @table.register
 def _detached(model: models.DetachReport, console: Console) -> None:
     for entry in model.detached:
         text = "program and pins removed" if entry.result == "detached" else "pins removed; no program was running"
-        console.print(f"{entry.endpoint}  {text}", soft_wrap=True)
+        _say(console, f"{entry.endpoint}  {text}")
 
 
 @table.register
@@ -193,7 +199,7 @@ def _map_changes(model: models.MapChanges, console: Console) -> None:
             "removed": f"slot {entry.slot} of generation {entry.generation} is empty, it had cookie {entry.cookie}",
             "switched": f"generation {entry.generation} is the working one",
         }[entry.change]
-        console.print(f"{entry.endpoint}  {text}", soft_wrap=True)
+        _say(console, f"{entry.endpoint}  {text}")
 
 
 @table.register
@@ -220,7 +226,7 @@ def _doctor(model: models.Doctor, console: Console) -> None:
         _row(made, _mark(capability.held), capability.name, capability.used_for)
     console.print(made)
     console.print()
-    console.print(_doctor_verdict(model), soft_wrap=True)
+    _say(console, _doctor_verdict(model))
 
 
 def _doctor_verdict(model: models.Doctor) -> Text:
@@ -270,7 +276,7 @@ def _check_hot_reload(model: models.CheckHotReload, console: Console) -> None:
     for case in model.cases:
         if not case.ok:
             where = f"{case.strategy} {case.family} {case.state}: "
-            console.print(Text(where, style="red") + Text(case.detail), soft_wrap=True)
+            _say(console, Text(where, style="red") + Text(case.detail))
     if model.redistribution.moves or not model.redistribution.ok:
         _redistribution(model.redistribution, console)
     console.print()
@@ -318,7 +324,7 @@ def _redistribution(model: models.Redistribution, console: Console) -> None:
         _row(made, strategy, *paths)
     console.print(made)
     if not model.ok:
-        console.print(Text("redistribution: ", style="red") + Text(model.detail), soft_wrap=True)
+        _say(console, Text("redistribution: ", style="red") + Text(model.detail))
 
 
 @contextlib.contextmanager
@@ -383,7 +389,7 @@ def _reload(model: models.Reload, console: Console) -> None:
 def _side(side: models.Side) -> str:
     pids = f"process {', '.join(map(str, side.pids))}" if side.pids else "no process"
     generation = f"generation {side.generation}, " if side.generation is not None else ""
-    return f"{generation}{pids}, {len(side.listeners)} listeners"
+    return f"{generation}{pids}, {_counted(len(side.listeners), 'listener')}"
 
 
 def _queues(queues: models.Queues) -> str:
@@ -438,10 +444,11 @@ class ReloadProgress:
         if self._quiet or step.outcome == "skipped":
             return
         mark = Text("✓ ", style="green") if step.outcome == "done" else Text("✗ ", style="red")
-        self._console.print(mark + Text(f"{step.name:<9} {step.duration_s:7.3f} s"), soft_wrap=True)
+        _say(self._console, mark + Text(f"{step.name:<9} {step.duration_s:7.3f} s"))
 
     def note(self, message: str) -> None:
-        self._console.print(Text(message), soft_wrap=True)
+        self._spinner.stop()  # from here the new server may write to the same terminal
+        _say(self._console, Text(message))
 
     def warn(self, message: str) -> None:
-        self._console.print(Text("warning: ", style="bold yellow") + Text(message), soft_wrap=True)
+        _say(self._console, Text("warning: ", style="bold yellow") + Text(message))

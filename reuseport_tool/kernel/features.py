@@ -104,15 +104,15 @@ def probe_all(bpffs_folder: Path | None = None) -> tuple[Feature, ...]:
     return tuple(probe.answer() for probe in (*_PROBES, pins))
 
 
-def migration_works() -> bool:
+def migration_works() -> bool | None:
     """Whether a connection queued on a closing listener really moves (Linux 5.14).
 
-    Tried once in a process, by net.ipv4.tcp_migrate_req in a throw-away namespace; False also where
-    that is not permitted. Programs use the same migration (net/core/sock_reuseport.c,
+    Tried once in a process, by net.ipv4.tcp_migrate_req in a throw-away namespace; None where that
+    is not permitted. Programs use the same migration (net/core/sock_reuseport.c,
     reuseport_migrate_sock()).
     """
     moved = _moved()
-    return moved is not None and moved.accepted
+    return None if moved is None else moved.accepted
 
 
 def migration_wakes() -> bool | None:

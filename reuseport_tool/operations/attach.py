@@ -186,10 +186,10 @@ def _register(opened: State, fds: dict[int, int]) -> list[int]:
     """Put the listeners that are in no generation yet into the working one."""
     known = {cookie for number in opened.generations() for _, cookie in opened.slots(number)}
     new = {cookie: fd for cookie, fd in fds.items() if cookie not in known}
-    if not new and opened.working in opened.generations():
+    if not new:
         return []
     if opened.working not in opened.generations() or not opened.slots(opened.working):
-        number = opened.working + 1
+        number = opened.next_generation()
         opened.create_generation(number)
         registered = _fill(opened, number, new)
         opened.switch(number)

@@ -171,6 +171,9 @@ def choose_strategy(plan: Plan, warn: Callable[[str], None]) -> Strategy:
         Unsupported: the strategy that was asked for does not work on this kernel.
     """
     works = features.migration_works()
+    if works is None:
+        warn("it could not be tried whether this kernel migrates and wakes: that takes CAP_SYS_ADMIN")
+        works = attach.can_migrate()
     if plan.strategy in (Strategy.MIGRATE, Strategy.SYSCTL) and not works:
         raise Unsupported(
             f"the kernel cannot migrate connections, which --strategy {plan.strategy} needs",
@@ -476,7 +479,7 @@ class _Run:
         members = discover.with_holders(discover.sockets_of(group.endpoint))[0].subset(group.new).members
         if not members:
             raise ToolError(f"the new listeners on {group.endpoint} are gone")
-        number = max([*opened.generations(), opened.working]) + 1
+        number = opened.next_generation()
         opened.create_generation(number)
         group.new_generation = number
         with discover.descriptors(members) as fds:

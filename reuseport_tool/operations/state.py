@@ -158,6 +158,10 @@ class State:
         names = (entry.name for entry in (self.folder / "state").iterdir())
         return sorted(int(name.removeprefix("generation_")) for name in names if re.fullmatch(r"generation_\d+", name))
 
+    def next_generation(self) -> int:
+        """The number for a new generation: above all that there are."""
+        return max([*self.generations(), self.working]) + 1
+
     def members(self, generation: int) -> int:
         """How many slots of a generation the program looks at."""
         return self._maps["members"].lookup_u32(generation % GENERATIONS)

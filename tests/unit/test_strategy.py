@@ -1,0 +1,50 @@
+"""Which strategy a reload takes on which kernel."""
+
+from __future__ import annotations
+
+import pytest
+
+from reuseport_tool.errors import Unsupported
+from reuseport_tool.models import Strategy
+from reuseport_tool.operations import attach, reload
+
+MIGRATE, SYSCTL, DRAIN = Strategy.MIGRATE, Strategy.SYSCTL, Strategy.DRAIN
+
+
+@pytest.mark.parametrize(
+    ("works", "wakes", "asked", "taken", "warned"),
+    [
+        (True, True, None, MIGRATE, False),
+        (True, True, SYSCTL, SYSCTL, False),
+        (True, True, DRAIN, DRAIN, False),
+        (True, False, None, DRAIN, True),
+        (True, False, MIGRATE, MIGRATE, True),
+        (True, False, DRAIN, DRAIN, False),
+        (False, None, None, DRAIN, True),
+        (False, None, DRAIN, DRAIN, False),
+        (None, None, None, MIGRATE, True),
+    ],
+)
+def test_strategy(
+    monkeypatch: pytest.MonkeyPatch,
+    works: bool | None,
+    wakes: bool | None,
+    asked: Strategy | None,
+    taken: Strategy,
+    warned: bool,
+) -> None:
+    monkeypatch.setattr(reload.features, "migration_works", lambda: works)
+    monkeypatch.setattr(reload.features, "migration_wakes", lambda: wakes)
+    monkeypatch.setattr(attach, "can_migrate", lambda: True)
+    warnings: list[str] = []
+    assert reload.choose_strategy(reload.Plan(strategy=asked), warnings.append) is taken
+    assert bool(warnings) is warned
+
+
+@pytest.mark.parametrize("asked", [MIGRATE, SYSCTL])
+def test_a_kernel_that_cannot_migrate(monkeypatch: pytest.MonkeyPatch, asked: Strategy) -> None:
+    monkeypatch.setattr(reload.features, "migration_works", lambda: False)
+    with pytest.raises(Unsupported) as caught:
+        reload.choose_strategy(reload.Plan(strategy=asked), print)
+    assert caught.value.exit_code == 4
+    assert "5.14" in (caught.value.hint or "")
