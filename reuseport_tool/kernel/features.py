@@ -82,9 +82,9 @@ class Probe:
         except (Unsupported, ProgramRejected) as error:
             available, detail = False, error.message
         except ToolError as error:
-            available, detail = None, error.message
+            available, detail = _absent(error.__cause__), error.message
         except OSError as error:
-            available, detail = (False if error.errno in _ABSENT else None), error.args[-1]
+            available, detail = _absent(error), error.args[-1]
         return Feature(self.name, available, detail, self.minimum_kernel)
 
     def _refused(self, error: Exception) -> str:
@@ -92,6 +92,11 @@ class Probe:
         if missing:
             return f"not permitted: {', '.join(missing)} missing"
         return f"{error} (in spite of all capabilities: a user namespace, seccomp or lockdown?)"
+
+
+def _absent(error: BaseException | None) -> bool | None:
+    """False for the errors of an absent feature, None for those that tell nothing."""
+    return False if isinstance(error, OSError) and error.errno in _ABSENT else None
 
 
 def probe_all(bpffs_folder: Path | None = None) -> tuple[Feature, ...]:
