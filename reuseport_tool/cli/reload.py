@@ -11,6 +11,7 @@ from reuseport_tool.cli import render
 from reuseport_tool.cli.context import ENDPOINT, Context, examples, pass_context
 from reuseport_tool.models import Endpoint, Policy, Strategy
 from reuseport_tool.operations import reload
+from reuseport_tool.operations.reload_plan import Plan, Progress
 
 
 class SignalType(click.ParamType[signal.Signals]):
@@ -87,9 +88,10 @@ def command(
     it has proved that it accepts, the old one is stopped. What waited in the old one's accept queues,
     and what was in the middle of the handshake, moves to the new one.
 
-    Until the old side is stopped every failure, and Ctrl-C, ends as it began: the old server works on.
+    Until the old side is stopped every failure, and Ctrl-C, ends as it began: the old server works on,
+    and the new one is stopped, also one that was given by --new-pid.
     """
-    plan = reload.Plan(
+    plan = Plan(
         command=new_command or None,
         strategy=Strategy(strategy) if strategy else None,
         policy=Policy(policy) if policy else None,
@@ -97,6 +99,6 @@ def command(
         **options,  # type: ignore[arg-type]  # click's names and types are the plan's
     )
     with render.ReloadProgress(ctx.json) as show:
-        report = reload.reload(endpoint, plan, ctx.bpffs, reload.Progress(show.begin, show.end, show.note, show.warn))
+        report = reload.reload(endpoint, plan, ctx.bpffs, Progress(show.begin, show.end, show.note, show.warn))
     render.show(report, ctx.json)
     return 1 if report.lost.migrate_failures else 0

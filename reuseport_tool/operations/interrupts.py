@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during a transaction: at once where it can be undone, later where it cannot."""
+"""Ctrl-C, SIGTERM and SIGHUP during a transaction: at once where it can be undone, later where it cannot."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class Interrupts:
-    """Turns SIGINT and SIGTERM into KeyboardInterrupt, except inside shielded().
+    """Turns SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, except inside shielded().
 
     A context manager for the main thread; the handlers from before come back at the end.
     """
@@ -19,7 +21,7 @@ class Interrupts:
         self._pending = False
 
     def __enter__(self) -> Interrupts:
-        self._before = {number: signal.signal(number, self._arrived) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.signal(number, self._arrived) for number in _NUMBERS}
         return self
 
     def __exit__(self, *_: object) -> None:

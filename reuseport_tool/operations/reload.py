@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,82 +17,31 @@ from reuseport_tool.errors import (
     RolledBack,
     ToolError,
     Unsupported,
-    UsageError,
 )
-from reuseport_tool.kernel import bpffs, features, iterator, mib, processes, sockets, sysctl
+from reuseport_tool.kernel import bpffs, iterator, mib, processes, sockets, sysctl
 from reuseport_tool.models import (
     Counters,
     Endpoint,
     Lost,
     Migrated,
-    Policy,
-    Protocol,
     Queues,
     Reload,
     Side,
     Step,
     Strategy,
 )
-from reuseport_tool.operations import attach, discover, preflight, sides, state
+from reuseport_tool.operations import attach, discover, preflight, reload_plan, sides, state
 from reuseport_tool.operations.discover import Found
+from reuseport_tool.operations.health import AcceptGate, probe
 from reuseport_tool.operations.interrupts import Interrupts
+from reuseport_tool.operations.reload_plan import Plan, Progress
 from reuseport_tool.operations.sides import Started
 from reuseport_tool.operations.state import State
 from reuseport_tool.operations.waiting import wait_until, wait_until_stable
 
 _SETTLE_S = 0.3  # no further listener for so long: the new side has all it opens
 _INHERIT_S = 2.0  # a --run command is over for so long and nothing changed: the server kept its listeners
-_WATCH_S = 0.2  # how long the health gate looks at a listener that has nothing to accept
 _HALF_OPEN_S = 5.0  # how long the proof waits for half-open connections of the closed listeners
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to reload. Exactly one of `command`, `new_pid` and `run` is given.
-
-    Attributes:
-        command: argv of the new server, which the tool starts.
-        new_pid: a process that listens, or will, started by somebody else.
-        run: a shell command that makes the server replace itself.
-        strategy: None chooses `migrate`, or `drain` where migration does not work or wakes nobody.
-        policy: None keeps the present one, or means `hash` for a group without a program.
-        old_pids: processes to stop; empty means the topmost owners of the present listeners.
-        stop_signal, stop_command: how to stop them; the command instead of the signal.
-        listeners: how many new ones to wait for in each group; None waits until no more come.
-        output: file for the output of the started command; None is our stderr.
-        health_command: must succeed; run by the shell after the switch.
-        probe: whether to open one connection of our own, so that there is one to accept.
-        force: go on although socket options differ.
-    """
-
-    command: tuple[str, ...] | None = None
-    new_pid: int | None = None
-    run: str | None = None
-    strategy: Strategy | None = None
-    policy: Policy | None = None
-    old_pids: tuple[int, ...] = ()
-    stop_signal: signal.Signals = signal.SIGTERM
-    stop_command: str | None = None
-    listeners: int | None = None
-    output: Path | None = None
-    health_command: str | None = None
-    probe: bool = True
-    force: bool = False
-    start_timeout_s: float = 30.0
-    health_timeout_s: float = 10.0
-    drain_timeout_s: float = 60.0
-    stop_timeout_s: float = 30.0
-    lock_timeout_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a reload tells while it runs: a step begins, a step ended, something to know, a warning."""
-
-    begin: Callable[[str], None]
-    end: Callable[[Step], None]
-    note: Callable[[str], None]
-    warn: Callable[[str], None]
 
 
 @dataclass
@@ -129,8 +76,8 @@ def reload(endpoint: Endpoint, plan: Plan, root: Path | None, progress: Progress
         Interrupted: the same, after an interrupt.
         ToolError: it failed after the old side was stopped, which cannot be undone.
     """
-    _check_plan(endpoint, plan)
-    strategy = choose_strategy(plan, progress.warn)
+    reload_plan.check(endpoint, plan)
+    strategy = reload_plan.choose_strategy(plan, progress.warn)
     found = discover.groups(endpoint)
     folder = bpffs.find_or_mount(root)
     with ExitStack() as stack:
@@ -146,49 +93,6 @@ def reload(endpoint: Endpoint, plan: Plan, root: Path | None, progress: Progress
         run = _Run(endpoint, plan, strategy, groups, progress, interrupts)
         stack.callback(run.close)
         return run.execute()
-
-
-def _check_plan(endpoint: Endpoint, plan: Plan) -> None:
-    forms = [plan.command is not None, plan.new_pid is not None, plan.run is not None]
-    if sum(forms) != 1:
-        raise UsageError(
-            "say how the new side comes to be, in exactly one way",
-            hint="-- COMMAND…, or --new-pid PID, or --run 'COMMAND'",
-        )
-    if endpoint.protocol is not Protocol.TCP:
-        raise UsageError("only TCP listeners can be reloaded", hint="the kernel does not migrate UDP datagrams")
-    if plan.run and plan.stop_command:
-        raise UsageError("--run stops the old side by itself", hint="leave --stop-command out")
-    for pid in (*plan.old_pids, *([plan.new_pid] if plan.new_pid else [])):
-        if processes.command(pid) is None:
-            raise NotFound(f"no process {pid}")
-
-
-def choose_strategy(plan: Plan, warn: Callable[[str], None]) -> Strategy:
-    """The strategy to use here, found out by doing.
-
-    Raises:
-        Unsupported: the strategy that was asked for does not work on this kernel.
-    """
-    works = features.migration_works()
-    if works is None:
-        warn("it could not be tried whether this kernel migrates and wakes: that takes CAP_SYS_ADMIN")
-        works = attach.can_migrate()
-    if plan.strategy in (Strategy.MIGRATE, Strategy.SYSCTL) and not works:
-        raise Unsupported(
-            f"the kernel cannot migrate connections, which --strategy {plan.strategy} needs",
-            hint="it came with Linux 5.14; --strategy drain works without it",
-        )
-    wakes = features.migration_wakes() if works else None
-    if plan.strategy is not None:
-        if plan.strategy is not Strategy.DRAIN and wakes is False:
-            warn("this kernel does not wake a server for a migrated connection (CVE-2026-46015); drain is safe here")
-        return plan.strategy
-    if works and wakes is not False:
-        return Strategy.MIGRATE
-    reason = "does not wake a server for a migrated connection (CVE-2026-46015)" if works else "cannot migrate"
-    warn(f"this kernel {reason}: draining the old listeners before they are stopped")
-    return Strategy.DRAIN
 
 
 def _old_members(group: Found, plan: Plan) -> Found:
@@ -491,8 +395,8 @@ class _Run:
     def _health(self) -> None:
         if self.plan.probe:
             for group in self.groups:
-                _probe(group.endpoint)
-        gate = _AcceptGate({cookie for group in self.groups for cookie in group.new})
+                probe(group.endpoint)
+        gate = AcceptGate({cookie for group in self.groups for cookie in group.new})
         if not wait_until(lambda: gate.passed(self._queues()), self.plan.health_timeout_s):
             raise ToolError(
                 f"the new server does not accept: {gate.waiting()} after {self.plan.health_timeout_s:g} s",
@@ -516,23 +420,25 @@ class _Run:
             return
         if self.listeners is None:
             raise Unsupported("half-open connections cannot be seen here", hint="draining needs BTF and Linux 5.9")
-        if not wait_until(lambda: self._waiting() == Queues(0, 0), self.plan.drain_timeout_s):
-            left = self._waiting()
+        if not wait_until(lambda: self._waiting(self._old_cookies()) == Queues(0, 0), self.plan.drain_timeout_s):
+            left = self._waiting(self._old_cookies())
             raise ToolError(
                 f"the old listeners still hold {left.accept_queue} queued and {left.half_open} half-open connections "
                 f"after {self.plan.drain_timeout_s:g} s",
                 hint="--drain-timeout gives them longer; SYN+ACK retries take 63 s by default",
             )
 
-    def _waiting(self) -> Queues:
-        """What the old listeners hold now."""
-        old = {cookie for group in self.groups for cookie in group.old.cookies}
+    def _waiting(self, cookies: set[int]) -> Queues:
+        """What listeners hold now."""
         queues = self._queues()
         half_open = None
         if self.listeners is not None:
             infos = self.listeners.read().listeners
-            half_open = sum(infos[cookie].half_open for cookie in old & infos.keys())
-        return Queues(sum(queues.get(cookie, 0) for cookie in old), half_open)
+            half_open = sum(infos[cookie].half_open for cookie in cookies & infos.keys())
+        return Queues(sum(queues.get(cookie, 0) for cookie in cookies), half_open)
+
+    def _old_cookies(self) -> set[int]:
+        return {cookie for group in self.groups for cookie in group.old.cookies}
 
     # stop: as the old listeners close, the kernel moves what they hold
 
@@ -540,7 +446,7 @@ class _Run:
         if self.plan.run is not None:
             self._release_copies()
         else:
-            self.queued = self._waiting()
+            self.queued = self._waiting(self._old_cookies())
             if self.plan.stop_command:
                 sides.run(self.plan.stop_command, self.plan.stop_timeout_s, "the stop command")
             else:
@@ -556,19 +462,19 @@ class _Run:
 
     def _still_listening(self) -> set[int]:
         present = self._queues()
-        return {cookie for group in self.groups for cookie in group.old_cookies if cookie in present}
+        return self._old_cookies() & present.keys()
 
     def _half_open_behind(self) -> int:
         """Request sockets that still point at a closed old listener."""
         assert self.listeners is not None
         requests = self.listeners.read().requests
-        gone = {cookie for group in self.groups for cookie in group.old_cookies} - self._still_listening()
+        gone = self._old_cookies() - self._still_listening()
         return sum(requests.get(cookie, 0) for cookie in gone)
 
     def _release_copies(self) -> None:
         """Close our copies once the server has closed its own, and keep what it did not close."""
         wait_until(self._settled, self.plan.stop_timeout_s)
-        self.queued = self._waiting()
+        self.queued = self._waiting(self._old_cookies())
         for group in self.groups:
             survivors = self._held_by_others(group)
             if survivors:
@@ -716,6 +622,8 @@ class _Run:
         if self.started is not None and self.started.exit_code() is None:
             owners.add(self.started.pid)
         owners -= set(self.old_pids)
+        if self.strategy is Strategy.DRAIN:
+            wait_until(lambda: self._waiting(new).accept_queue == 0, self.plan.health_timeout_s)
         sides.end(sorted(owners))
         if not wait_until(lambda: not (self._queues().keys() & new), self.plan.stop_timeout_s):
             return f"the new side (process {', '.join(map(str, sorted(owners)))}) still listens"
@@ -740,41 +648,3 @@ def _forget_if_empty(opened: State | None, generation: int | None) -> None:
         return
     if generation in opened.generations() and not opened.slots(generation):
         opened.remove_generation(generation)
-
-
-class _AcceptGate:
-    """Passed when every listener was seen to accept: its queue became shorter, or is empty after a while."""
-
-    def __init__(self, cookies: set[int]) -> None:
-        self._left = set(cookies)
-        self._queues: dict[int, int] = {}
-        self._begun = time.monotonic()
-
-    def passed(self, queues: dict[int, int]) -> bool:
-        gone = self._left - queues.keys()
-        if gone:
-            raise ToolError(f"{len(gone)} of the new listeners closed again")
-        watched = time.monotonic() - self._begun >= _WATCH_S
-        for cookie in list(self._left):
-            shorter = queues[cookie] < self._queues.get(cookie, 0)
-            if shorter or (watched and not queues[cookie]):
-                self._left.discard(cookie)
-            self._queues[cookie] = queues[cookie]
-        return not self._left
-
-    def waiting(self) -> str:
-        waiting = sum(self._queues.get(cookie, 0) for cookie in self._left)
-        return f"{waiting} connections wait in {len(self._left)} accept queues"
-
-
-def _probe(group: Endpoint) -> None:
-    """Leave a connection to be accepted, closed at once: a server that waits for its request sees the end.
-
-    Where it cannot be made (no loopback, a firewall) there is none.
-    """
-    family = socket.AF_INET6 if group.is_ipv6 else socket.AF_INET
-    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(group.address or "", group.address or "")
-    with socket.socket(family, socket.SOCK_STREAM) as client:
-        client.settimeout(_SETTLE_S)
-        with contextlib.suppress(OSError):
-            client.connect((address, group.port))

@@ -12,6 +12,7 @@ import pytest
 from reuseport_tool.errors import Interrupted
 from reuseport_tool.models import Step, parse_endpoint
 from reuseport_tool.operations import reload
+from reuseport_tool.operations.reload_plan import Plan, Progress
 from tests.kernel.conftest import PORT, Clients, ask, server_command, snapshot
 from tests.tool import Tool
 
@@ -300,8 +301,8 @@ def reload_interrupted_in(step: str, tool: Tool, number: signal.Signals) -> None
     def ignore(_: str | Step) -> None:
         pass
 
-    plan = reload.Plan(command=tuple(server_command("new")), probe=False)
-    reload.reload(parse_endpoint(str(PORT)), plan, tool.bpffs, reload.Progress(begin, ignore, ignore, ignore))
+    plan = Plan(command=tuple(server_command("new")), probe=False)
+    reload.reload(parse_endpoint(str(PORT)), plan, tool.bpffs, Progress(begin, ignore, ignore, ignore))
 
 
 def test_plans_that_make_no_sense(tool: Tool, server: Start) -> None:

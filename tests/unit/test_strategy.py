@@ -6,7 +6,8 @@ import pytest
 
 from reuseport_tool.errors import Unsupported
 from reuseport_tool.models import Strategy
-from reuseport_tool.operations import attach, reload
+from reuseport_tool.operations import attach, reload_plan
+from reuseport_tool.operations.reload_plan import Plan, choose_strategy
 
 MIGRATE, SYSCTL, DRAIN = Strategy.MIGRATE, Strategy.SYSCTL, Strategy.DRAIN
 
@@ -33,18 +34,18 @@ def test_strategy(
     taken: Strategy,
     warned: bool,
 ) -> None:
-    monkeypatch.setattr(reload.features, "migration_works", lambda: works)
-    monkeypatch.setattr(reload.features, "migration_wakes", lambda: wakes)
+    monkeypatch.setattr(reload_plan.features, "migration_works", lambda: works)
+    monkeypatch.setattr(reload_plan.features, "migration_wakes", lambda: wakes)
     monkeypatch.setattr(attach, "can_migrate", lambda: True)
     warnings: list[str] = []
-    assert reload.choose_strategy(reload.Plan(strategy=asked), warnings.append) is taken
+    assert choose_strategy(Plan(strategy=asked), warnings.append) is taken
     assert bool(warnings) is warned
 
 
 @pytest.mark.parametrize("asked", [MIGRATE, SYSCTL])
 def test_a_kernel_that_cannot_migrate(monkeypatch: pytest.MonkeyPatch, asked: Strategy) -> None:
-    monkeypatch.setattr(reload.features, "migration_works", lambda: False)
+    monkeypatch.setattr(reload_plan.features, "migration_works", lambda: False)
     with pytest.raises(Unsupported) as caught:
-        reload.choose_strategy(reload.Plan(strategy=asked), print)
+        choose_strategy(Plan(strategy=asked), print)
     assert caught.value.exit_code == 4
     assert "5.14" in (caught.value.hint or "")

@@ -1,0 +1,51 @@
+"""Whether the new generation accepts."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+
+from reuseport_tool.errors import ToolError
+from reuseport_tool.models import Endpoint
+
+_WATCH_S = 0.2  # how long to look at a listener that has nothing to accept
+_PROBE_TIMEOUT_S = 0.3
+
+
+class AcceptGate:
+    """Passed when every listener was seen to accept: its queue became shorter, or is empty after a while."""
+
+    def __init__(self, cookies: set[int]) -> None:
+        self._left = set(cookies)
+        self._queues: dict[int, int] = {}
+        self._begun = time.monotonic()
+
+    def passed(self, queues: dict[int, int]) -> bool:
+        gone = self._left - queues.keys()
+        if gone:
+            raise ToolError(f"{len(gone)} of the new listeners closed again")
+        watched = time.monotonic() - self._begun >= _WATCH_S
+        for cookie in list(self._left):
+            shorter = queues[cookie] < self._queues.get(cookie, 0)
+            if shorter or (watched and not queues[cookie]):
+                self._left.discard(cookie)
+            self._queues[cookie] = queues[cookie]
+        return not self._left
+
+    def waiting(self) -> str:
+        waiting = sum(self._queues.get(cookie, 0) for cookie in self._left)
+        return f"{waiting} connections wait in {len(self._left)} accept queues"
+
+
+def probe(group: Endpoint) -> None:
+    """Leave a connection to be accepted, closed at once: a server that waits for its request sees the end.
+
+    Where it cannot be made (no loopback, a firewall) there is none.
+    """
+    family = socket.AF_INET6 if group.is_ipv6 else socket.AF_INET
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(group.address or "", group.address or "")
+    with socket.socket(family, socket.SOCK_STREAM) as client:
+        client.settimeout(_PROBE_TIMEOUT_S)
+        with contextlib.suppress(OSError):
+            client.connect((address, group.port))
