@@ -183,7 +183,8 @@ class _Run:
                 with self._step("health"):
                     self._health()
             with self._step("prove"):
-                return self._prove()
+                self._tidy()
+            return self._report("reloaded", self._migrated())
 
     @contextlib.contextmanager
     def _step(self, name: str, skip: bool = False) -> Iterator[None]:
@@ -502,12 +503,11 @@ class _Run:
 
     # prove: the counters of the program and of the kernel
 
-    def _prove(self) -> Reload:
+    def _tidy(self) -> None:
         self._restore_sysctl()
         for group in self.groups:
             self._register_late(group)
             _forget_if_empty(group.state, group.old_generation)
-        return self._report("reloaded", self._migrated())
 
     def _report(self, result: str, migrated: Migrated) -> Reload:
         counted = mib.read().since(self.mib_before)

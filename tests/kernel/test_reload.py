@@ -134,7 +134,8 @@ def test_generations_follow_each_other(tool: Tool, server: Start, clients: Clien
     for number in range(1, 20):
         clients.connect(3)
         options = ("--listeners", number % 3 + 1, "--deaf")
-        report = tool.ok("reload", PORT, "--no-probe", "--", *server_command(str(number), *options))
+        listeners = ("--listeners", number % 3 + 1)
+        report = tool.ok("reload", PORT, "--no-probe", *listeners, "--", *server_command(str(number), *options))
         assert report["new"]["generation"] == number + 1
         assert report["migrated"]["total"] == number * 3
     report = tool.ok("reload", PORT, "--", *server_command("last"))

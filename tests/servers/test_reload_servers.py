@@ -62,7 +62,9 @@ def test_a_reload_loses_none(tool: Tool, server: Server) -> None:
 
 
 def lost_none(ledger: Ledger, reports: list[Any]) -> None:
-    print(ledger, [report["migrated"] for report in reports])
+    print(ledger)
+    for report in reports:
+        print(report["migrated"], [(step["name"], step["duration_s"]) for step in report["steps"]], report["warnings"])
     assert ledger.answered > len(reports) * QUEUED
     assert ledger.lost == 0
     for report in reports:
