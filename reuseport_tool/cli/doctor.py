@@ -6,7 +6,7 @@ import click
 
 from reuseport_tool.cli import render
 from reuseport_tool.cli.context import Context, examples, pass_context
-from reuseport_tool.errors import Unsupported
+from reuseport_tool.errors import MissingCapability, Unsupported
 from reuseport_tool.operations import doctor
 
 
@@ -21,8 +21,9 @@ def command(ctx: Context) -> int:
 
     Each one is done for real, and the version of the kernel is never asked. The answer is yes, no, or
     could not tell, which without root names the capability that is missing. Exits with 0 if the
-    strategy `migrate` works here, and with 4 if not.
+    strategy `migrate` works here, with 4 if not, and with 3 where that could not be tried.
     """
     report = doctor.doctor(ctx.bpffs)
     render.show(report, ctx.json)
-    return 0 if report.ok else Unsupported.exit_code
+    absent = any(feature.available is False for feature in report.features if feature.name in report.missing)
+    return 0 if report.ok else Unsupported.exit_code if absent else MissingCapability.exit_code

@@ -87,6 +87,9 @@ def run(arguments: list[str]) -> int:
     try:
         result = cli.main(args=arguments, prog_name="reuseport-tool", standalone_mode=False)
         return result if isinstance(result, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return UsageError.exit_code
     except click.UsageError as error:
         hint = f"see: {error.ctx.command_path} --help" if error.ctx else None
         return _failed(UsageError(error.format_message(), hint=hint), as_json, verbose)
