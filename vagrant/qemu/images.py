@@ -1,0 +1,85 @@
+"""A bootable kernel of a Debian package: fetched once, unpacked, cached by version."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from vagrant.qemu import build
+from vagrant.qemu.cache import built_aside, cache_dir, locked, need_space, remove_asides
+from vagrant.qemu.debian import Apt, Package, run, tools
+from vagrant.qemu.errors import VmError
+from vagrant.qemu.kernels import Kernel
+
+UNPACK_MB = 900
+# Drivers that no VM has are a good half of the package.
+LEFT_OUT = ("drivers/gpu", "drivers/media", "drivers/net/wireless", "drivers/infiniband", "drivers/staging", "sound")
+
+
+@dataclass(frozen=True)
+class Image:
+    """A kernel to boot: `vmlinuz`, and what it was made of for the reader."""
+
+    vmlinuz: Path
+    package: str
+    version: str
+
+
+def image(kernel: Kernel) -> Image:
+    """The bootable image of a row of the table, fetched or built when the cache has none.
+
+    Raises:
+        VmError: the package cannot be had, does not unpack, or the build fails.
+    """
+    apt = Apt(kernel.suite)
+    apt.refresh()
+    package = apt.resolve(kernel.package)
+    if kernel.source:
+        return Image(build.built(apt, package), package.name, package.version)
+    return Image(_unpacked(apt, package), package.name, package.version)
+
+
+def _unpacked(apt: Apt, package: Package) -> Path:
+    tools(("dpkg-deb", "dpkg"), ("depmod", "kmod"))
+    folder = cache_dir() / "kernels" / package.name
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / package.version
+    with locked(folder / "lock", package.name):
+        remove_asides(folder)
+        if not target.exists():
+            need_space(folder, UNPACK_MB, f"unpacking {package.name}")
+            with built_aside(target) as aside:
+                _unpack(apt, package, aside)
+    return _vmlinuz(target)
+
+
+def _unpack(apt: Apt, package: Package, into: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=into) as folder:
+        archive = apt.download(package, Path(folder))
+        unpack_archive(archive, into, tuple(f"--exclude=*/kernel/{path}" for path in LEFT_OUT))
+    version = _vmlinuz(into).name.removeprefix("vmlinuz-")
+    # depmod looks in lib/modules; packages of newer suites have usr/lib/modules only.
+    if not (into / "lib").exists():
+        (into / "lib").symlink_to("usr/lib")
+    run(["depmod", "-a", "-b", into, version])
+
+
+def unpack_archive(archive: Path, into: Path, tar_options: tuple[str, ...] = ()) -> None:
+    """The files of a Debian package, without those that the options of tar leave out."""
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE) as reader:
+        tar = subprocess.run(
+            ["tar", "-x", "-C", into, *tar_options],
+            stdin=reader.stdout, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    if reader.returncode or tar.returncode:
+        last = tar.stderr.strip().splitlines()[-1:] or ["the package is damaged"]
+        raise VmError(f"{archive.name} does not unpack: {last[0]}", log=tar.stderr)
+
+
+def _vmlinuz(folder: Path) -> Path:
+    found = sorted((folder / "boot").glob("vmlinuz-*"))
+    if not found:
+        raise VmError(f"no kernel in {folder}", hint="the package is not an image: correct kernels.toml")
+    return found[0]
