@@ -12,6 +12,7 @@ exit status is 1 when one is not as expected.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import select
@@ -55,6 +56,7 @@ def wakes() -> tuple[str, str]:
     return ("yes" if accepted and woken else "no"), detail
 
 
+@functools.cache
 def _scenario() -> tuple[int, bool, str]:
     """Connections that B accepted with their data, whether B's epoll_wait() returned, and a text."""
     with _listener() as old:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from vagrant.qemu.cache import built_aside, cache_dir, locked, need_space, remov
 from vagrant.qemu.debian import Apt, Package, run, tools
 from vagrant.qemu.errors import VmError
 from vagrant.qemu.kernels import Kernel
+from vagrant.qemu.packages import unpack
 
 UNPACK_MB = 900
 # Drivers that no VM has are a good half of the package.
@@ -37,7 +37,7 @@ def image(kernel: Kernel) -> Image:
     apt.refresh()
     package = apt.resolve(kernel.package)
     if kernel.source:
-        return Image(build.built(apt, package), package.name, package.version)
+        return Image(_vmlinuz(build.built(apt, package)), package.name, package.version)
     return Image(_unpacked(apt, package), package.name, package.version)
 
 
@@ -58,24 +58,12 @@ def _unpacked(apt: Apt, package: Package) -> Path:
 def _unpack(apt: Apt, package: Package, into: Path) -> None:
     with tempfile.TemporaryDirectory(dir=into) as folder:
         archive = apt.download(package, Path(folder))
-        unpack_archive(archive, into, tuple(f"--exclude=*/kernel/{path}" for path in LEFT_OUT))
+        unpack(archive, into, tuple(f"--exclude=*/kernel/{path}" for path in LEFT_OUT))
     version = _vmlinuz(into).name.removeprefix("vmlinuz-")
     # depmod looks in lib/modules; packages of newer suites have usr/lib/modules only.
     if not (into / "lib").exists():
         (into / "lib").symlink_to("usr/lib")
     run(["depmod", "-a", "-b", into, version])
-
-
-def unpack_archive(archive: Path, into: Path, tar_options: tuple[str, ...] = ()) -> None:
-    """The files of a Debian package, without those that the options of tar leave out."""
-    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE) as reader:
-        tar = subprocess.run(
-            ["tar", "-x", "-C", into, *tar_options],
-            stdin=reader.stdout, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    if reader.returncode or tar.returncode:
-        last = tar.stderr.strip().splitlines()[-1:] or ["the package is damaged"]
-        raise VmError(f"{archive.name} does not unpack: {last[0]}", log=tar.stderr)
 
 
 def _vmlinuz(folder: Path) -> Path:

@@ -28,7 +28,7 @@ POWER_OFF_DEADLINE_S = 60.0
 TERM_GRACE_S = 5.0
 MEMORY = "2G"
 # Folders of the host that the guest may write to; what it writes stays in the guest's memory.
-SCRATCH = ("/etc", "/var", "/tmp", "/root", "/home", "/opt", "/srv")
+SCRATCH = ("/etc", "/var", "/tmp", "/root", "/home", "/opt", "/srv", "/usr", "/lib")
 PANIC = re.compile(r"Kernel panic - not syncing: .*|BUG: .*|general protection fault.*")
 
 
