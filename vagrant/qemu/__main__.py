@@ -23,7 +23,8 @@ FAILED = 1
 def main(arguments: list[str]) -> int:
     """Run one verb, turn its errors into a message and an exit code."""
     options = _parser().parse_args(arguments)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # SIGINT, too: a shell's background job inherits it ignored, and a run must be stoppable there.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     try:
         return int(options.verb(options))
@@ -31,15 +32,14 @@ def main(arguments: list[str]) -> int:
         return _report(error)
     except OSError as error:
         return _report(from_os(error))
-    except KeyboardInterrupt:
-        say("interrupted; the VM and its files are gone")
-        return 130
     except Stopped as stopped:
-        say("stopped; the VM and its files are gone")
+        say(f"{stopped}; the VM and its files are gone")
         return stopped.exit_code
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)  # nothing may interrupt the clean-up
     raise Stopped(number)
 
 

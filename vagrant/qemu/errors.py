@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 
 
 class VmError(Exception):
@@ -34,7 +35,7 @@ class Stopped(BaseException):
     """A signal asked us to end. Not an Exception, like KeyboardInterrupt, so that nothing swallows it."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(number)
+        super().__init__(f"stopped by {signal.Signals(number).name}")
         self.exit_code = 128 + number
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import os
 import re
@@ -58,6 +59,7 @@ def run(image: Image, command: str, environment: Mapping[str, str], deadline_s: 
         VmError: the VM could not be started.
     """
     check_host()
+    _adopt_orphans()
     started = time.monotonic()
     with run_folder() as folder:
         _write_command(folder, command, environment)
@@ -85,6 +87,11 @@ def shell(image: Image, environment: Mapping[str, str]) -> int:
             finally:
                 process.terminate()
                 end_qemu(folder)
+
+
+def _adopt_orphans() -> None:
+    """prctl(PR_SET_CHILD_SUBREAPER): the children of our dead children become ours."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 
 
 class _Vm:
@@ -185,6 +192,10 @@ class _Vm:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(TERM_GRACE_S)
         end_qemu(self._folder)
+        # QEMU became our child when virtme-ng ended. It may not outlive us, not even as a zombie.
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(-self._process.pid, 0)
 
 
 @dataclasses.dataclass
