@@ -87,7 +87,7 @@ def pair(protocol: int = 0, *, fast_open: bytes = b"") -> Iterator[tuple[socket.
 @contextlib.contextmanager
 def wake_ups() -> Iterator[Callable[[], int]]:
     """Counts the calls of sock_def_readable() with a kprobe."""
-    (TRACING / "kprobe_events").write_text("p:rcvq_wake sock_def_readable\n")
+    kprobe_event("p:rcvq_wake sock_def_readable")
     enable = TRACING / "events/kprobes/rcvq_wake/enable"
     try:
         enable.write_text("1")
@@ -95,7 +95,13 @@ def wake_ups() -> Iterator[Callable[[], int]]:
         yield lambda: (TRACING / "trace").read_text().count("rcvq_wake:")
     finally:
         enable.write_text("0")
-        (TRACING / "kprobe_events").write_text("-:rcvq_wake\n")
+        kprobe_event("-:rcvq_wake")
+
+
+def kprobe_event(line: str) -> None:
+    """Appended, because opening the file anew would remove everyone's probes."""
+    with (TRACING / "kprobe_events").open("a") as file:
+        file.write(f"{line}\n")
 
 
 def edge_poll(sock: socket.socket) -> select.epoll:

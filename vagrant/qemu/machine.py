@@ -243,6 +243,8 @@ def _base(image: Image, folder: Path) -> list[str]:
         *(["--disable-kvm"] if fault else []),
         *("--cpus", str(min(2, os.cpu_count() or 1)), "--memory", MEMORY, "--rwdir", str(folder)),
         *(option for path in scratch for option in ("--overlay-rwdir", path)),
+        # A kernel without block devices does not guess this name of the 9p share.
+        *("--kopt", "root=/dev/root"),
         *(option for word in ("-pidfile", str(folder / "qemu.pid")) for option in ("--qemu-opt=" + word,)),
     ]
 
