@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import select
 import socket
 import struct
@@ -99,9 +100,12 @@ def wake_ups() -> Iterator[Callable[[], int]]:
 
 
 def kprobe_event(line: str) -> None:
-    """Appended, because opening the file anew would remove everyone's probes."""
-    with (TRACING / "kprobe_events").open("a") as file:
-        file.write(f"{line}\n")
+    """Without O_TRUNC, which would remove everyone's probes, and without the seek of Python's own "a"."""
+    fd = os.open(TRACING / "kprobe_events", os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(fd, f"{line}\n".encode())
+    finally:
+        os.close(fd)
 
 
 def edge_poll(sock: socket.socket) -> select.epoll:
