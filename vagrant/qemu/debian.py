@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vagrant.qemu.cache import cache_dir, locked, say
-from vagrant.qemu.errors import VmError
+from vagrant.qemu.errors import VmError, from_os
 
 UPDATE_AFTER_S = 24 * 3600
 KEYRINGS = ("debian-archive-keyring.pgp", "debian-archive-keyring.gpg")
@@ -42,9 +43,16 @@ def run(command: Sequence[str | Path], *, cwd: Path | None = None, env: dict[str
     except FileNotFoundError as error:
         raise VmError(f"{error.filename} is not installed") from error
     if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise VmError(f"{Path(command[0]).name} failed: {last[0]}", log=done.stderr)
+        raise failure(Path(command[0]).name, done.stderr)
     return done.stdout
+
+
+def failure(what: str, stderr: str) -> VmError:
+    """The error of a command of the host that failed, by what it said last."""
+    if os.strerror(errno.ENOSPC) in stderr:
+        return from_os(OSError(errno.ENOSPC, f"{what} could not write"))
+    last = stderr.strip().splitlines()[-1:] or ["no message"]
+    return VmError(f"{what} failed: {last[0]}", log=stderr)
 
 
 class Apt:

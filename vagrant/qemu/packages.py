@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from vagrant.qemu.errors import VmError
+from vagrant.qemu.debian import failure
 
 
 def unpack(archive: Path, into: Path, tar_options: tuple[str, ...] = ()) -> None:
@@ -16,5 +16,4 @@ def unpack(archive: Path, into: Path, tar_options: tuple[str, ...] = ()) -> None
             stdin=reader.stdout, capture_output=True, text=True, check=False,
         )  # fmt: skip
     if reader.returncode or tar.returncode:
-        last = tar.stderr.strip().splitlines()[-1:] or ["the package is damaged"]
-        raise VmError(f"{archive.name} does not unpack: {last[0]}", log=tar.stderr)
+        raise failure(f"unpacking {archive.name}", tar.stderr)
