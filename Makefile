@@ -98,3 +98,8 @@ vm-kernel: vm-build-setup ## Build the kernel with AutoLOWAT's hook (about ten m
 .PHONY: vm-matrix
 vm-matrix: vm-build-setup ## Test every kernel, write docs/kernels.md
 	@$(VM) matrix
+
+.PHONY: vagrant-test
+vagrant-test: setup ## Check the Vagrantfile with Debian's vagrant
+	$(call install_packages,vagrant)
+	$(VENV)/bin/pytest -q tests/vm/test_vagrantfile.py
