@@ -93,6 +93,12 @@ class Apt:
         assert version is not None
         return Package(name, version.group(1))
 
+    def parts(self, package: Package) -> list[Package]:
+        """The package, and those of the same version that newer kernels are split into."""
+        depends = re.search(r"^Depends: (.+)$", self._show(package.name), re.MULTILINE)
+        found = re.findall(r"\b(linux-(?:binary|modules)-\d\S*) \(= ([^)]+)\)", depends.group(1) if depends else "")
+        return [package, *(Package(name, version) for name, version in found)]
+
     def download(self, package: Package, into: Path) -> Path:
         """The package file, in the folder `into`."""
         say(f"fetching {package.name} {package.version}")

@@ -56,14 +56,17 @@ def _unpacked(apt: Apt, package: Package) -> Path:
 
 
 def _unpack(apt: Apt, package: Package, into: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=into) as folder:
-        archive = apt.download(package, Path(folder))
-        unpack(archive, into, tuple(f"--exclude=*/kernel/{path}" for path in LEFT_OUT))
-    version = _vmlinuz(into).name.removeprefix("vmlinuz-")
-    # depmod looks in lib/modules; packages of newer suites have usr/lib/modules only.
+    for part in apt.parts(package):
+        with tempfile.TemporaryDirectory(dir=into) as folder:
+            archive = apt.download(part, Path(folder))
+            unpack(archive, into, tuple(f"--exclude=*/kernel/{path}" for path in LEFT_OUT))
+    # Packages of newer suites have usr/lib/modules only, the newest also the kernel in there.
     if not (into / "lib").exists():
         (into / "lib").symlink_to("usr/lib")
-    run(["depmod", "-a", "-b", into, version])
+    for kernel in into.glob("usr/lib/modules/*/vmlinuz"):
+        (into / "boot").mkdir(exist_ok=True)
+        (into / "boot" / f"vmlinuz-{kernel.parent.name}").symlink_to(Path("..") / kernel.relative_to(into))
+    run(["depmod", "-a", "-b", into, _vmlinuz(into).name.removeprefix("vmlinuz-")])
 
 
 def _vmlinuz(folder: Path) -> Path:

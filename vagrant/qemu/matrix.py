@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from vagrant.qemu import machine
 from vagrant.qemu.cache import CHECKOUT, say
-from vagrant.qemu.errors import VmError
+from vagrant.qemu.errors import VmError, VmLost
 from vagrant.qemu.images import Image, image
 from vagrant.qemu.kernels import Kernel
 
@@ -43,11 +43,11 @@ def run_tests(kernel: Kernel, bootable: Image, deadline_s: float | None = None) 
 
 
 def run(kernels: Sequence[Kernel], *, complete: bool) -> int:
-    """Test each kernel, print the table; write the document when it is `complete`. The worst exit code."""
+    """Test each kernel, print the table; write the document when it is `complete` and every VM gave a verdict. The worst exit code."""
     rows = [_row(kernel) for kernel in kernels]
     table = _table(rows)
     print(table)
-    if complete:
+    if complete and all(row.version for row in rows):
         DOCUMENT.parent.mkdir(exist_ok=True)
         DOCUMENT.write_text(_document(table, rows))
         say(f"wrote {DOCUMENT.relative_to(CHECKOUT)}")
@@ -61,9 +61,7 @@ def _row(kernel: Kernel) -> Row:
         outcome = run_tests(kernel, bootable)
     except VmError as error:
         say(f"error: {error.message}")
-        return Row(
-            kernel, "", {}, f"lost: {error.message}" if error.exit_code == 101 else error.message, 0, error.exit_code
-        )
+        return Row(kernel, "", {}, "VM lost" if isinstance(error, VmLost) else "not run", 0, error.exit_code)
     verdict = "passed" if outcome.status == 0 else "FAILED"
     version = f"{bootable.package} {bootable.version}"
     return Row(kernel, version, _features(outcome), verdict, outcome.duration_s, 1 if outcome.status else 0)
