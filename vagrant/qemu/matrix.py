@@ -43,7 +43,10 @@ def run_tests(kernel: Kernel, bootable: Image, deadline_s: float | None = None) 
 
 
 def run(kernels: Sequence[Kernel], *, complete: bool) -> int:
-    """Test each kernel, print the table; write the document when it is `complete` and every VM gave a verdict. The worst exit code."""
+    """Test each kernel and print the table. The worst exit code.
+
+    The document is written when the run is `complete` and every VM gave its verdict.
+    """
     rows = [_row(kernel) for kernel in kernels]
     table = _table(rows)
     print(table)
