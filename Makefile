@@ -45,3 +45,61 @@ lint: setup ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# Kernel VMs: vagrant/README.md. Debian's package of each name, installed only where a target needs it.
+KERNEL ?= debian-6.1
+CMD ?= uname -a
+VM_PACKAGES := qemu-system-x86 busybox-static kmod iproute2 debian-archive-keyring
+VM_BUILD_PACKAGES := build-essential flex bison bc dwarves libelf-dev zlib1g-dev patch xz-utils
+VM_READY := $(VENV)/.vm-ready
+VM := $(PY) -m vagrant.qemu
+
+# $(1): packages. Installs those that are missing, as root; else says which.
+define install_packages
+	@missing=$$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'install ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+		if [ "$$(id -u)" != 0 ]; then echo "As root: apt-get install" $$missing >&2; exit 1; fi; \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing >/dev/null; \
+	fi
+endef
+
+$(VM_READY): pyproject.toml $(READY)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev,vm]'
+	touch $@
+
+.PHONY: vm-setup
+vm-setup: setup $(VM_READY)
+	$(call install_packages,$(VM_PACKAGES))
+
+.PHONY: vm-build-setup
+vm-build-setup: vm-setup
+	$(call install_packages,$(VM_BUILD_PACKAGES))
+
+.PHONY: vm-kernel-setup
+# Only the patched kernel is built from source.
+vm-kernel-setup: $(if $(filter autolowat,$(KERNEL)),vm-build-setup,vm-setup)
+
+.PHONY: vm-test
+vm-test: vm-kernel-setup ## Kernel tests in a VM: KERNEL=debian-5.10, debian-6.1, debian-6.12, debian-7, autolowat
+	@$(VM) test '$(KERNEL)'
+
+.PHONY: vm-run
+vm-run: vm-kernel-setup ## One command in a VM as root: KERNEL=… CMD='…'
+	@$(VM) run '$(KERNEL)' '$(subst ','\'',$(CMD))'
+
+.PHONY: vm-shell
+vm-shell: vm-kernel-setup ## A prompt in a VM: KERNEL=…
+	@$(VM) shell '$(KERNEL)'
+
+.PHONY: vm-kernel
+vm-kernel: vm-build-setup ## Build the kernel with AutoLOWAT's hook (about ten minutes the first time)
+	@$(VM) kernel autolowat
+
+.PHONY: vm-matrix
+vm-matrix: vm-build-setup ## Test every kernel, write docs/kernels.md
+	@$(VM) matrix
+
+.PHONY: vagrant-test
+vagrant-test: setup ## Check the Vagrantfile with Debian's vagrant
+	$(call install_packages,vagrant)
+	$(VENV)/bin/pytest -q tests/vm/test_vagrantfile.py

@@ -1,0 +1,111 @@
+"""What this kernel really does, by doing it: `python -m vagrant.guest.proofs migration=yes wakes=no`.
+
+1. A listens with SO_REUSEPORT; `reuseport-tool attach` gives its group the migrating program.
+2. Clients connect and send; nobody accepts.
+3. B joins the group and sleeps in epoll_wait().
+4. A closes. migration: every client's connection is accepted by B, with its data.
+   wakes: epoll_wait() returned by itself. On kernels with CVE-2026-46015 it does not.
+
+Each argument is a proof and what it must find. The findings go to $VM_RESULTS/proofs.json, and the
+exit status is 1 when one is not as expected.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from vagrant.guest import rcvq
+
+TOOL = Path(__file__).resolve().parents[2] / ".venv" / "bin" / "reuseport-tool"
+CLIENTS = 50
+ADDRESS = ("127.0.0.1", 8080)
+WAKE_DEADLINE_S = 3.0
+CONNECT_DEADLINE_S = 10.0
+REFUSED = (4, 5)  # unsupported here, rejected by the verifier
+
+
+def main(arguments: list[str]) -> int:
+    """Prove each `name=expected`; prints a line for each finding."""
+    findings = {}
+    for argument in arguments:
+        name, _, expected = argument.partition("=")
+        found, detail = PROOFS[name]()
+        findings[name] = found
+        agrees = "as expected" if found == expected else f"EXPECTED {expected}"
+        print(f"proof {name}: {found}, {agrees} ({detail})", flush=True)
+    if results := os.environ.get("VM_RESULTS"):
+        (Path(results) / "proofs.json").write_text(json.dumps(findings))
+    return 0 if all(f"{name}={found}" in arguments for name, found in findings.items()) else 1
+
+
+def migration() -> tuple[str, str]:
+    accepted, _, detail = _scenario()
+    return ("yes" if accepted == CLIENTS else "no"), detail
+
+
+def wakes() -> tuple[str, str]:
+    accepted, woken, detail = _scenario()
+    return ("yes" if accepted and woken else "no"), detail
+
+
+@functools.cache
+def _scenario() -> tuple[int, bool, str]:
+    """Connections that B accepted with their data, whether B's epoll_wait() returned, and a text."""
+    with _listener() as old:
+        attached = subprocess.run([TOOL, "attach", str(ADDRESS[1])], capture_output=True, text=True, check=False)
+        if attached.returncode in REFUSED:
+            return 0, False, attached.stderr.strip().splitlines()[0]
+        if attached.returncode:
+            raise SystemExit(f"reuseport-tool attach failed: {attached.stderr}")
+        clients = [_client(number) for number in range(CLIENTS)]
+        with _listener() as new, select.epoll() as poll:
+            poll.register(new, select.EPOLLIN)
+            old.close()
+            woken = bool(poll.poll(WAKE_DEADLINE_S))
+            accepted = _accept_all(new)
+    for client in clients:
+        client.close()
+    return accepted, woken, f"{accepted} of {CLIENTS} accepted, epoll_wait {'returned' if woken else 'slept on'}"
+
+
+def _listener() -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(ADDRESS)
+    listener.listen(2 * CLIENTS)
+    listener.setblocking(False)
+    return listener
+
+
+def _client(number: int) -> socket.socket:
+    client = socket.create_connection(ADDRESS, CONNECT_DEADLINE_S)
+    client.sendall(b"%04d" % number)
+    return client
+
+
+def _accept_all(listener: socket.socket) -> int:
+    """How many different clients wait in the queue with their data."""
+    seen: set[bytes] = set()
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            return len(seen)
+        with connection:
+            connection.settimeout(WAKE_DEADLINE_S)
+            seen.add(connection.recv(4))
+
+
+PROOFS: dict[str, Callable[[], tuple[str, str]]] = {"migration": migration, "wakes": wakes, "rcvq": rcvq.prove}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
