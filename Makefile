@@ -5,10 +5,23 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 # BCC must be the distribution's, so the venv sees the system's packages.
-PACKAGES := python3-bpfcc python3-venv bpftool iproute2 nginx-light haproxy
+PACKAGES := python3-bpfcc python3-venv nginx-light haproxy
 
 # In a VM or in CI a kernel test that cannot run is an error; "skip" lets it be skipped with its reason.
 export REUSEPORT_TOOL_KERNEL_TESTS ?= require
+
+# $(1): packages. Installs those that are missing, as root, or says which; elsewhere than on Debian it only names them.
+define install_packages
+	@if ! command -v dpkg-query >/dev/null; then \
+		echo "Not Debian: this needs what Debian calls $(1)." >&2; \
+		exit 0; \
+	fi; \
+	missing=$$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'install ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+		if [ "$$(id -u)" != 0 ]; then echo "As root: apt-get install" $$missing >&2; exit 1; fi; \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing >/dev/null; \
+	fi
+endef
 
 .PHONY: help
 help: ## List the targets
@@ -19,13 +32,7 @@ setup: packages $(READY) ## Install the Debian packages and the venv (.venv/bin/
 
 .PHONY: packages
 packages:
-	@if ! command -v apt-get >/dev/null; then \
-		$(PYTHON) -c 'import bcc, venv' || { echo "Not Debian: install BCC's Python module, venv, bpftool, iproute2, nginx, haproxy" \
-			"(Debian names: $(PACKAGES)) with your package manager, then run make again." >&2; exit 1; }; \
-	elif ! dpkg-query -W -f '$${Status}\n' $(PACKAGES) 2>/dev/null | awk '/install ok installed/ {n++} END {exit n != $(words $(PACKAGES))}'; then \
-		if [ "$$(id -u)" != 0 ]; then echo "As root: apt-get install $(PACKAGES)" >&2; exit 1; fi; \
-		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(PACKAGES) >/dev/null; \
-	fi
+	$(call install_packages,$(PACKAGES))
 
 $(READY): pyproject.toml | packages
 	$(PYTHON) -m venv --clear --system-site-packages $(VENV)
@@ -37,7 +44,8 @@ demo: setup ## A server under load: a plain restart, then reuseport-tool reload,
 	$(PY) -m tests.servers.demo
 
 .PHONY: test
-test: setup lint ## Every test: unit, kernel, servers (as root)
+test: setup lint ## Every test: unit, kernel, servers, packaging, vm (as root)
+	$(call install_packages,vagrant)
 	$(VENV)/bin/pytest --durations=10
 
 .PHONY: lint
@@ -53,15 +61,6 @@ VM_PACKAGES := qemu-system-x86 busybox-static kmod iproute2 debian-archive-keyri
 VM_BUILD_PACKAGES := build-essential flex bison bc dwarves libelf-dev zlib1g-dev patch xz-utils
 VM_READY := $(VENV)/.vm-ready
 VM := $(PY) -m vagrant.qemu
-
-# $(1): packages. Installs those that are missing, as root; else says which.
-define install_packages
-	@missing=$$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'install ok installed' || echo $$p; done); \
-	if [ -n "$$missing" ]; then \
-		if [ "$$(id -u)" != 0 ]; then echo "As root: apt-get install" $$missing >&2; exit 1; fi; \
-		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing >/dev/null; \
-	fi
-endef
 
 $(VM_READY): pyproject.toml $(READY)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev,vm]'
