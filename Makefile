@@ -35,7 +35,7 @@ packages:
 	$(call install_packages,$(PACKAGES))
 
 $(READY): pyproject.toml | packages
-	$(PYTHON) -m venv --clear --system-site-packages $(VENV)
+	test -x $(PY) || $(PYTHON) -m venv --system-site-packages $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 

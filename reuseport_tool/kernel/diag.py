@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pyroute2.netlink.diag import DiagSocket
 from pyroute2.netlink.exceptions import NetlinkError
 
-from reuseport_tool.errors import ToolError
+from reuseport_tool.errors import ToolError, Unsupported
 from reuseport_tool.models import Endpoint, Protocol
 
 _LISTEN, _CLOSE = 10, 7  # an unconnected UDP socket is in the state CLOSE
@@ -44,6 +44,10 @@ def bound_sockets(protocol: Protocol, port: int = 0) -> list[BoundSocket]:
                 )
                 if message["idiag_sport"] and (not port or message["idiag_sport"] == port)
             ]
+    except KeyError as error:  # pyroute2 hands the kernel's error on as if it were a record
+        raise Unsupported(
+            f"the kernel does not list {protocol} sockets", hint=f"it needs the module {protocol}_diag"
+        ) from error
     except (NetlinkError, OSError) as error:
         raise ToolError(f"sock_diag failed: {error}", hint="the kernel needs CONFIG_INET_DIAG") from error
 

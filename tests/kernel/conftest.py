@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import subprocess
@@ -12,11 +13,21 @@ from typing import Any
 
 import pytest
 
+from tests.kernel.needs import require
 from tests.tool import Tool
 
 PORT = 8080
 SERVER = [sys.executable, str(Path(__file__).parent / "server.py")]
 _START_S = 20.0
+
+
+@pytest.fixture(autouse=True)
+def needed(request: pytest.FixtureRequest) -> None:
+    """What the test's marker `needs` names must be there."""
+    if os.geteuid() == 0:
+        for marker in request.node.iter_markers("needs"):
+            for name in marker.args:
+                require(name)
 
 
 def server_command(name: str, *options: object, port: int = PORT) -> list[str]:

@@ -23,6 +23,7 @@ def group(tool: Tool) -> dict:  # type: ignore[type-arg]
     return tool.ok("status", PORT)["groups"][0]
 
 
+@pytest.mark.vm
 def test_attach_and_detach(tool: Tool, server: Start) -> None:
     process = server("one", "--listeners", 3)
     before = snapshot(tool)
@@ -98,6 +99,7 @@ def test_changing_the_policy_keeps_the_generation(tool: Tool, server: Start) -> 
     assert tool.ok("attach", PORT)["attached"][0]["result"] == "unchanged"
 
 
+@pytest.mark.vm
 def test_a_policy_of_ones_own(tool: Tool, server: Start, tmp_path: Path) -> None:
     processes = {name: server(name) for name in "ab"}
     source = tmp_path / "second_slot.c"
@@ -253,6 +255,7 @@ def test_a_generation_that_died_falls_back(tool: Tool, server: Start) -> None:
     assert group(tool)["counters"]["fallback"] == 1
 
 
+@pytest.mark.vm
 def test_a_dead_member_is_skipped(tool: Tool, server: Start) -> None:
     servers = [server(name) for name in "abc"]
     tool.ok("attach", PORT, "--policy", "round-robin")
@@ -273,6 +276,7 @@ def test_udp_is_selected(tool: Tool, server: Start) -> None:
     tool.ok("detach", f"udp://{PORT}")
 
 
+@pytest.mark.vm
 def test_status_shows_queues_and_half_open(tool: Tool, server: Start, clients: Clients) -> None:
     server("one", "--deaf", "--backlog", 77)
     clients.connect(5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import select
 import socket
 import subprocess
@@ -34,10 +33,9 @@ from reuseport_tool.kernel import (
     sysctl,
 )
 from reuseport_tool.kernel.bytecode import Verdict
-from reuseport_tool.kernel.features import Probe
 from reuseport_tool.kernel.sockarray import SockArray
-from reuseport_tool.models import Feature
 from reuseport_tool.operations import doctor
+from tests.kernel.needs import answer, expected_here, require
 
 PYTHON = sys.executable
 # epoll_wait and epoll_pwait on x86-64, epoll_pwait where there is the generic table of system calls.
@@ -45,12 +43,7 @@ EPOLL_WAIT = ("232", "281", "22")
 UNPRIVILEGED = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"]
 
 
-@pytest.fixture(autouse=True)
-def root() -> None:
-    if os.geteuid() != 0:
-        if os.environ.get("REUSEPORT_TOOL_KERNEL_TESTS") == "require":
-            pytest.fail("kernel tests need root")
-        pytest.skip("needs root")
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("root")]
 
 
 @pytest.fixture(autouse=True)
@@ -74,25 +67,6 @@ def descriptors() -> list[str]:
         with suppress(FileNotFoundError):  # of the listing itself
             kinds.append(os.readlink(f"/proc/self/fd/{fd}"))
     return sorted(kind for kind in kinds if kind not in ("anon_inode:bpf-prog", "anon_inode:btf"))
-
-
-def answer(name: str) -> Feature:
-    pins = Probe(features.BPFFS, "4.4", (), lambda: features._bpffs(None))
-    return next(probe for probe in (*features._PROBES, pins) if probe.name == name).answer()
-
-
-def expected_here(feature: Feature) -> bool:
-    """Whether the kernel is new enough, so that a no is a failure and not a reason to skip."""
-    release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
-    since = feature.minimum_kernel
-    return "." in since and release >= tuple(map(int, since.split(".")[:2]))
-
-
-def require(name: str) -> None:
-    feature = answer(name)
-    if not feature.available and not expected_here(feature):
-        pytest.skip(f"{name}: {feature.detail}")
-    assert feature.available is True, feature
 
 
 def test_every_feature_that_this_kernel_is_new_enough_for_is_there() -> None:

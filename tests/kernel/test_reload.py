@@ -16,11 +16,15 @@ from reuseport_tool.operations.reload_plan import Plan, Progress
 from tests.kernel.conftest import PORT, Clients, ask, server_command, snapshot
 from tests.tool import Tool
 
-pytestmark = pytest.mark.usefixtures("end_owners")
+pytestmark = [
+    pytest.mark.usefixtures("end_owners"),
+    pytest.mark.needs("migration by program", "migration wakes readers"),
+]
 QUEUED = 50
 Start = Callable[..., subprocess.Popen[str]]
 
 
+@pytest.mark.vm
 def test_without_the_tool_the_queue_is_lost(server: Start, clients: Clients) -> None:
     old = server("old", "--deaf")
     clients.connect(QUEUED)
@@ -30,6 +34,7 @@ def test_without_the_tool_the_queue_is_lost(server: Start, clients: Clients) -> 
     assert clients.answers() == {"reset": QUEUED}
 
 
+@pytest.mark.vm
 def test_queued_connections_reach_the_new_generation(tool: Tool, server: Start, clients: Clients) -> None:
     server("old", "--deaf")
     clients.connect(QUEUED)
@@ -66,6 +71,7 @@ def test_new_pid(tool: Tool, server: Start, clients: Clients, address: str) -> N
     assert report["new"]["pids"] == [new.pid]
 
 
+@pytest.mark.vm
 def test_run_saves_even_a_restart_without_overlap(tool: Tool, server: Start, clients: Clients) -> None:
     old = server("old", "--deaf")
     clients.connect(QUEUED)
@@ -96,25 +102,7 @@ def test_strategies_that_move_the_queue(tool: Tool, server: Start, clients: Clie
     assert tool.ok("migrate-req")["enabled"] is False
 
 
-def test_drain_waits_for_the_old_side(tool: Tool, server: Start, clients: Clients) -> None:
-    server("old")
-    clients.connect(QUEUED)
-    report = tool.ok("reload", PORT, "--strategy", "drain", "--", *server_command("new"))
-    assert clients.answers() == {"old": QUEUED}
-    assert report["migrated"]["total"] == 0
-    assert ask() == "new"
-
-
-def test_drain_that_never_ends_rolls_back(tool: Tool, server: Start, clients: Clients) -> None:
-    server("old", "--deaf")
-    clients.connect(3)
-    before = snapshot(tool)
-    arguments = ("--strategy", "drain", "--drain-timeout", 0.5, "--", *server_command("new"))
-    error = tool.fails(8, "reload", PORT, *arguments)
-    assert "3 queued" in error["message"]
-    assert snapshot(tool) == before
-
-
+@pytest.mark.vm
 def test_late_attach_saves_what_is_queued(tool: Tool, server: Start, clients: Clients) -> None:
     old = server("old", "--deaf")
     clients.connect(QUEUED)
@@ -207,15 +195,6 @@ def test_a_difference_goes_through_by_force(tool: Tool, server: Start, clients: 
     report = tool.ok("reload", PORT, "--force", "--", *server_command("new", "--save-syn"))
     assert any("save_syn" in warning for warning in report["warnings"])
     assert clients.answers() == {"new": 5}
-
-
-def test_a_failed_health_command_rolls_back(tool: Tool, server: Start, clients: Clients) -> None:
-    server("old")
-    before = snapshot(tool)
-    error = tool.fails(8, "reload", PORT, "--health-command", "exit 5", "--", *server_command("new"))
-    assert "exited with 5" in error["message"]
-    assert snapshot(tool) == before
-    assert ask() == "old"
 
 
 def test_a_roll_back_is_reported(tool: Tool, server: Start, clients: Clients) -> None:

@@ -21,8 +21,9 @@ class Kernel:
         suite: the Debian suite that has the package, without its -security and -updates.
         package: a linux-image package, a meta-package that depends on one, or a linux-source package.
         source: whether `package` is a source, to be built with the patches of vagrant/kernel/.
-        expect: what the proofs must find here, by proof: "yes" or "no".
-        kernel_tests: REUSEPORT_TOOL_KERNEL_TESTS in the guest.
+        expect: what the proofs must find here, by proof (vagrant/guest/proofs.py).
+        kernel_tests: REUSEPORT_TOOL_KERNEL_TESTS in the guest: with "skip" a test may be skipped for want of
+            a feature that the kernel is too old for, with "require" none.
         deadline_s: for the whole of `vm-test`.
         note: one sentence for docs/kernels.md.
     """

@@ -75,7 +75,7 @@ def _features(outcome: machine.Outcome) -> dict[str, str]:
     doctor = json.loads(outcome.results.get("doctor.json") or "{}")
     found = {feature["name"]: MARKS[feature["available"]] for feature in doctor.get("features", [])}
     proofs = json.loads(outcome.results.get("proofs.json") or "{}")
-    return found | {f"{name} (proof)": MARKS[value] for name, value in proofs.items()}
+    return found | {f"{name} (proof)": MARKS.get(value, value) for name, value in proofs.items()}
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -1,0 +1,32 @@
+"""What a test needs of the kernel, found out by the tool's own probes."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+from reuseport_tool.kernel import features
+from reuseport_tool.kernel.features import Probe
+from reuseport_tool.models import Feature
+
+
+def answer(name: str) -> Feature:
+    pins = Probe(features.BPFFS, "4.4", (), lambda: features._bpffs(None))
+    return next(probe for probe in (*features._PROBES, pins) if probe.name == name).answer()
+
+
+def expected_here(feature: Feature) -> bool:
+    """Whether the kernel is new enough, so that a no is a failure and not a reason to skip."""
+    release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
+    since = feature.minimum_kernel
+    return "." in since and release >= tuple(map(int, since.split(".")[:2]))
+
+
+def require(name: str) -> None:
+    """Skip where the kernel lacks a feature; fail where it is new enough to have it."""
+    feature = answer(name)
+    if not feature.available and not expected_here(feature):
+        pytest.skip(f"{name}: {feature.detail}")
+    assert feature.available is True, feature
