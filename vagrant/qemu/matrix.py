@@ -15,7 +15,7 @@ from vagrant.qemu.images import Image, image
 from vagrant.qemu.kernels import Kernel
 
 DOCUMENT = CHECKOUT / "docs" / "kernels.md"
-MARKS = {True: "yes", False: "no", None: "?", "yes": "yes", "no": "no"}
+MARKS = {True: "yes", False: "no", None: "?"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _features(outcome: machine.Outcome) -> dict[str, str]:
     doctor = json.loads(outcome.results.get("doctor.json") or "{}")
     found = {feature["name"]: MARKS[feature["available"]] for feature in doctor.get("features", [])}
     proofs = json.loads(outcome.results.get("proofs.json") or "{}")
-    return found | {f"{name} (proof)": MARKS.get(value, value) for name, value in proofs.items()}
+    return found | {f"{name} (proof)": value for name, value in proofs.items()}
 
 
 def _table(rows: Sequence[Row]) -> str:
