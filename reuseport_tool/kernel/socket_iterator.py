@@ -18,6 +18,7 @@ from reuseport_tool.models import Protocol
 TIME_WAIT, LISTEN, NEW_SYN_RECV = 6, 10, 12
 NO_IDLE = 0xFFFFFFFF
 
+_CHUNK = 1 << 16
 _CLOCK_MONOTONIC_COARSE = 6
 _TUPLE_FIELDS = {
     "OFF_FAMILY": ("sock_common", "skc_family"),
@@ -111,13 +112,20 @@ class SocketIterator:
             f"the kernel has no iterator over {self._protocol.upper()} sockets", hint="it came with Linux 5.9"
         )
 
-    def read(self) -> bytes:
-        """Walk once. Returns what the program wrote."""
+    def read(self, chunk: int = _CHUNK) -> bytes:
+        """Walk once. Returns what the program wrote.
+
+        Args:
+            chunk: bytes of one read(2), at least a record. Between two the kernel holds no lock, and
+                sockets come and go; it gives at most 32 KiB at a time (kernel/bpf/bpf_iter.c).
+        """
         fd = self._lib.bcc_iter_create(self._link)
         if fd < 0:
             raise self._unsupported()
-        with os.fdopen(fd, "rb") as file:
-            return file.read()
+        try:
+            return b"".join(iter(lambda: os.read(fd, chunk), b""))
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         os.close(self._link)
@@ -151,11 +159,11 @@ class SocketWalk:
             defines["OFF_COOKIE"] = btf.offset("sock_common", "skc_cookie")
             self._iterator = SocketIterator(protocol, f"{protocol}_sockets.c", defines)
 
-    def read(self) -> list[RawSocket]:
+    def read(self, chunk: int = _CHUNK) -> list[RawSocket]:
         """The sockets of the calling thread's network namespace, in the order of the kernel's hash tables."""
         if not self._asks:
             diag.give_cookies(self._protocol)
-        return list(map(RawSocket._make, _RECORD.iter_unpack(self._iterator.read())))
+        return list(map(RawSocket._make, _RECORD.iter_unpack(self._iterator.read(chunk))))
 
     def __enter__(self) -> Self:
         return self

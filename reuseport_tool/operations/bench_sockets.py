@@ -80,9 +80,10 @@ def _measure(
         there = 0
         fillers = itertools.count()
         for size in sizes:
-            for start in range(there, size, _HOLDS):
+            most = _most_held()
+            for start in range(there, size, most):
                 filler = next(fillers)
-                stack.enter_context(_holder(protocol, filler, min(_HOLDS, size - start)))
+                stack.enter_context(_holder(protocol, filler, min(most, size - start)))
             there = size
             yield _size(protocol, rounds, on_round)
 
@@ -169,12 +170,18 @@ def _answer(child: socket.socket) -> str:
         return f"not within {_FILL_TIMEOUT_S:.0f} s"
 
 
+def _most_held() -> int:
+    """The sockets of one process, within its hard limit of descriptors."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return _HOLDS if hard == resource.RLIM_INFINITY else max(1, min(_HOLDS, hard - _SPARE_FDS))
+
+
 def _hold(protocol: Protocol, number: int, count: int, parent: socket.socket) -> None:
     """Does not return."""
     held: list[socket.socket] = []
     try:
-        fds = count + _SPARE_FDS
-        resource.setrlimit(resource.RLIMIT_NOFILE, (fds, max(fds, resource.getrlimit(resource.RLIMIT_NOFILE)[1])))
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         fill = _fill_tcp if protocol is Protocol.TCP else _fill_udp
         fill(held, number, count)
         parent.sendall(b"ready")
