@@ -21,6 +21,7 @@ from reuseport_tool.kernel.socket_iterator import (
     TIME_WAIT,
     RawSocket,
     SocketWalk,
+    collector_paused,
     exactly_once,
     jiffies_per_second,
 )
@@ -166,6 +167,11 @@ def require_processes(pids: Iterable[int]) -> None:
 
 def select(wanted: Filter, raws: Mapping[Protocol, Sequence[RawSocket]], root: Path | None) -> list[Found]:
     """Those of a walk that match, with their processes and generations. Raises NotFound (generation)."""
+    with collector_paused():
+        return _select(wanted, raws, root)
+
+
+def _select(wanted: Filter, raws: Mapping[Protocol, Sequence[RawSocket]], root: Path | None) -> list[Found]:
     matching = {protocol: _match(wanted, protocol, entries) for protocol, entries in raws.items()}
     groups = _groups(wanted, raws, root)
     owners = _Owners(
