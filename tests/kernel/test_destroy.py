@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,11 +14,10 @@ import pytest
 
 from reuseport_tool.errors import Unsupported
 from reuseport_tool.kernel import program, sock_destroy, sockets
-from reuseport_tool.kernel.socket_iterator import SocketWalk
 from reuseport_tool.models import Protocol
 from reuseport_tool.operations import destroy
 from reuseport_tool.operations.destroy import Engine
-from reuseport_tool.operations.sockets import Filter
+from reuseport_tool.operations.sockets import Filter, Walker
 from tests.kernel import churn
 from tests.kernel.conftest import PORT
 from tests.tool import Tool
@@ -35,8 +35,14 @@ def error_of(sock: socket.socket) -> int:
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
-def everything(tool: Tool) -> set[int]:
-    return {entry["cookie"] for entry in tool.ok("sockets")["sockets"]}
+@functools.cache
+def walker() -> Walker:
+    """Loaded once: a walk is of the namespace that it is done in."""
+    return Walker(list(Protocol))
+
+
+def everything() -> set[int]:
+    return {raw.cookie for raws in walker().read().values() for raw in raws}
 
 
 def shown(report: dict[str, list[dict[str, dict[str, int]]]]) -> set[int]:
@@ -76,19 +82,19 @@ def world(in_netns: None) -> Iterator[World]:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_exactly_the_shown(tool: Tool, world: World, engine: str) -> None:
     filters = ("destroy", "--endpoint", PORT, "--engine", engine)
-    before = everything(tool)
+    before = everything()
     dry = tool.ok(*filters)
     assert dry["dry_run"]
     assert dry["listeners"] == 1
     assert shown(dry) == {cookie(sock) for sock in world.accepted[:3]}
-    assert everything(tool) == before
+    assert everything() == before
 
     done = tool.ok(*filters, "--yes")
     assert (done["dry_run"], done["engine"]) == (False, engine)
     assert shown(done) == shown(dry)
     assert {ending["result"] for ending in done["endings"]} == {"ended"}
     # The peers got a reset, and are gone by that.
-    assert before - everything(tool) == shown(done) | {cookie(sock) for sock in world.clients[:3]}
+    assert before - everything() == shown(done) | {cookie(sock) for sock in world.clients[:3]}
     assert [error_of(sock) for sock in world.accepted] == [errno.ECONNABORTED] * 3 + [0] * 2
     assert [error_of(sock) for sock in world.clients] == [errno.ECONNRESET] * 3 + [0] * 2
     assert [error_of(sock) for sock in (*world.listeners, *world.udp)] == [0] * 6
@@ -106,7 +112,7 @@ def test_one_by_cookie(tool: Tool, world: World, engine: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_by_process_spares_the_unconnected_udp_of_others(tool: Tool, world: World, server: Start, engine: str) -> None:
     process = server("other", "--udp", "--deaf", "--address", "127.0.0.1", port=PORT + 5)
-    before = everything(tool)
+    before = everything()
     report = tool.ok("destroy", "--pid", process.pid, "--yes", "--engine", engine)
     assert [(ending["result"], ending["socket"]["pid"]) for ending in report["endings"]] == [
         ("disconnected", process.pid)
@@ -114,7 +120,7 @@ def test_by_process_spares_the_unconnected_udp_of_others(tool: Tool, world: Worl
     assert [error_of(sock) for sock in world.udp] == [0] * 4
     process.kill()
     process.wait()
-    assert everything(tool) == before - shown(report)
+    assert everything() == before - shown(report)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -148,11 +154,11 @@ def test_listeners_only_by_name(tool: Tool, world: World, engine: str) -> None:
     number = cookie(world.listeners[0])
     report = tool.ok("destroy", "--cookie", number, "--yes", "--engine", engine)
     assert (report["endings"], report["listeners"]) == ([], 1)
-    assert number in everything(tool)
+    assert number in everything()
     report = tool.ok("destroy", "--cookie", number, "--state", "listen", "--yes", "--engine", engine)
     assert [ending["result"] for ending in report["endings"]] == ["ended"]
-    assert number not in everything(tool)
-    assert cookie(world.listeners[1]) in everything(tool)
+    assert number not in everything()
+    assert cookie(world.listeners[1]) in everything()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -162,15 +168,15 @@ def test_time_wait_is_left_alone(tool: Tool, world: World, engine: str) -> None:
     world.accepted[0].close()
     report = tool.ok("destroy", "--cookie", number, "--yes", "--engine", engine)
     assert (report["endings"], report["time_wait"]) == ([], 1)
-    assert number in everything(tool)
+    assert number in everything()
     tool.fails(2, "destroy", "--state", "time_wait", "--yes")
 
 
 def test_no_filter_is_refused(tool: Tool, world: World) -> None:
-    before = everything(tool)
+    before = everything()
     for options in ((), ("--yes",), ("--yes", "--engine", "netlink")):
         tool.fails(2, "destroy", *options)
-    assert everything(tool) == before
+    assert everything() == before
 
 
 @pytest.mark.parametrize("end", [sock_destroy.by_bpf, sock_destroy.by_netlink])
@@ -178,8 +184,7 @@ def test_no_filter_is_refused(tool: Tool, world: World) -> None:
 def test_a_socket_that_is_not_as_it_was_is_spared(world: World, end: Callable[..., object], change: str) -> None:
     """Both engines take cookie, tuple and state together: one of them wrong, and nothing ends."""
     number = cookie(world.accepted[0])
-    with SocketWalk(Protocol.TCP) as walk:
-        (raw,) = [raw for raw in walk.read() if raw.cookie == number]
+    (raw,) = [raw for raw in walker().read()[Protocol.TCP] if raw.cookie == number]
     states = ALL
     if change == "state":
         states &= ~(1 << raw.state)
@@ -215,16 +220,15 @@ def test_without_the_kfunc_netlink_is_taken(world: World, monkeypatch: pytest.Mo
     assert error_of(world.accepted[1]) == 0
 
 
-def test_the_states_alone_spare_a_listener(tool: Tool, world: World) -> None:
+def test_the_states_alone_spare_a_listener(world: World) -> None:
     """The tests above can fail: with every state allowed, the same call ends it."""
     number = cookie(world.listeners[0])
-    with SocketWalk(Protocol.TCP) as walk:
-        (raw,) = [raw for raw in walk.read() if raw.cookie == number]
+    (raw,) = [raw for raw in walker().read()[Protocol.TCP] if raw.cookie == number]
     allowed = destroy._allowed_states(Filter(cookies=(number,)))
     assert sock_destroy.by_bpf(Protocol.TCP, [raw], allowed) == {}
-    assert number in everything(tool)
+    assert number in everything()
     assert sock_destroy.by_bpf(Protocol.TCP, [raw], ALL) == {number: 0}
-    assert number not in everything(tool)
+    assert number not in everything()
 
 
 def test_calls_of_the_kfunc_are_marked() -> None:
