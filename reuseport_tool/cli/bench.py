@@ -1,4 +1,4 @@
-"""bench select"""
+"""bench select|sockets"""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import click
 
 from reuseport_tool.cli import render
 from reuseport_tool.cli.context import Context, examples, pass_context
-from reuseport_tool.operations import bench_select
+from reuseport_tool.models import Protocol
+from reuseport_tool.operations import bench_select, bench_sockets
 
 
 @click.group("bench", short_help="Measure what the programs cost, side by side in one run.")
@@ -45,4 +46,46 @@ def select(ctx: Context, rounds: int, connections: int) -> None:
     total = rounds + bench_select.STATISTICS_ROUNDS
     with click.progressbar(length=total, label="rounds", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
         report = bench_select.select(rounds, connections, lambda: bar.update(1))
+    render.show(report, ctx.json)
+
+
+@command.command(
+    "sockets",
+    short_help="The listing of sockets against ss.",
+    epilog=examples(
+        "reuseport-tool bench sockets",
+        "reuseport-tool bench sockets --sockets 1000 --sockets 50000 --rounds 20",
+        "reuseport-tool --json bench sockets --protocol udp | jq .sizes",
+    ),
+)
+@click.option("--rounds", type=click.IntRange(2, 1000), default=9, show_default=True, help="Turns of each arm.")
+@click.option(
+    "--sockets",
+    "sizes",
+    type=click.IntRange(1, 500_000),
+    multiple=True,
+    default=bench_sockets.SIZES,
+    show_default=True,
+    help="This many sockets; repeatable.",
+)
+@click.option("--protocol", "protocols", type=click.Choice([entry.value for entry in Protocol]), multiple=True)
+@pass_context
+def sockets(ctx: Context, rounds: int, sizes: tuple[int, ...], protocols: tuple[str, ...]) -> None:
+    """Measure `sockets` against ss, in a throw-away network namespace.
+
+    Arms that take turns: the walk into records of this process, the same with filters, text and processes, our
+    whole command with start-up and compilation, `ss -tan` (or `-uan`), and that with processes. Ratios
+    are of wall times, against ss in the same round: the median, and the middle half of the rounds.
+    """
+    chosen = [Protocol(name) for name in protocols] or list(Protocol)
+    rising = sorted(set(sizes))
+    with render.progress("rounds") as progress:
+        done, total = 0, rounds * len(chosen) * len(rising)
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            progress(done, total)
+
+        report = bench_sockets.bench(rising, chosen, rounds, step)
     render.show(report, ctx.json)

@@ -21,6 +21,8 @@ _VERBS = {
     "reload": "reload",
     "map": "maps",
     "migrate-req": "migrate_req",
+    "sockets": "sockets",
+    "destroy": "destroy",
     "check": "check",
     "bench": "bench",
 }

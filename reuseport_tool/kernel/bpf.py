@@ -32,6 +32,7 @@ class Command(enum.IntEnum):
 
 
 class MapType(enum.IntEnum):
+    HASH = 1
     ARRAY = 2
     PERCPU_ARRAY = 6
     ARRAY_OF_MAPS = 12
@@ -156,23 +157,31 @@ def _obj_get(path: str) -> int:
 
 
 class Map(Handle):
-    """A map whose key is one u32. Values are bytes of `value_size`."""
+    """A map whose key is one number of `key_size` bytes. Values are bytes of `value_size`."""
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd)
         info = _object_info(fd, _MapInfo())
         self.type = info.type
+        self.key_size = info.key_size
         self.value_size = info.value_size
         self.max_entries = info.max_entries
         self.id = info.id
 
     @classmethod
     def create(
-        cls, kind: MapType, name: str, *, value_size: int = 4, max_entries: int = 1, inner: Map | None = None
+        cls,
+        kind: MapType,
+        name: str,
+        *,
+        key_size: int = 4,
+        value_size: int = 4,
+        max_entries: int = 1,
+        inner: Map | None = None,
     ) -> Map:
         attr = _MapCreate(
             map_type=kind,
-            key_size=4,
+            key_size=key_size,
             value_size=value_size,
             max_entries=max_entries,
             inner_map_fd=inner.fd if inner else 0,
@@ -211,7 +220,7 @@ class Map(Handle):
             self.update(key, value.to_bytes(4, sys.byteorder), flags)
 
     def _element(self, command: Command, key: int, value: ctypes.Array[ctypes.c_char] | None, flags: int = 0) -> None:
-        key_buffer = ctypes.c_uint32(key)
+        key_buffer = ctypes.create_string_buffer(key.to_bytes(self.key_size, sys.byteorder), self.key_size)
         attr = _Element(
             map_fd=self.fd,
             key=ctypes.addressof(key_buffer),

@@ -83,6 +83,16 @@ def function(name: str) -> int:
     return int(type_id)
 
 
+def has_union(name: str) -> bool:
+    """Whether the running kernel has a union of that name. Raises Unsupported without BTF."""
+    return bool(_libbpf().btf__find_by_name_kind(_vmlinux(), name.encode(), _KIND_UNION) > 0)
+
+
+def has_struct(name: str) -> bool:
+    """Whether the running kernel has a struct of that name. Raises Unsupported without BTF."""
+    return bool(_libbpf().btf__find_by_name_kind(_vmlinux(), name.encode(), _KIND_STRUCT) > 0)
+
+
 def _find(type_id: int, name: str) -> tuple[int, int] | None:
     """Offset in bits and type id of a member, searching anonymous members in depth."""
     lib, btf = _libbpf(), _vmlinux()

@@ -52,6 +52,17 @@ def bound_sockets(protocol: Protocol, port: int = 0) -> list[BoundSocket]:
         raise ToolError(f"sock_diag failed: {error}", hint="the kernel needs CONFIG_INET_DIAG") from error
 
 
+def give_cookies(protocol: Protocol) -> None:
+    """Dump every socket of the protocol, by which each that had no cookie yet gets one."""
+    try:
+        with DiagSocket() as diag:
+            for family in (socket.AF_INET, socket.AF_INET6):
+                for _ in diag.get_sock_stats(family=family, states=0xFFFFFFFF, protocol=_IPPROTO[protocol]):
+                    pass
+    except (NetlinkError, OSError) as error:
+        raise ToolError(f"sock_diag failed: {error}", hint="the kernel needs CONFIG_INET_DIAG") from error
+
+
 def _socket(message: dict[str, int], protocol: Protocol) -> BoundSocket:
     is_tcp = protocol is Protocol.TCP
     return BoundSocket(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import enum
 import errno
 import os
 import re
+import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +17,9 @@ from typing import Any
 
 from reuseport_tool.errors import MissingCapability, ProgramRejected, ToolError, Unsupported
 from reuseport_tool.kernel.bpf import Program
+
+_INSTRUCTION = struct.Struct("=BBhi")
+_CALL, _PSEUDO_KFUNC_CALL = 0x85, 2
 
 
 class ProgramType(enum.IntEnum):
@@ -42,8 +47,13 @@ def load(
     kind: ProgramType,
     attach_type: AttachType,
     defines: Mapping[str, int],
+    kfunc: int | None = None,
 ) -> Program:
     """Compile `source` with -D for each define and load `function` of it.
+
+    Args:
+        kfunc: BTF id of a kernel function that the program calls. C calls it through a constant, as if
+            it were a helper of that number.
 
     Raises:
         ProgramRejected: it does not compile, has no such function, or the verifier refuses it; the
@@ -58,12 +68,43 @@ def load(
         except Exception as error:  # BCC raises nothing more specific
             raise _compile_error(source, captured()) from error
         try:
+            if kfunc is not None:
+                return Program(_load_with_kfunc(module, function, kind, attach_type, kfunc))
             loaded = module.load_func(function.encode(), int(kind), attach_type=int(attach_type))
             return Program(os.dup(loaded.fd))
         except Exception as error:
             raise _load_error(source, function, error, captured()) from error
         finally:
             module.cleanup()  # BCC would keep its own descriptor, and so the maps, until the process ends
+
+
+def _load_with_kfunc(module: Any, function: str, kind: ProgramType, attach_type: AttachType, kfunc: int) -> int:
+    """The fd of `function`, loaded with its calls of number `kfunc` marked as calls of a kernel function."""
+    from bcc import lib
+
+    name = function.encode()
+    code = ctypes.create_string_buffer(mark_kfunc_calls(module.dump_func(name), kfunc))
+    fd = lib.bcc_func_load(
+        *(module.module, int(kind), name, code, len(code) - 1),
+        *(lib.bpf_module_license(module.module), lib.bpf_module_kern_version(module.module)),
+        *(0, None, 0, None, int(attach_type)),
+    )
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return int(fd)
+
+
+def mark_kfunc_calls(code: bytes, kfunc: int) -> bytes:
+    """The instructions with src_reg = BPF_PSEUDO_KFUNC_CALL in each call of number `kfunc`.
+
+    struct bpf_insn is code, dst_reg:4 and src_reg:4, off, imm (include/uapi/linux/bpf.h).
+    """
+    marked = bytearray(code)
+    for at in range(0, len(code), _INSTRUCTION.size):
+        operation, registers, _, immediate = _INSTRUCTION.unpack_from(code, at)
+        if operation == _CALL and registers >> 4 == 0 and immediate == kfunc:
+            marked[at + 1] = registers & 0x0F | _PSEUDO_KFUNC_CALL << 4
+    return bytes(marked)
 
 
 def compile_aside(source: Path, defines: Mapping[str, int]) -> None:

@@ -1,0 +1,39 @@
+"""destroy [filters]"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from reuseport_tool.cli import render
+from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.cli.socket_filters import filters, make_filter
+from reuseport_tool.operations import destroy
+from reuseport_tool.operations.destroy import Engine
+
+
+@click.command(
+    "destroy",
+    short_help="End sockets; without --yes only say which.",
+    epilog=examples(
+        "reuseport-tool destroy --pid 4242 --state established",
+        "reuseport-tool destroy --endpoint 8080 --idle 300 --yes",
+        "reuseport-tool destroy --cookie 77 --yes",
+    )
+    + "\n\nExits with 1 if a chosen socket was refused by the kernel.",
+)
+@filters
+@click.option("--yes", "act", is_flag=True, help="Do it. Without, nothing is changed.")
+@click.option("--engine", type=click.Choice([entry.value for entry in Engine]), default="auto", hidden=True)
+@pass_context
+def command(ctx: Context, /, act: bool, engine: str, **options: Any) -> int:
+    """End the sockets that match all filters; at least one filter is needed.
+
+    Their programs get ECONNABORTED, the peers of TCP connections a reset. Listeners are left alone unless
+    --state listen is given. Half-open and TIME_WAIT sockets always are: no program holds them. A bound
+    UDP socket gets the error and loses its peer, and stays bound until its program closes it.
+    """
+    report = destroy.destroy(make_filter(**options), ctx.bpffs, act=act, engine=Engine(engine))
+    render.show(report, ctx.json)
+    return 1 if any(ending.result == "refused" for ending in report.endings) else 0

@@ -1,0 +1,148 @@
+"""Ending sockets of other processes: bpf_sock_destroy() inside an iterator, and SOCK_DESTROY of sock_diag."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterable, Sequence
+
+from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
+from reuseport_tool.kernel import bpf, btf
+from reuseport_tool.kernel.socket_iterator import RawSocket, SocketIterator, tuple_offsets
+from reuseport_tool.models import Protocol
+
+Outcomes = dict[int, int]
+"""By cookie 0, or a positive errno. A socket that did not match any more is not in it."""
+
+_TARGET = struct.Struct("=16s16sHHHHIIII")
+_OUTCOME = struct.Struct("=QiI")
+
+# include/uapi/linux/netlink.h, sock_diag.h and inet_diag.h
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY, _SOCK_DESTROY = 20, 21
+_NLM_F_REQUEST, _NLM_F_ACK, _NLMSG_ERROR = 1, 4, 2
+_HEADER = struct.Struct("=IHHII")
+_REQUEST = struct.Struct("=BBBBIHH16s16sIQ")
+_IPPROTO = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_UDP}
+_RECEIVE_TIMEOUT_S = 10.0
+
+
+def kfunc() -> int | None:
+    """The BTF id of bpf_sock_destroy() (Linux 6.5), None where the kernel has none or tells nothing."""
+    try:
+        return btf.function("bpf_sock_destroy")
+    except Unsupported:
+        return None
+
+
+def by_bpf(protocol: Protocol, targets: Sequence[RawSocket], states: int) -> Outcomes:
+    """End the targets in one walk over the sockets of the calling thread's network namespace.
+
+    Args:
+        states: those that a socket may have by now, a mask of 1 << state.
+
+    Raises:
+        Unsupported: no bpf_sock_destroy(), or no iterator over this protocol.
+        MissingCapability, ProgramRejected: from loading.
+    """
+    number = kfunc()
+    if number is None:
+        raise Unsupported("the kernel has no bpf_sock_destroy()", hint="it came with Linux 6.5; --engine netlink")
+    with bpf.Map.create(
+        bpf.MapType.HASH, "targets", key_size=8, value_size=_TARGET.size, max_entries=max(len(targets), 1)
+    ) as chosen:
+        for target in targets:
+            chosen.update(target.cookie, _target(target, states))
+        defines = {**tuple_offsets(), "TARGETS_FD": chosen.fd, "KFUNC_ID": number}
+        with SocketIterator(protocol, f"{protocol}_destroy.c", defines, number) as iterator:
+            written = iterator.read()
+    return {cookie: -error for cookie, error, _ in _OUTCOME.iter_unpack(written)}
+
+
+def _target(chosen: RawSocket, states: int) -> bytes:
+    return _TARGET.pack(
+        *(chosen.local, chosen.remote, chosen.local_port, chosen.remote_port, chosen.family, chosen.state),
+        *(chosen.device, 0, states, 0),
+    )
+
+
+def by_netlink(protocol: Protocol, targets: Iterable[RawSocket], states: int) -> Outcomes:
+    """End the targets one by one, by sock_diag's SOCK_DESTROY (Linux 4.5).
+
+    The kernel looks a socket up by its tuple and compares the cookie (inet_diag_find_one_icsk()). The
+    state it does not compare: that is asked for just before. Where several sockets share a tuple (a
+    SO_REUSEPORT group) the look-up may find another socket than the target; then nothing is ended, and
+    the target is not among the outcomes.
+
+    Raises:
+        MissingCapability: CAP_NET_ADMIN is needed.
+        Unsupported: no CONFIG_INET_DIAG_DESTROY.
+    """
+    outcomes: Outcomes = {}
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as diag:
+        diag.settimeout(_RECEIVE_TIMEOUT_S)
+        for target in targets:
+            state = _state(diag, protocol, target)
+            if state is not None and states >> state & 1:
+                outcomes[target.cookie] = _checked(_destroy(diag, protocol, target))
+    return outcomes
+
+
+def _checked(error: int) -> int:
+    if error in (errno.EPERM, errno.EACCES):
+        raise MissingCapability("ending a socket is not permitted", hint="run as root, or grant CAP_NET_ADMIN")
+    if error == errno.EOPNOTSUPP:
+        raise Unsupported("the kernel does not end sockets for sock_diag", hint="it needs CONFIG_INET_DIAG_DESTROY")
+    return error
+
+
+def _state(diag: socket.socket, protocol: Protocol, target: RawSocket) -> int | None:
+    """The socket's state by now, None when none with this tuple and cookie is found.
+
+    A look-up of one UDP socket wants source and destination swapped, "for historical reasons"
+    (net/ipv4/udp_diag.c, udp_dump_one()), the destruction of one does not.
+    """
+    local = (socket.htons(target.local_port), target.local)
+    remote = (target.remote_port, target.remote)
+    source, destination = (remote, local) if protocol is Protocol.UDP else (local, remote)
+    error, payload = _ask(diag, _SOCK_DIAG_BY_FAMILY, protocol, target, source, destination)
+    return None if error else payload[1]
+
+
+def _destroy(diag: socket.socket, protocol: Protocol, target: RawSocket) -> int:
+    """The errno of SOCK_DESTROY, or 0."""
+    local = (socket.htons(target.local_port), target.local)
+    return _ask(diag, _SOCK_DESTROY, protocol, target, local, (target.remote_port, target.remote))[0]
+
+
+def _ask(
+    diag: socket.socket,
+    kind: int,
+    protocol: Protocol,
+    target: RawSocket,
+    source: tuple[int, bytes],
+    destination: tuple[int, bytes],
+) -> tuple[int, bytes]:
+    """One request about one socket. Returns errno, or 0 and the payload of the answer."""
+    request = _REQUEST.pack(
+        *(target.family, _IPPROTO[protocol], 0, 0, 0xFFFFFFFF),
+        *(source[0], destination[0], source[1], destination[1]),
+        *(target.device, target.cookie),
+    )
+    flags = _NLM_F_REQUEST | (_NLM_F_ACK if kind == _SOCK_DESTROY else 0)
+    diag.send(_HEADER.pack(_HEADER.size + len(request), kind, flags, 0, 0) + request)
+    try:
+        answer = diag.recv(1 << 16)
+    except TimeoutError as error:
+        raise ToolError("sock_diag does not answer", hint="the kernel needs CONFIG_INET_DIAG") from error
+    payload = answer[_HEADER.size :]
+    if _HEADER.unpack_from(answer)[1] != _NLMSG_ERROR:
+        return 0, payload
+    return abs(struct.unpack_from("=i", payload)[0]), b""
+
+
+def reason(error: int) -> str:
+    """What an outcome other than 0 means."""
+    return os.strerror(error)

@@ -1,0 +1,225 @@
+"""BPF iterators over all TCP and UDP sockets of a network namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import os
+import struct
+import time
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from reuseport_tool.errors import ProgramRejected, Unsupported
+from reuseport_tool.kernel import btf, diag
+from reuseport_tool.kernel.program import AttachType, ProgramType, bpf_dir, load
+from reuseport_tool.models import Protocol
+
+TIME_WAIT, LISTEN, NEW_SYN_RECV = 6, 10, 12
+NO_IDLE = 0xFFFFFFFF
+
+_CHUNK = 1 << 16
+_CLOCK_MONOTONIC_COARSE = 6
+_TUPLE_FIELDS = {
+    "OFF_FAMILY": ("sock_common", "skc_family"),
+    "OFF_STATE": ("sock_common", "skc_state"),
+    "OFF_LOCAL_PORT": ("sock_common", "skc_num"),
+    "OFF_REMOTE_PORT": ("sock_common", "skc_dport"),
+    "OFF_DEVICE": ("sock_common", "skc_bound_dev_if"),
+    "OFF_LOCAL4": ("sock_common", "skc_rcv_saddr"),
+    "OFF_REMOTE4": ("sock_common", "skc_daddr"),
+    "OFF_SOCKET": ("sock", "sk_socket"),
+}
+_TUPLE6_FIELDS = {
+    "OFF_LOCAL6": ("sock_common", "skc_v6_rcv_saddr"),
+    "OFF_REMOTE6": ("sock_common", "skc_v6_daddr"),
+}
+_FIELDS = {
+    Protocol.TCP: {
+        "OFF_ACCEPT_QUEUE": ("sock", "sk_ack_backlog"),
+        "OFF_BACKLOG": ("sock", "sk_max_ack_backlog"),
+        "OFF_RCV_NXT": ("tcp_sock", "rcv_nxt"),
+        "OFF_COPIED_SEQ": ("tcp_sock", "copied_seq"),
+        "OFF_WRITE_SEQ": ("tcp_sock", "write_seq"),
+        "OFF_SND_UNA": ("tcp_sock", "snd_una"),
+        "OFF_LRCVTIME": ("inet_connection_sock", "icsk_ack.lrcvtime"),
+        "OFF_LSNDTIME": ("tcp_sock", "lsndtime"),
+        "OFF_SNT_SYNACK": ("tcp_request_sock", "snt_synack"),
+    },
+    Protocol.UDP: {
+        "OFF_RMEM_ALLOC": ("sock", "sk_backlog.rmem_alloc"),
+        "OFF_WMEM_ALLOC": ("sock", "sk_wmem_alloc"),
+        "OFF_FORWARD_DEFICIT": ("udp_sock", "forward_deficit"),
+    },
+}
+
+
+class RawSocket(NamedTuple):
+    """struct record of bpf/sockets.h: `local_port` in host order and `remote_port` in network order, `idle` in
+    jiffies or NO_IDLE, `synack_us` by CLOCK_MONOTONIC or 0, `inode` 0 without a
+    descriptor, queues in bytes, of a listener in connections."""
+
+    cookie: int
+    inode: int
+    synack_us: int
+    local: bytes
+    remote: bytes
+    local_port: int
+    remote_port: int
+    family: int
+    state: int
+    device: int
+    unused: int
+    uid: int
+    idle: int
+    receive_queue: int
+    send_queue: int
+
+
+_RECORD = struct.Struct("=QQQ16s16sHHHHIIIIII")
+
+
+class SocketIterator:
+    """A loaded program of one protocol's iterator. A context manager.
+
+    Each walk goes over the sockets of the calling thread's network namespace.
+
+    Raises:
+        Unsupported: no iterator over this protocol (Linux 5.9), or no BTF.
+        MissingCapability: CAP_BPF and CAP_PERFMON are needed.
+    """
+
+    def __init__(self, protocol: Protocol, source: str, defines: Mapping[str, int], kfunc: int | None = None) -> None:
+        self._protocol = protocol
+        self._program = load(
+            bpf_dir() / source,
+            f"bpf_iter__{protocol}",
+            ProgramType.TRACING,
+            AttachType.TRACE_ITER,
+            defines,
+            kfunc,
+        )
+        from bcc import lib
+
+        self._lib = lib
+        self._link = lib.bcc_iter_attach(self._program.fd, None, 0)
+        if self._link < 0:
+            self._program.close()
+            raise self._unsupported()
+
+    def _unsupported(self) -> Unsupported:
+        return Unsupported(
+            f"the kernel has no iterator over {self._protocol.upper()} sockets", hint="it came with Linux 5.9"
+        )
+
+    def read(self, chunk: int = _CHUNK) -> bytes:
+        """Walk once. Returns what the program wrote.
+
+        Args:
+            chunk: bytes of one read(2), at least a record. Between two the kernel holds no lock, and
+                sockets come and go; it gives at most 32 KiB at a time (kernel/bpf/bpf_iter.c).
+        """
+        fd = self._lib.bcc_iter_create(self._link)
+        if fd < 0:
+            raise self._unsupported()
+        try:
+            return b"".join(iter(lambda: os.read(fd, chunk), b""))
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        os.close(self._link)
+        self._program.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """No search for cycles meanwhile: among 100,000 records that have none it takes most of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+class SocketWalk:
+    """Walks whose records are parsed. A context manager; raises as SocketIterator.
+
+    Every socket has its cookie: the program asks for it, or, where it cannot (before Linux 5.12), a dump
+    by sock_diag before each walk does.
+    """
+
+    def __init__(self, protocol: Protocol) -> None:
+        self._protocol = protocol
+        offsets = {name: btf.offset(*field) for name, field in _FIELDS[protocol].items()}
+        defines = {**tuple_offsets(), **offsets}
+        self._asks = True
+        try:
+            self._iterator = SocketIterator(protocol, f"{protocol}_sockets.c", defines)
+        except ProgramRejected:
+            self._asks = False
+            defines["OFF_COOKIE"] = btf.offset("sock_common", "skc_cookie")
+            self._iterator = SocketIterator(protocol, f"{protocol}_sockets.c", defines)
+
+    def read(self, chunk: int = _CHUNK) -> list[RawSocket]:
+        """The sockets of the calling thread's network namespace, in the order of the kernel's hash tables."""
+        if not self._asks:
+            diag.give_cookies(self._protocol)
+        data = self._iterator.read(chunk)
+        with collector_paused():
+            return list(map(RawSocket._make, _RECORD.iter_unpack(data)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._iterator.close()
+
+
+@functools.cache
+def tuple_offsets() -> Mapping[str, int]:
+    """What bpf/sockets.h is compiled with.
+
+    Without CONFIG_IPV6 there are no IPv6 fields, and no socket for which they are read.
+    """
+    offsets = {name: btf.offset(*field) for name, field in _TUPLE_FIELDS.items()}
+    for name, field in _TUPLE6_FIELDS.items():
+        try:
+            offsets[name] = btf.offset(*field)
+        except Unsupported:
+            offsets[name] = 0
+    inode = btf.offset("socket_alloc", "vfs_inode.i_ino") - btf.offset("socket_alloc", "socket")
+    return {**offsets, "OFF_INODE": inode}
+
+
+def exactly_once(protocol: Protocol) -> bool | None:
+    """Whether a socket that lives through a walk is seen exactly once; None where BTF does not tell.
+
+    The iterators keep a batch of sockets of one bucket. Since "bpf: udp: Avoid socket skips and repeats
+    during iteration" (Linux 6.16) and its counterpart for TCP (6.17) they remember by cookie where they were
+    in it, in a union made for that, which is the trace of the change in BTF. Before, they remembered a
+    number, which is wrong as soon as a socket of the bucket comes or goes.
+    """
+    if not btf.has_struct(f"bpf_{protocol}_iter_state"):
+        return None
+    return btf.has_union(f"bpf_{protocol}_iter_batch_item")
+
+
+@functools.cache
+def jiffies_per_second() -> int:
+    """HZ of the kernel: the coarse clocks have its period as their resolution (KTIME_LOW_RES)."""
+    return round(1 / time.clock_getres(_CLOCK_MONOTONIC_COARSE))

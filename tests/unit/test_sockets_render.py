@@ -1,0 +1,216 @@
+"""sockets, destroy and bench sockets without a kernel: filters, tables, exit codes."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import time
+
+import pytest
+from rich.console import Console
+
+from reuseport_tool.cli import render
+from reuseport_tool.cli.main import run
+from reuseport_tool.errors import UsageError
+from reuseport_tool.models import (
+    BenchSockets,
+    Destroy,
+    Ending,
+    Endpoint,
+    Protocol,
+    Ratio,
+    Socket,
+    Sockets,
+    SocketsArm,
+    SocketsSize,
+    SocketState,
+)
+from reuseport_tool.operations import bench_sockets, destroy
+from reuseport_tool.operations.bench_sockets import _arm
+from reuseport_tool.operations.destroy import Engine
+from reuseport_tool.operations.sockets import Filter
+
+CONNECTION = Socket(
+    *(
+        "tcp",
+        "established",
+        "10.0.0.1:80",
+        "10.0.0.2:4000",
+        77,
+        4242,
+        "nginx",
+        33,
+        900,
+        None,
+        61.25,
+        5,
+        0,
+        None,
+        None,
+        2,
+    ),
+)
+LISTENER = Socket(
+    *("tcp", "listen", "0.0.0.0:80", None, 78, 4242, "nginx", 0, 901, None, None, None, None, 3, 511, None),
+)
+LONG = dataclasses.replace(
+    CONNECTION,
+    local="[2001:db8:1111:2222:3333:4444:5555:6666%eth0]:54321",
+    remote="[2001:db8:1111:2222:3333:4444:5555:7777]:54321",
+)
+SOCKETS = Sockets("net:[1]", ("tcp", "udp"), True, 5, 0.001, (CONNECTION, LISTENER))
+ENDED = Destroy("net:[1]", "bpf", False, True, (Ending(CONNECTION, "ended"), Ending(LISTENER, "gone")), 2, 0, 1)
+
+
+def text(model: object, width: int = 80) -> str:
+    stream = io.StringIO()
+    render.table(model, Console(file=stream, width=width, markup=False, highlight=False, soft_wrap=True))
+    return stream.getvalue()
+
+
+def test_a_line_for_each_where_it_fits() -> None:
+    lines = [line.split() for line in text(SOCKETS, 100).splitlines()]
+    assert lines[1] == [
+        "tcp",
+        "established",
+        "10.0.0.1:80",
+        "10.0.0.2:4000",
+        "77",
+        "4242",
+        "nginx",
+        "61.2s",
+        "5/0",
+        "2",
+    ]
+    assert lines[2] == ["tcp", "listen", "0.0.0.0:80", "-", "78", "4242", "nginx", "-", "3/511", "-"]
+    assert "2 of 5 sockets. TCP and UDP: the kernel promises" in text(SOCKETS)
+
+
+def test_two_lines_for_each_where_not() -> None:
+    lines = text(dataclasses.replace(SOCKETS, sockets=(LONG,))).splitlines()
+    assert lines[0] == f"tcp established {LONG.local} → {LONG.remote}"
+    assert lines[1].split() == [
+        "cookie",
+        "77",
+        "pid",
+        "4242",
+        "command",
+        "nginx",
+        "idle",
+        "61.2s",
+        "queues",
+        "5/0",
+        "gen",
+        "2",
+    ]
+
+
+def test_a_row_fits_80_columns() -> None:
+    assert max(map(len, text(SOCKETS).splitlines()[:3])) <= 80
+
+
+@pytest.mark.parametrize("width", [20, 80, 240])
+def test_100_000_sockets_are_shown_at_once(width: int) -> None:
+    many = dataclasses.replace(SOCKETS, sockets=(CONNECTION,) * 100_000)
+    start = time.perf_counter()
+    shown = text(many, width)
+    assert shown.count("10.0.0.1:80") == 100_000
+    assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("promise", "words"), [(True, "promises"), (False, "does not promise"), (None, "is not known")]
+)
+def test_the_promise(promise: bool | None, words: str) -> None:
+    assert words in text(dataclasses.replace(SOCKETS, exactly_once=promise), 240)
+    assert json.loads(render.to_json(dataclasses.replace(SOCKETS, exactly_once=promise)))["exactly_once"] is promise
+
+
+def test_destroy() -> None:
+    shown = text(ENDED, 240)
+    assert "ended  tcp" in shown
+    assert "1 ended, 1 gone; left alone: 2 listeners, 1 time_wait" in shown
+    dry = dataclasses.replace(ENDED, dry_run=True, endings=(Ending(CONNECTION, "would-end"),))
+    assert "would end 1 socket by bpf; add --yes to do it" in text(dry, 240)
+    assert "no socket to end" in text(dataclasses.replace(ENDED, endings=()), 240)
+    refused = dataclasses.replace(ENDED, endings=(Ending(CONNECTION, "refused", "Permission denied"),))
+    assert "refused: Permission denied" in text(refused, 240)
+
+
+@pytest.mark.parametrize(("result", "code"), [("ended", 0), ("gone", 0), ("disconnected", 0), ("refused", 1)])
+def test_exit_code_of_destroy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], result: str, code: int
+) -> None:
+    asked = []
+
+    def fake(wanted: Filter, _root: object, *, act: bool, engine: Engine) -> Destroy:
+        asked.append((wanted, act, engine))
+        return dataclasses.replace(ENDED, endings=(Ending(CONNECTION, result),))
+
+    monkeypatch.setattr(destroy, "destroy", fake)
+    words = [
+        "--pid",
+        "7",
+        "--pid",
+        "8",
+        "--state",
+        "CLOSE-WAIT",
+        "--idle",
+        "1.5",
+        "--endpoint",
+        "80",
+        "--generation",
+        "2",
+    ]
+    assert run(["--json", "destroy", *words, "--yes"]) == code
+    expected = Filter(
+        endpoint=Endpoint(Protocol.TCP, None, 80),
+        pids=(7, 8),
+        generation=2,
+        states=(SocketState.CLOSE_WAIT,),
+        idle_s=1.5,
+    )
+    assert asked == [(expected, True, Engine.AUTO)]
+    assert json.loads(capsys.readouterr().out)["endings"][0]["result"] == result
+
+
+def test_no_filter_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["destroy", "--yes"]) == 2
+    assert "at least one filter" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        Filter(generation=1),
+        Filter(endpoint=Endpoint(Protocol.TCP, None, 80), protocol=Protocol.UDP),
+        Filter(states=(SocketState.UNCONNECTED,), protocol=Protocol.TCP),
+        Filter(states=(SocketState.LISTEN,), protocol=Protocol.UDP),
+    ],
+)
+def test_contradictions(wanted: Filter) -> None:
+    with pytest.raises(UsageError):
+        wanted.check()
+
+
+def test_only_the_protocols_that_can_match_are_walked() -> None:
+    assert Filter().protocols == (Protocol.TCP, Protocol.UDP)
+    assert Filter(states=(SocketState.LISTEN,)).protocols == (Protocol.TCP,)
+    assert Filter(states=(SocketState.UNCONNECTED,)).protocols == (Protocol.UDP,)
+    assert Filter(endpoint=Endpoint(Protocol.UDP, None, 53)).protocols == (Protocol.UDP,)
+
+
+def test_ratios_of_the_bench_are_of_rounds() -> None:
+    times = {"walk": [1.0, 4.0, 9.0], "ss": [1.0, 2.0, 3.0]}
+    assert _arm("walk", times) == SocketsArm("walk", 4000.0, Ratio(2.0, 1.5, 2.5))
+
+
+def test_bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arms = (SocketsArm("walk", 12.0, Ratio(0.8, 0.7, 0.9)), SocketsArm("ss", 15.0, Ratio(1.0, 1.0, 1.0)))
+    report = BenchSockets("6.18", "ss utility", 9, (SocketsSize("tcp", 10_000, arms),), 3.0)
+    monkeypatch.setattr(bench_sockets, "bench", lambda *_: report)
+    assert run(["bench", "sockets"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["tcp", "10000", "walk", "12.0", "0.800", "±0.100"] in lines
+    assert ["tcp", "10000", "ss", "15.0", "-"] in lines
