@@ -133,7 +133,7 @@ class Listener:
         accept_queue: connections that wait for accept() (None for UDP).
         backlog: the limit of the accept queue.
         half_open: request sockets that wait for the final ACK; None where the kernel does not tell.
-        flag: "working", "old" (an older generation), "unregistered" (the program never selects it),
+        flag: "working", "old" (an older generation), "foreign" (the program never selects it),
             or "-" where no program of ours is attached.
     """
 
