@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from reuseport_tool.kernel import libc, netns
+from tests.kernel.needs import KernelTooOld
 from tests.tool import Tool
 
 REQUIRE = os.environ.get("REUSEPORT_TOOL_KERNEL_TESTS") == "require"
@@ -17,10 +18,11 @@ REQUIRE = os.environ.get("REUSEPORT_TOOL_KERNEL_TESTS") == "require"
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """With REUSEPORT_TOOL_KERNEL_TESTS=require a skip is an error."""
+    """With REUSEPORT_TOOL_KERNEL_TESTS=require a skip is an error, unless the kernel is too old for the test."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
-    if REQUIRE and report.skipped and not hasattr(report, "wasxfail"):
+    too_old = call.excinfo is not None and call.excinfo.errisinstance(KernelTooOld)
+    if REQUIRE and report.skipped and not too_old:
         report.outcome = "failed"
         report.longrepr = f"skipped where skipping is forbidden: {call.excinfo.value if call.excinfo else ''}"
 
