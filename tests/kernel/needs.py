@@ -18,7 +18,7 @@ def answer(name: str) -> Feature:
 
 
 class KernelTooOld(pytest.skip.Exception):
-    """The one skip that is allowed where skipping is not: the probe said no, and the kernel is older than the feature."""
+    """The one skip that is allowed where skipping is not: the kernel is older than what the probe did not find."""
 
 
 def expected_here(feature: Feature) -> bool:
