@@ -5,23 +5,7 @@
  */
 #pragma once
 
-struct bpf_iter_meta {
-	void *seq;
-	u64 session_id;
-	u64 seq_num;
-};
-
-struct bpf_iter_tcp_context {
-	struct bpf_iter_meta *meta;
-	void *sk_common;
-	u32 uid;
-};
-
-struct bpf_iter_udp_context {
-	struct bpf_iter_meta *meta;
-	void *udp_sk;
-	u32 uid;
-};
+#include "iterator.h"
 
 enum {
 	STATE_SYN_SENT = 2,
@@ -58,7 +42,6 @@ struct record {
 	u32 send_queue;		/* bytes; of a listener its backlog, in connections */
 };
 
-#define READ(to, base, offset) bpf_probe_read_kernel(&(to), sizeof(to), (void *)(base) + (offset))
 
 /* Of the iterator's own socket, whose type the verifier knows: no call. */
 #define LOAD(type, sk, offset) (*(type *)((void *)(sk) + (offset)))

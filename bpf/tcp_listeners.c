@@ -3,17 +3,7 @@
  * An iterator over TCP sockets that writes one record for each listener and each request socket.
  * The offsets (OFF_…) come from the running kernel's BTF, because BCC does not relocate.
  */
-struct bpf_iter_meta {
-	void *seq;
-	u64 session_id;
-	u64 seq_num;
-};
-
-struct bpf_iter_tcp_context {
-	struct bpf_iter_meta *meta;
-	void *sk_common;
-	u32 uid;
-};
+#include "iterator.h"
 
 enum {
 	STATE_LISTEN = 10,
@@ -31,8 +21,6 @@ struct record {
 	u32 backlog;
 	u32 half_open;
 };
-
-#define READ(to, base, offset) bpf_probe_read_kernel(&(to), sizeof(to), (void *)(base) + (offset))
 
 static __always_inline void read_program(struct record *record)
 {

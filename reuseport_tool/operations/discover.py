@@ -59,6 +59,16 @@ def sockets_of(endpoint: Endpoint) -> dict[Endpoint, list[diag.BoundSocket]]:
     return found
 
 
+def now(group: Endpoint) -> Found:
+    """A group as it is now, with its holders; without members when all of them are closed."""
+    return with_holders({group: sockets_in(group)})[0]
+
+
+def sockets_in(group: Endpoint) -> list[diag.BoundSocket]:
+    """The sockets of one group, without their holders: cheaper by a walk over /proc."""
+    return sockets_of(group).get(group, [])
+
+
 def all_groups(protocol: Protocol) -> dict[Endpoint, list[diag.BoundSocket]]:
     found: dict[Endpoint, list[diag.BoundSocket]] = {}
     for entry in sorted(diag.bound_sockets(protocol), key=lambda entry: entry.cookie):

@@ -272,7 +272,7 @@ class _Run:
 
     def _find_new(self, group: _Group) -> int:
         """Look for listeners that were not there before; how many there are."""
-        present = discover.sockets_of(group.endpoint).get(group.endpoint, [])
+        present = discover.sockets_in(group.endpoint)
         entries = [entry for entry in present if entry.cookie not in group.old_cookies]
         cookies = {entry.cookie for entry in entries}
         if cookies != group.seen:
@@ -337,8 +337,10 @@ class _Run:
         for group in self.groups:
             if not group.new:
                 continue
-            found = discover.with_holders(discover.sockets_of(group.endpoint))[0]
+            found = discover.now(group.endpoint)
             new = found.subset(group.new)
+            if not new.members:
+                raise ToolError(f"the new listeners on {group.endpoint} are gone")
             differences = [self._compare_options(group, new), self._compare_capacity(found, group, new)]
             for text in (line for difference in differences for line in difference.harmless):
                 self._warn(f"{group.endpoint}: {text}")
@@ -381,7 +383,7 @@ class _Run:
                 self.switch_us = max(self.switch_us or 0.0, round(took_us, 1))
 
     def _fill_generation(self, group: _Group, opened: State) -> None:
-        members = discover.with_holders(discover.sockets_of(group.endpoint))[0].subset(group.new).members
+        members = discover.now(group.endpoint).subset(group.new).members
         if not members:
             raise ToolError(f"the new listeners on {group.endpoint} are gone")
         number = opened.next_generation()
@@ -411,7 +413,7 @@ class _Run:
         return {
             entry.cookie: entry.accept_queue or 0
             for group in self.groups
-            for entry in discover.sockets_of(group.endpoint).get(group.endpoint, [])
+            for entry in discover.sockets_in(group.endpoint)
         }
 
     # drain: wait until the old listeners hold nothing
@@ -532,8 +534,7 @@ class _Run:
             return
         before = set(group.new)
         self._find_new(group)
-        present = discover.sockets_of(group.endpoint).get(group.endpoint, [])
-        late = discover.with_holders({group.endpoint: present})[0].subset(tuple(set(group.new) - before))
+        late = discover.now(group.endpoint).subset(tuple(set(group.new) - before))
         group.new = sorted(before | set(group.new))
         with discover.descriptors(late.members) as fds:
             for fd in fds.values():
@@ -553,11 +554,13 @@ class _Run:
         cookies = tuple(cookie for group in self.groups for cookie in (group.old.cookies if old else group.new))
         if old:
             return Side(first.old_generation, self.old_pids, cookies)
-        found = discover.with_holders(
-            {group.endpoint: discover.sockets_of(group.endpoint).get(group.endpoint, []) for group in self.groups}
-        )
-        owners = {pid for group in found for pid in group.subset(cookies).owners()}
-        return Side(first.new_generation or first.old_generation, tuple(sorted(owners)), cookies)
+        owners = tuple(sorted(self._owners(cookies)))
+        return Side(first.new_generation or first.old_generation, owners, cookies)
+
+    def _owners(self, cookies: Sequence[int]) -> set[int]:
+        """The topmost processes that hold these listeners now."""
+        present = {group.endpoint: discover.sockets_in(group.endpoint) for group in self.groups}
+        return {pid for found in discover.with_holders(present) for pid in found.subset(cookies).owners()}
 
     def _migrated(self) -> Migrated:
         total = mib.read().since(self.mib_before).TCPMigrateReqSuccess
@@ -616,9 +619,8 @@ class _Run:
         self.copies.close()
         for group in self.groups:
             self._find_new(group)
-        present = {group.endpoint: discover.sockets_of(group.endpoint).get(group.endpoint, []) for group in self.groups}
         new = {cookie for group in self.groups for cookie in group.new}
-        owners = {pid for found in discover.with_holders(present) for pid in found.subset(tuple(new)).owners()}
+        owners = self._owners(tuple(new))
         if self.started is not None and self.started.exit_code() is None:
             owners.add(self.started.pid)
         owners -= set(self.old_pids)

@@ -52,11 +52,11 @@ class Observer:
         endpoints = self._discovered()
         # The dump above gave every listener its cookie, by which the iterator's records are found.
         infos = self._listeners.read().listeners if self._listeners else {}
-        groups = [
-            self._group(found, infos)
-            for found in discover.with_holders(endpoints)
-            if self._endpoint is not None or _is_group(found, infos) or self._pins(found.endpoint) is not None
-        ]
+        groups = []
+        for found in discover.with_holders(endpoints):
+            pins = self._pins(found.endpoint)
+            if self._endpoint is not None or pins is not None or _is_group(found, infos):
+                groups.append(self._group(found, infos, pins))
         if not groups and self._endpoint is not None:
             discover.groups(self._endpoint)
         return Status(tuple(groups))
@@ -68,7 +68,7 @@ class Observer:
             found = discover.all_groups(Protocol.TCP)
         for protocol in [self._endpoint.protocol] if self._endpoint else list(Protocol):
             for pinned in self._pinned(self._endpoint or Endpoint(protocol, None, 0)):
-                found.setdefault(pinned, discover.sockets_of(pinned).get(pinned, []))
+                found.setdefault(pinned, discover.sockets_in(pinned))
         return found
 
     def _pinned(self, endpoint: Endpoint) -> list[Endpoint]:
@@ -90,8 +90,7 @@ class Observer:
             }
             return _Pinned(opened.policy(), opened.working, places, opened.counters())
 
-    def _group(self, found: Found, infos: dict[int, ListenerInfo]) -> Group:
-        pins = self._pins(found.endpoint)
+    def _group(self, found: Found, infos: dict[int, ListenerInfo], pins: _Pinned | None) -> Group:
         running = [infos[cookie].program_id for cookie in found.cookies if cookie in infos]
         attached = running[0] if running else None
         ours = pins is not None and (attached == pins.program.id or (not running and bool(found.members)))
