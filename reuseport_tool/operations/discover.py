@@ -64,6 +64,14 @@ def now(group: Endpoint) -> Found:
     return with_holders({group: sockets_in(group)})[0]
 
 
+def present(group: Endpoint) -> Found:
+    """As now(). Raises NotFound when nothing listens there any more."""
+    found = now(group)
+    if not found.members:
+        raise NotFound(f"nothing listens on {group} any more")
+    return found
+
+
 def sockets_in(group: Endpoint) -> list[diag.BoundSocket]:
     """The sockets of one group, without their holders: cheaper by a walk over /proc."""
     return sockets_of(group).get(group, [])

@@ -88,7 +88,8 @@ def reload(endpoint: Endpoint, plan: Plan, root: Path | None, progress: Progress
         for present in found:
             group_folder = stack.enter_context(state.locked(folder, present.endpoint, plan.lock_timeout_s))
             state.refuse_interrupted(group_folder, present.endpoint)
-            groups.append(Group.begin(_old_members(present, plan), group_folder))
+            # As it is now: who held the lock before us may have replaced it.
+            groups.append(Group.begin(_old_members(discover.now(present.endpoint), plan), group_folder))
         run = _Run(endpoint, plan, strategy, groups, progress, interrupts)
         stack.callback(run.close)
         run.begin()

@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 
 TCP_SAVE_SYN = 27
@@ -31,7 +32,18 @@ def main() -> None:
     if options.deaf or not listeners:
         while True:
             signal.pause()
-    serve(listeners, options.name.encode())
+    if options.live:
+        signal.alarm(options.live)
+    if options.graceful:
+        serve_gracefully(listeners)
+    else:
+        serve(listeners, answer(options), options.reset)
+
+
+def answer(options: argparse.Namespace) -> bytes:
+    if options.http:
+        return f"HTTP/1.0 {options.http} Status\r\nContent-Length: 0\r\n\r\n".encode()
+    return bytes(options.name, "ascii")
 
 
 def arguments() -> argparse.Namespace:
@@ -49,6 +61,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no-reuseport", action="store_true")
     parser.add_argument("--ignore-term", action="store_true")
     parser.add_argument("--udp", action="store_true")
+    parser.add_argument("--http", metavar="STATUS", help="answer in HTTP")
+    parser.add_argument("--live", type=int, metavar="SECONDS", help="die after so long")
+    parser.add_argument("--graceful", action="store_true", help="echo; at SIGTERM see the connections to their end")
+    parser.add_argument("--reset", action="store_true", help="reset every connection")
     return parser.parse_args()
 
 
@@ -66,8 +82,8 @@ def listen(options: argparse.Namespace) -> socket.socket:
     return sock
 
 
-def serve(listeners: list[socket.socket], name: bytes) -> None:
-    """Sleep in epoll_wait; a connection is answered and closed."""
+def serve(listeners: list[socket.socket], name: bytes, reset: bool) -> None:
+    """Sleep in epoll_wait; a connection is answered and closed, or reset."""
     epoll = select.epoll()
     by_fd = {listener.fileno(): listener for listener in listeners}
     for fd in by_fd:
@@ -77,10 +93,51 @@ def serve(listeners: list[socket.socket], name: bytes) -> None:
             client, _ = by_fd[fd].accept()
             try:
                 client.recv(1024)
-                client.sendall(name)
+                if reset:
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                else:
+                    client.sendall(name)
             except OSError:
                 pass
             client.close()
+
+
+def serve_gracefully(listeners: list[socket.socket]) -> None:
+    """Echo. SIGTERM closes the listeners; the process ends with its last connection."""
+    stop_reader, stop_writer = socket.socketpair()
+    signal.signal(signal.SIGTERM, lambda *_: stop_writer.send(b"x"))
+    epoll = select.epoll()
+    open_sockets = {sock.fileno(): sock for sock in [*listeners, stop_reader]}
+    for fd in open_sockets:
+        epoll.register(fd, select.EPOLLIN)
+
+    def forget(sock: socket.socket) -> None:
+        epoll.unregister(sock)
+        del open_sockets[sock.fileno()]
+        sock.close()
+
+    while open_sockets:
+        for fd, _ in epoll.poll():
+            sock = open_sockets.get(fd)
+            if sock is stop_reader:
+                for each in [*listeners, stop_reader]:
+                    forget(each)
+            elif sock in listeners:
+                client, _ = sock.accept()
+                open_sockets[client.fileno()] = client
+                epoll.register(client, select.EPOLLIN)
+            elif sock is not None and not echo(sock):
+                forget(sock)
+
+
+def echo(client: socket.socket) -> bool:
+    """Whether the connection goes on."""
+    try:
+        data = client.recv(1024)
+        client.sendall(data)
+    except OSError:
+        return False
+    return bool(data)
 
 
 if __name__ == "__main__":
