@@ -703,6 +703,9 @@ class _Run:
         present = [discover.now(group.endpoint).subset(group.new) for group in self.groups]
         serving = {holder.pid for found in present for member in found.members for holder in member.holders}
         side = [process for process in self.old_side if process.pid not in serving and process.runs()]
+        if not side:
+            self.leftovers = Leftovers(0, 0, 0, 0.0, round(time.monotonic() - self.stopped_at, 3), None, None)
+            return
         try:
             with OldConnections([group.endpoint for group in self.groups], side) as connections:
                 self.leftovers = leftovers.settle(

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -26,9 +27,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from reuseport_tool.errors import Conflict, NotFound, ToolError
-from reuseport_tool.kernel import diag, libc, netns, processes
+from reuseport_tool.kernel import diag, features, libc, netns, processes
 from reuseport_tool.models import Protocol, Step, parse_endpoint
-from reuseport_tool.operations import reload, sides, status
+from reuseport_tool.operations import journal, reload, sides, status
 from reuseport_tool.operations.reload_plan import Plan, Progress
 from tests.servers.load import Load
 
@@ -37,7 +38,7 @@ SERVER = [sys.executable, str(Path(__file__).parent / "server.py")]
 _WAIT_S = 60.0
 
 
-def quiet(begin: Callable[[str], None] = lambda _: None, end: Callable[[Step], None] = lambda _: None) -> Progress:
+def quiet(begin: Callable[[str], object] = lambda _: None, end: Callable[[Step], None] = lambda _: None) -> Progress:
     return Progress(begin, end, lambda _: None, lambda _: None)
 
 
@@ -56,9 +57,11 @@ def in_fork(act: Callable[[], object]) -> int:
     return pid
 
 
-def killed_after(act: Callable[[], object], delay_s: float) -> bool:
-    """Whether the run was killed; False when it had ended before."""
+def killed_after(act: Callable[[], object], delay_s: float, begun: int | None = None) -> bool:
+    """Whether the run was killed; False when it had ended before. The delay counts from a byte in the pipe `begun`."""
     pid = in_fork(act)
+    if begun is not None:
+        select.select([begun], [], [], _WAIT_S)
     deadline = time.monotonic() + delay_s
     while time.monotonic() < deadline:
         if os.waitpid(pid, os.WNOHANG)[0]:
@@ -141,17 +144,22 @@ def torture(kills: int, seed: int) -> tuple[dict[str, object], bool]:
     chance = random.Random(seed)
     ends: Counter[str] = Counter()
     wrong = []
+    features.migration_works()  # forks inherit what has been tried
+    features.migration_wakes()
     with place() as bpffs:
         first = start_first()
-        typical_s = _typical_s(bpffs)
+        whole_s = _whole_s(bpffs)
         first.wait(timeout=_WAIT_S)
         with Load("127.0.0.1", PORT, clients=8, seconds=3600) as load:
             done = 0
             while done < kills:
-                moment_s = chance.uniform(0, 1.1 * typical_s)
-                was_killed = killed_after(lambda: reload_to("next", bpffs), moment_s)
+                moment_s = chance.uniform(0, whole_s)
+                was_killed = _kill_a_reload(bpffs, moment_s)
                 done += was_killed
+                # What else the machine does makes reloads longer and shorter: follow that.
+                whole_s *= 1.02 if was_killed else 0.9
                 ends["killed" if was_killed else "ended before"] += 1
+                ends[_step(bpffs)] += 1
                 ends[settle(chance.choice(["resume", "abort"]), bpffs)] += 1
                 seen = picture(bpffs)
                 if seen != dataclasses.replace(seen, listeners=1, owners=1, unregistered=0, interrupted=False):
@@ -161,8 +169,27 @@ def torture(kills: int, seed: int) -> tuple[dict[str, object], bool]:
     return summary, not wrong and not ledger.lost and ledger.answered > 0
 
 
-def _typical_s(bpffs: Path) -> float:
-    """How long a whole reload takes here."""
+def _kill_a_reload(bpffs: Path, moment_s: float) -> bool:
+    """Kill one so long after its first step began; see killed_after()."""
+    begun, tell = os.pipe()
+    try:
+        progress = quiet(begin=lambda name: name == "prepare" and os.write(tell, b"x"))
+        return killed_after(lambda: reload_to("next", bpffs, progress), moment_s, begun)
+    finally:
+        os.close(begun)
+        os.close(tell)
+
+
+def _step(bpffs: Path) -> str:
+    """In which step the reload was killed."""
+    try:
+        return f"in {journal.interrupted(bpffs, parse_endpoint(str(PORT))).step}"
+    except NotFound:
+        return "in none"
+
+
+def _whole_s(bpffs: Path) -> float:
+    """How long the steps of a reload take here."""
     start = time.monotonic()
     os.waitpid(in_fork(lambda: reload_to("next", bpffs)), 0)
     return time.monotonic() - start
