@@ -640,6 +640,7 @@ class ReloadArm:
         name: plain, accept-drain, sysctl, bpf-drain, migrate, haproxy -sf or haproxy -x.
         connections: begun by the clients in all rounds: the sum of the accounts after it.
         answered, refused, reset, unanswered, timed_out: what became of them, as the clients saw it.
+        migrated: how many of them the kernel moved to another listener (TCPMigrateReqSuccess).
         lost: connections of one reload that were not answered.
         longest_wait_ms: from connect(2) to the first byte, of those on their way during one reload.
         duration_s: of one reload, from the start of the new server until the old process has ended.
@@ -653,6 +654,7 @@ class ReloadArm:
     reset: int = 0
     unanswered: int = 0
     timed_out: int = 0
+    migrated: int = 0
     lost: Spread | None = None
     longest_wait_ms: Spread | None = None
     duration_s: Spread | None = None

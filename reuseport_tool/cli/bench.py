@@ -59,7 +59,7 @@ def select(ctx: Context, rounds: int, connections: int) -> None:
     ),
 )
 @click.option("--rounds", type=click.IntRange(2, 1000), default=5, show_default=True, help="Turns of each arm.")
-@click.option("--clients", type=click.IntRange(8, 3000), default=64, show_default=True, help="Connections at a time.")
+@click.option("--clients", type=click.IntRange(8, 3000), default=256, show_default=True, help="Connections at a time.")
 @click.option(
     "--close-rounds", type=click.IntRange(2, 1000), default=11, show_default=True, help="Turns of each close(2)."
 )

@@ -283,7 +283,17 @@ def _bench_sockets(model: models.BenchSockets, console: Console) -> None:
 
 @table.register
 def _bench_reload(model: models.BenchReload, console: Console) -> None:
-    numbers = ("lost", "longest wait", "duration", "connections", "refused", "reset", "unanswered", "timed out")
+    numbers = (
+        "lost",
+        "longest wait",
+        "duration",
+        "connections",
+        "refused",
+        "reset",
+        "unanswered",
+        "timed out",
+        "moved",
+    )
     made = _table("", *numbers, right=numbers)
     for arm in model.arms:
         if arm.lost is None or arm.longest_wait_ms is None or arm.duration_s is None:
@@ -291,7 +301,7 @@ def _bench_reload(model: models.BenchReload, console: Console) -> None:
             continue
         spreads = (_spread(arm.lost, ""), _spread(arm.longest_wait_ms, " ms"), _spread(arm.duration_s, " s", 2))
         losses = (arm.refused, arm.reset, arm.unanswered, arm.timed_out)
-        _row(made, arm.name, *spreads, arm.connections, *losses, style="red" if sum(losses) else "green")
+        _row(made, arm.name, *spreads, arm.connections, *losses, arm.migrated, style="red" if sum(losses) else "green")
     console.print(made)
     note = (
         f"Linux {model.kernel}, {model.rounds} rounds, {model.clients} clients at a time. Of one reload, median ± half "

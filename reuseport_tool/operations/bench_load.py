@@ -1,9 +1,9 @@
 """A steady load of new connections, a process of its own, and the ledger that each of them ends in.
 
 `python -m reuseport_tool.operations.bench_load ADDRESS PORT` is a closed loop of clients: each connects, asks, waits
-for the whole answer, closes with a reset so that no TIME_WAIT is left, and begins anew. On standard input `mark` sets
-the longest wait back to 0; at its end no connection is begun any more, the open ones are seen to their end, and the
-ledger is printed as JSON.
+for the whole answer, closes with a reset so that no TIME_WAIT is left, and begins anew. It prints `warm` when they
+are out of step. On standard input `mark` sets the longest wait back to 0; at its end no connection is begun any
+more, the open ones are seen to their end, and the ledger is printed as JSON.
 """
 
 from __future__ import annotations
@@ -84,6 +84,12 @@ class Load:
         self._process.kill()
         self._process.communicate()
 
+    def await_warm(self) -> None:
+        """Wait until the clients are out of step: twice as many answers as there are clients. Raises ToolError."""
+        assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], 2 * TIMEOUT_S)[0] or not self._process.stdout.readline():
+            raise ToolError("the load gets no answers")
+
     def mark(self) -> None:
         """From here on the longest wait is measured: of what is on its way now, and of what comes."""
         assert self._process.stdin is not None
@@ -96,7 +102,7 @@ class Load:
         out, _ = self._process.communicate(timeout=TIMEOUT_S + 10)
         if self._process.returncode:
             raise ToolError(f"the load ended with {self._process.returncode}", hint="its own message is above")
-        return Ledger(**json.loads(out))
+        return Ledger(**json.loads(out.splitlines()[-1]))
 
 
 @dataclass
@@ -119,6 +125,7 @@ class _Loop:
         self._epoll = select.epoll()
         self._epoll.register(sys.stdin, select.EPOLLIN)
         self._stopped = False
+        self._warm_at = 2 * options.clients
         self._due = [number < options.slow for number in range(options.clients)]  # slow or not, to begin now
         self.ledger = Ledger()
 
@@ -214,6 +221,8 @@ class _Loop:
             return
         connection.socket.close()
         setattr(self.ledger, outcome, getattr(self.ledger, outcome) + 1)
+        if outcome == "answered" and self.ledger.answered == self._warm_at:
+            print("warm", flush=True)
         if not self._stopped:
             self._due.append(connection.slow)
 

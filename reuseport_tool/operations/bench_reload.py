@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reuseport_tool.errors import ToolError
-from reuseport_tool.kernel import bpffs, netns, sysctl
+from reuseport_tool.kernel import bpffs, mib, netns, sysctl
 from reuseport_tool.models import BenchReload, Endpoint, Protocol, ReloadArm
 from reuseport_tool.operations import bench_close, bench_server, detach, discover, lab
 from reuseport_tool.operations.bench_close import spread
@@ -46,6 +46,7 @@ class _Samples:
     """One element a round; the ledger is of all rounds."""
 
     ledger: Ledger = field(default_factory=Ledger)
+    migrated: int = 0
     lost: list[float] = field(default_factory=list)
     longest_wait_ms: list[float] = field(default_factory=list)
     duration_s: list[float] = field(default_factory=list)
@@ -220,8 +221,10 @@ def _turn(arm: _Arm, clients: int, pins: Path, samples: _Samples) -> None:
         stack.enter_context(_detached_after(pins))
         old = arm.start(stage)
         load = stack.enter_context(Load(_ADDRESS, _PORT, clients, clients // 2, _ROUND_TRIP_S))
-        _await_queue(clients // 4)
+        load.await_warm()
+        _await_queue(clients // 8)
         load.mark()
+        before = mib.read()
         start = time.perf_counter()
         arm.reload(stage, old)
         if not wait_until(lambda: old.poll() is not None, _DEADLINE_S, poll_s=0.002):
@@ -229,6 +232,7 @@ def _turn(arm: _Arm, clients: int, pins: Path, samples: _Samples) -> None:
         samples.duration_s.append(time.perf_counter() - start)
         ledger = load.stop()
     samples.ledger = samples.ledger.plus(ledger)
+    samples.migrated += mib.read().since(before).TCPMigrateReqSuccess
     samples.lost.append(ledger.lost)
     samples.longest_wait_ms.append(ledger.longest_wait_s * 1000)
 
@@ -265,6 +269,7 @@ def _summary(arm: _Arm, samples: _Samples | None) -> ReloadArm:
         ledger.reset,
         ledger.unanswered,
         ledger.timed_out,
+        samples.migrated,
         spread(samples.lost, 1),
         spread(samples.longest_wait_ms, 1),
         spread(samples.duration_s, 3),

@@ -82,7 +82,9 @@ RELOAD = BenchReload(
     5,
     64,
     (
-        ReloadArm("plain", 953, 631, 0, 322, 0, 0, Spread(66, 62, 69), Spread(46.6, 44, 49), Spread(0.05, 0.05, 0.07)),
+        ReloadArm(
+            "plain", 953, 631, 0, 322, 0, 0, 0, Spread(66, 62, 69), Spread(46.6, 44, 49), Spread(0.05, 0.05, 0.07)
+        ),
         ReloadArm("haproxy -x", detail="haproxy is not installed"),
     ),
     11,
@@ -102,7 +104,7 @@ def test_reload_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert run(["bench", "reload", "--rounds", "3", "--clients", "8", "--close-rounds", "2"]) == 0
     assert asked == [(3, 8, 2, None)]
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "plain 66.0 ±3.5 46.6 ±2.5 ms 0.05 ±0.01 s 953 0 322 0 0" in lines
+    assert "plain 66.0 ±3.5 46.6 ±2.5 ms 0.05 ±0.01 s 953 0 322 0 0 0" in lines
     assert "haproxy -x haproxy is not installed" in lines
     assert "256 214.0 ±2.0 µs 0.84 µs 166.0 ±4.5 µs 0.65 µs" + " 1.000 ±0.000" * 3 in lines
 
