@@ -133,7 +133,7 @@ class Listener:
         accept_queue: connections that wait for accept() (None for UDP).
         backlog: the limit of the accept queue.
         half_open: request sockets that wait for the final ACK; None where the kernel does not tell.
-        flag: "working", "old" (an older generation), "foreign" (the program never selects it),
+        flag: "working", "canary", "old" (any other generation), "foreign" (the program never selects it),
             or "-" where no program of ours is attached.
     """
 
@@ -151,7 +151,10 @@ class Listener:
 
 @dataclass(frozen=True)
 class Counters:
-    """What the program counted over all CPUs since it was attached. Unit: runs of the program."""
+    """What the program counted over all CPUs since it was attached. Unit: runs of the program.
+
+    `canary` and `steered` are new connections to the canary generation: by its share, and the tool's own.
+    """
 
     selected: int = 0
     fallback: int = 0
@@ -159,9 +162,32 @@ class Counters:
     migrated_syn_recv: int = 0
     migrated_new_syn_recv: int = 0
     dropped: int = 0
+    canary: int = 0
+    steered: int = 0
 
     def since(self, earlier: Counters) -> Counters:
         return Counters(*(getattr(self, name) - getattr(earlier, name) for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Canary:
+    """The generation beside the working one that gets a share of the new connections, percent."""
+
+    generation: int
+    percent: float
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """A reload that has begun and not ended: it runs, or was killed in `step`.
+
+    `begun_at` is in seconds since 1970, `pid` the tool's.
+    """
+
+    running: bool
+    step: str
+    pid: int
+    begun_at: float
 
 
 @dataclass(frozen=True)
@@ -178,6 +204,8 @@ class Group:
     listeners: tuple[Listener, ...]
     counters: Counters | None
     stale: bool = False
+    canary: Canary | None = None
+    reload: Transaction | None = None
 
 
 @dataclass(frozen=True)
@@ -349,8 +377,43 @@ class Step:
 
 
 @dataclass(frozen=True)
+class CanaryStep:
+    """What one share of a canary came to: new connections by the program's counters."""
+
+    percent: float
+    duration_s: float
+    to_new: int
+    to_old: int
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """Accepted connections of the old side, after it stopped listening.
+
+    Attributes:
+        connections: at the first look.
+        ended: by --kill-leftovers.
+        left: at the end.
+        waited_s: between the first and the last look.
+        older_than_s: every one of them is at least so old: the old side accepts none since.
+        idle_min_s, idle_max_s: without data, at the last look that saw one; None where none was seen.
+    """
+
+    connections: int
+    ended: int
+    left: int
+    waited_s: float
+    older_than_s: float
+    idle_min_s: float | None
+    idle_max_s: float | None
+
+
+@dataclass(frozen=True)
 class Reload:
-    """The report of a reload (docs/json.md). `switch_us` is None where nothing was switched."""
+    """The report of a reload (docs/json.md).
+
+    `switch_us` is None where nothing was switched, `leftovers` where nobody looked.
+    """
 
     endpoint: str
     result: str
@@ -364,6 +427,8 @@ class Reload:
     switch_us: float | None
     duration_s: float
     warnings: tuple[str, ...] = ()
+    canary: tuple[CanaryStep, ...] = ()
+    leftovers: Leftovers | None = None
 
 
 class Way(enum.StrEnum):

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
@@ -101,6 +102,8 @@ def _group(group: models.Group, console: Console) -> None:
             console,
             Text("  stale: pins are left, but the program does not run; 'attach' or 'detach' mends it", style="yellow"),
         )
+    if group.reload:
+        _say(console, _transaction(group.endpoint, group.reload))
     numbers = ("cookie", "pid", "uid", "gen", "slot", "queue", "backlog", "half-open")
     made = _table(
         "cookie", "pid", "command", "uid", "gen", "slot", "queue", "backlog", "half-open", "flag", right=numbers
@@ -118,12 +121,23 @@ def _group(group: models.Group, console: Console) -> None:
             entry.backlog,
             entry.half_open,
             entry.flag,
-            style={"foreign": "yellow", "old": "dim"}.get(entry.flag, ""),
+            style={"foreign": "yellow", "old": "dim", "canary": "cyan"}.get(entry.flag, ""),
         )
     if group.listeners:
         console.print(made)
     if group.counters:
         _say(console, Text(_counters(group.counters), style="dim"))
+
+
+def _transaction(endpoint: str, reload: models.Transaction) -> Text:
+    began = time.strftime("%F %T", time.localtime(reload.begun_at))
+    if reload.running:
+        return Text(f"  a reload is in the step {reload.step!r} (process {reload.pid}, begun {began})", style="cyan")
+    return Text(
+        f"  a reload was killed in the step {reload.step!r} (begun {began}): "
+        f"'reload {endpoint} --resume' finishes it, '--abort' undoes it",
+        style="bold yellow",
+    )
 
 
 def _program(group: models.Group) -> Text:
@@ -133,6 +147,7 @@ def _program(group: models.Group) -> Text:
         return Text(f"  foreign program {group.program.name} (id {group.program.id})", style="yellow")
     return Text(
         f"  {group.program.policy} (id {group.program.id}), working generation {group.working_generation or '-'}"
+        + (f", generation {group.canary.generation} gets {group.canary.percent:g} %" if group.canary else "")
     )
 
 
@@ -141,6 +156,7 @@ def _counters(counters: models.Counters) -> str:
         f"selected {counters.selected}, fallback {counters.fallback}, dropped {counters.dropped}; migrated: "
         f"established {counters.migrated_established}, syn_recv {counters.migrated_syn_recv}, "
         f"new_syn_recv {counters.migrated_new_syn_recv}"
+        + (f"; canary {counters.canary}, steered {counters.steered}" if counters.canary or counters.steered else "")
     )
 
 
@@ -446,18 +462,35 @@ def _reload(model: models.Reload, console: Console) -> None:
     made = Table.grid(padding=(0, 2))
     made.add_column(style="bold")
     made.add_column(overflow="fold")
-    made.add_row("reloaded", Text(f"{model.endpoint} in {model.duration_s:.2f} s, strategy {model.strategy}"))
+    made.add_row(model.result, Text(f"{model.endpoint} in {model.duration_s:.2f} s, strategy {model.strategy}"))
     made.add_row("old", Text(_side(model.old)))
     made.add_row("new", Text(_side(model.new)))
     if model.switch_us is not None:
         made.add_row("switch", Text(f"{model.switch_us:g} µs"))
+    for step in model.canary:
+        made.add_row("canary", Text(_canary_step(step)))
     made.add_row("waiting", Text(_queues(model.queued_at_stop)))
     made.add_row("migrated", Text(_moved(model.migrated)))
     made.add_row("lost", _lost(model.lost))
     if model.lost.aborted_accepted:
         text = f"{model.lost.aborted_accepted} connections that a server had accepted and closed unread"
         made.add_row("aside", Text(text, style="yellow"))
+    if model.leftovers and model.leftovers.connections:
+        made.add_row("leftovers", _leftovers(model.leftovers))
     console.print(made)
+
+
+def _canary_step(step: models.CanaryStep) -> str:
+    total = step.to_new + step.to_old
+    share = f"{step.to_new / total:.2%}" if total else "none"
+    return f"{step.percent:g} % for {step.duration_s:.1f} s: {step.to_new} of {total} new connections ({share})"
+
+
+def _leftovers(left: models.Leftovers) -> Text:
+    idle = "" if left.idle_min_s is None else f", idle for {left.idle_min_s:.1f} to {left.idle_max_s:.1f} s"
+    text = f"{_counted(left.connections, 'accepted connection')} of the old side, older than {left.older_than_s:.1f} s"
+    text += f"{idle}; {left.ended} ended, {left.left} left after {left.waited_s:.1f} s"
+    return Text(text, style="yellow" if left.left else "")
 
 
 def _side(side: models.Side) -> str:

@@ -83,6 +83,29 @@ def _stat_field(pid: int, number: int) -> str | None:
         return None
 
 
+@dataclass(frozen=True)
+class Identity:
+    """A process for good: its number and when it started, in clock ticks since boot (field 22, proc(5))."""
+
+    pid: int
+    start_ticks: int
+
+    def runs(self) -> bool:
+        """Whether it has not ended; a zombie has."""
+        return identity(self.pid) == self and _stat_field(self.pid, 3) != "Z"
+
+
+def identity(pid: int) -> Identity | None:
+    """None when there is no such process."""
+    start = _stat_field(pid, 22)
+    return Identity(pid, int(start)) if start is not None else None
+
+
+def below(ancestors: Collection[int]) -> list[int]:
+    """These processes and all that descend from them, as far as they run."""
+    return [pid for pid in pids() if any(is_descendant(pid, ancestor) for ancestor in ancestors)]
+
+
 def command(pid: int) -> str | None:
     try:
         with open(f"/proc/{pid}/comm") as file:
