@@ -118,13 +118,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=6)
     parser.add_argument("--reloads", type=int, default=25, help="in each run")
+    parser.add_argument("--plain", type=int, default=25, help="plain restarts in each run")
     options = parser.parse_args()
     tool, plain = Result(), Result()
     for number, profile in zip(range(options.runs), itertools.cycle((FAST, SLOW))):
         print(f"{number + 1} of {options.runs}: {profile}", flush=True)
         with_the_tool(tool, options.reloads, profile)
         print(f"  the tool: {tool}", flush=True)
-        without_the_tool(plain, options.reloads, profile)
+        without_the_tool(plain, options.plain, profile)
         print(f"  plain:    {plain}", flush=True)
     return 0 if plain.ledger.lost and not tool.ledger.lost else 1
 
