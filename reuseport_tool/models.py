@@ -689,6 +689,80 @@ class BenchSockets:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """A median over rounds with the first and third quartile, in the unit of its field."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ReloadArm:
+    """One way to replace a server under load, over all rounds.
+
+    Attributes:
+        name: plain, accept-drain, sysctl, bpf-drain, migrate, haproxy -sf or haproxy -x.
+        connections: begun by the clients in all rounds: the sum of the accounts after it.
+        answered, refused, reset, unanswered, timed_out: what became of them, as the clients saw it.
+        migrated: how many of them the kernel moved to another listener (TCPMigrateReqSuccess).
+        lost: connections of one reload that were not answered.
+        longest_wait_ms: from connect(2) to the first byte, of those on their way during one reload.
+        duration_s: of one reload, from the start of the new server until the old process has ended.
+        detail: why the arm was not measured; everything else is 0 or None then.
+    """
+
+    name: str
+    connections: int = 0
+    answered: int = 0
+    refused: int = 0
+    reset: int = 0
+    unanswered: int = 0
+    timed_out: int = 0
+    migrated: int = 0
+    lost: Spread | None = None
+    longest_wait_ms: Spread | None = None
+    duration_s: Spread | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class CloseSize:
+    """close(2) of a group's last old listener with `queued` connections in its accept queue.
+
+    Attributes:
+        program_us, minimal_us, sysctl_us: duration of the system call with our program on the group, with the
+            smallest program, and with net.ipv4.tcp_migrate_req and no program.
+        program_us_per_connection, sysctl_us_per_connection: the medians divided by `queued`.
+        relative, cpu_relative: our program to the sysctl in the same round, by wall clock and by CPU time.
+        minimal_relative: the smallest program to the sysctl, by wall clock: what running any program takes.
+    """
+
+    queued: int
+    program_us: Spread
+    minimal_us: Spread
+    sysctl_us: Spread
+    program_us_per_connection: float
+    sysctl_us_per_connection: float
+    relative: Ratio
+    cpu_relative: Ratio
+    minimal_relative: Ratio
+
+
+@dataclass(frozen=True)
+class BenchReload:
+    """`clients` are connections at a time; `close_rounds` is for the `closes`."""
+
+    kernel: str
+    rounds: int
+    clients: int
+    arms: tuple[ReloadArm, ...]
+    close_rounds: int
+    closes: tuple[CloseSize, ...]
+    duration_s: float
+
+
+@dataclass(frozen=True)
 class ErrorReport:
     """What a failed command prints on stderr with --json."""
 

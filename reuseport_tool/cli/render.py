@@ -297,6 +297,64 @@ def _bench_sockets(model: models.BenchSockets, console: Console) -> None:
     _say(console, Text(note, style="dim"))
 
 
+@table.register
+def _bench_reload(model: models.BenchReload, console: Console) -> None:
+    numbers = (
+        "lost",
+        "longest wait",
+        "duration",
+        "connections",
+        "refused",
+        "reset",
+        "unanswered",
+        "timed out",
+        "moved",
+    )
+    made = _table("", *numbers, right=numbers)
+    for arm in model.arms:
+        if arm.lost is None or arm.longest_wait_ms is None or arm.duration_s is None:
+            _row(made, arm.name, arm.detail)
+            continue
+        spreads = (_spread(arm.lost, ""), _spread(arm.longest_wait_ms, " ms"), _spread(arm.duration_s, " s", 2))
+        losses = (arm.refused, arm.reset, arm.unanswered, arm.timed_out)
+        _row(made, arm.name, *spreads, arm.connections, *losses, arm.migrated, style="red" if sum(losses) else "green")
+    console.print(made)
+    note = (
+        f"Linux {model.kernel}, {model.rounds} rounds, {model.clients} clients at a time. Of one reload, median ± half "
+        "the interquartile range: connections lost, longest time from connect to the first byte, duration. The rest "
+        "is of all rounds."
+    )
+    _say(console, Text(note, style="dim"))
+    console.print()
+    _closes(model, console)
+
+
+def _closes(model: models.BenchReload, console: Console) -> None:
+    numbers = ("queued", "program", "each", "sysctl", "each ", "program/sysctl", "by CPU time", "any program/sysctl")
+    made = _table(*numbers, right=numbers)
+    for size in model.closes:
+        _row(
+            made,
+            size.queued,
+            _spread(size.program_us, " µs"),
+            f"{size.program_us_per_connection:.2f} µs",
+            _spread(size.sysctl_us, " µs"),
+            f"{size.sysctl_us_per_connection:.2f} µs",
+            *map(_ratio, (size.relative, size.cpu_relative, size.minimal_relative)),
+        )
+    console.print(made)
+    note = (
+        f"close(2) of the last old listener, in which the queued connections move: {model.close_rounds} rounds, "
+        "median ± half the interquartile range. any program: the smallest one there is. "
+        f"All of it took {model.duration_s:.0f} s."
+    )
+    _say(console, Text(note, style="dim"))
+
+
+def _spread(spread: models.Spread, unit: str, digits: int = 1) -> str:
+    return f"{spread.median:.{digits}f} ±{(spread.high - spread.low) / 2:.{digits}f}{unit}"
+
+
 def _ratio(ratio: models.Ratio) -> str:
     return f"{ratio.median:.3f} ±{(ratio.high - ratio.low) / 2:.3f}"
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 
 from reuseport_tool.errors import MissingCapability, NotFound, UsageError
-from reuseport_tool.kernel import libc, links
+from reuseport_tool.kernel import capabilities, libc, links
 
 CLONE_NEWNET = 0x40000000
 _RUN_NETNS = "/run/netns"
@@ -74,7 +74,7 @@ def throw_away() -> Iterator[None]:
 def _translate(error: OSError, path: str) -> Exception:
     if error.errno == errno.EPERM:
         return MissingCapability(
-            f"entering a network namespace ({path}) is not permitted", hint="run as root, or grant CAP_SYS_ADMIN"
+            f"entering a network namespace ({path}) is not permitted", hint=capabilities.hint("CAP_SYS_ADMIN")
         )
     if error.errno in (errno.EINVAL, errno.ENOENT, errno.EACCES):
         return NotFound(f"not a network namespace: {path}")

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from reuseport_tool.errors import MissingCapability, NotFound
+from reuseport_tool.kernel import capabilities
 
 _SOCKET_LINK = re.compile(r"socket:\[(\d+)\]")
 
@@ -174,14 +175,16 @@ class Process:
         except OSError as error:
             raise NotFound(f"no process {pid}") from error
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal; a process that ended already is no error."""
+    def signal(self, number: int) -> None:
+        """Send a signal, or with 0 only try; a process that ended already is no error."""
         try:
             signal.pidfd_send_signal(self._pidfd, number)
         except ProcessLookupError:
             pass
         except PermissionError as error:
-            raise MissingCapability(f"not permitted to signal process {self.pid}", hint="run as root") from error
+            raise MissingCapability(
+                f"not permitted to signal process {self.pid}", hint=capabilities.hint("CAP_KILL")
+            ) from error
 
     def ended(self, timeout_s: float = 0.0) -> bool:
         """Whether it ended, waiting for that at most `timeout_s`."""

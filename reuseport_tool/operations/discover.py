@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from reuseport_tool.errors import MissingCapability, NotFound, ToolError
-from reuseport_tool.kernel import diag, pidfd, processes, sockets
+from reuseport_tool.kernel import capabilities, diag, pidfd, processes, sockets
 from reuseport_tool.kernel.processes import Holder
 from reuseport_tool.models import Endpoint, Protocol
 
@@ -141,15 +141,21 @@ def _take(member: Member) -> int:
                 if sockets.cookie(fd) == member.cookie:
                     return fd
             os.close(fd)
-    if not member.holders and processes.some_are_hidden():
-        raise MissingCapability(
-            f"not permitted to see who holds the listener on {member.socket.endpoint}",
-            hint="run as root, or grant CAP_SYS_PTRACE",
-        )
+    require_visible([member])
     raise NotFound(
         f"no process holds the listener with cookie {member.cookie} on {member.socket.endpoint}",
         hint="it closed meanwhile, or a process of another PID namespace holds it",
     )
+
+
+def require_visible(members: Sequence[Member]) -> None:
+    """Raises MissingCapability where a listener may well have a holder, which we are not permitted to see."""
+    for member in members:
+        if not member.holders and processes.some_are_hidden():
+            raise MissingCapability(
+                f"not permitted to see who holds the listener on {member.socket.endpoint}",
+                hint=capabilities.hint("CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"),
+            )
 
 
 def require_reuseport(fds: dict[int, int], endpoint: Endpoint) -> None:

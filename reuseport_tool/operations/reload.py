@@ -70,6 +70,7 @@ def reload(endpoint: Endpoint, plan: Plan, root: Path | None, progress: Progress
     Raises:
         UsageError: the plan contradicts itself, or the endpoint is UDP.
         NotFound: nothing listens there, or a process of the plan does not exist.
+        MissingCapability: also where the old side could not be told to stop.
         Unsupported: the strategy does not work on this kernel.
         Conflict: locked, a foreign program, or an earlier reload was killed.
         RolledBack: it failed, and the old generation is working as before.
@@ -151,6 +152,7 @@ def _old_members(group: Found, plan: Plan) -> Found:
         and not (plan.new_pid and _held_below(member, (plan.new_pid,)))
     )
     if not members:
+        discover.require_visible(group.members)
         whose = f"of process {', '.join(map(str, plan.old_pids))}" if plan.old_pids else "besides the new ones"
         raise NotFound(f"{group.endpoint} has no listeners {whose}")
     return Found(group.endpoint, members)
@@ -215,6 +217,8 @@ class _Run:
         owners = tuple(self.plan.old_pids) or tuple(
             processes.topmost({holder.pid for group in self.groups for m in group.old.members for holder in m.holders})
         )
+        if self.plan.run is None and self.plan.stop_command is None:
+            sides.check_signals(owners)  # at the stop there is no way back
         self.old = _identities(owners)
         self.old_side = self._find_old_side()
         self._save()

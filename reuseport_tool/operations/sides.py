@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reuseport_tool.errors import NotFound, ToolError, UsageError
-from reuseport_tool.kernel import diag, processes
+from reuseport_tool.kernel import capabilities, diag, processes
 from reuseport_tool.kernel.processes import Identity, Process
 from reuseport_tool.models import Protocol
 from reuseport_tool.operations.waiting import wait_until
@@ -54,6 +54,7 @@ class Started:
                     stdout=target,
                     stderr=target,
                     start_new_session=True,
+                    preexec_fn=capabilities.lower_ambient,
                 )
             except (OSError, ValueError) as error:
                 raise UsageError(f"cannot start {shown(command)}: {error}") from error
@@ -114,6 +115,17 @@ def terminate(pids: Sequence[int], number: signal.Signals = signal.SIGTERM) -> N
             process = Process(pid)
             try:
                 process.signal(number)
+            finally:
+                process.close()
+
+
+def check_signals(pids: Sequence[int]) -> None:
+    """Raises MissingCapability where terminate() or end() would not be permitted to signal a process."""
+    for pid in pids:
+        with contextlib.suppress(NotFound):
+            process = Process(pid)
+            try:
+                process.signal(0)
             finally:
                 process.close()
 
