@@ -7,7 +7,7 @@ import os
 import re
 import select
 import signal
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from reuseport_tool.errors import MissingCapability, NotFound
@@ -23,15 +23,16 @@ class Holder:
     fd: int
 
 
-def holders(inodes: Collection[int]) -> dict[int, list[Holder]]:
+def holders(inodes: Collection[int], among: Iterable[int] | None = None) -> dict[int, list[Holder]]:
     """For each socket inode the processes that hold it, one descriptor a process.
 
-    Costs one readlink(2) for each open descriptor of the machine. The caller's own process is left out.
+    Costs one readlink(2) for each open descriptor of the machine, or of the processes `among` which to look. The
+    caller's own process is left out.
     """
     found: dict[int, list[Holder]] = {inode: [] for inode in inodes}
     if not found:
         return found
-    for pid in pids():
+    for pid in pids() if among is None else among:
         for inode, fd in _socket_fds(pid):
             if inode in found and not any(holder.pid == pid for holder in found[inode]):
                 found[inode].append(Holder(pid, fd))
@@ -72,6 +73,17 @@ def _socket_fds(pid: int) -> Iterator[tuple[int, int]]:
 def parent(pid: int) -> int:
     """The parent's pid, 0 when the process is gone."""
     return int(_stat_field(pid, 4) or 0)
+
+
+def started(pid: int) -> int:
+    """When the process started, in clock ticks since boot, so that a later one with its number is told apart; 0 when
+    it is gone."""
+    return int(_stat_field(pid, 22) or 0)
+
+
+def session(pid: int) -> int:
+    """The session's id, 0 when the process is gone or the session began in an outer PID namespace."""
+    return int(_stat_field(pid, 6) or 0)
 
 
 def _stat_field(pid: int, number: int) -> str | None:

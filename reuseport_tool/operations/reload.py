@@ -390,7 +390,8 @@ class _Run:
         opened.create_generation(number)
         group.new_generation = number
         with discover.descriptors(members) as fds:
-            for fd in fds.values():
+            for cookie, fd in fds.items():
+                opened.release(cookie)  # somebody may have registered it with the old ones
                 opened.add(number, fd)
 
     # health: the new generation accepts
