@@ -300,6 +300,9 @@ class _Follower:
                     self._attached.add(group)
                     return
         members = tuple(Member(entry, self._owners.of(entry.cookie)) for entry in entries)
+        if not first and not all(member.holders for member in members):
+            self._obstacle = f"no process holds a listener on {group}"
+            return
         wanted = self._wanted if first or not known else _Wanted(None, None)
         try:
             opened, result, cookies = attach.attach_group(
@@ -359,26 +362,26 @@ class _Follower:
         return Family.of(self._owners.pids(working)), Family.of(self._owners.pids(others))
 
     def _tell_registered(self, group: Endpoint, generation: int, slot: int | None, cookie: int) -> None:
-        pids = sorted(self._owners.pids([cookie]))
+        pids = self._owners.pids([cookie])
         since = max((self._hints[pid] for pid in pids if pid in self._hints), default=None)
+        delay_s = None if since is None else round((time.monotonic_ns() - since) / 1e9, 6)
+        pid, command = self._owner(cookie)
         self._tell(
-            FollowEvent(
-                *(Happening.REGISTERED, str(group), generation, slot, cookie),
-                *((pids[0], processes.command(pids[0])) if pids else (None, None)),
-                None if since is None else round((time.monotonic_ns() - since) / 1e9, 6),
-            )
+            FollowEvent(Happening.REGISTERED, str(group), generation, slot, cookie, pid, command, delay_s=delay_s)
         )
 
     def _tell_left(self, group: Endpoint, entries: Collection[BoundSocket]) -> None:
+        why = "its process is no kin of the working generation's: 'reload --new-pid' or 'map add' takes it in"
         for entry in entries:
-            pids = sorted(self._owners.pids([entry.cookie]))
-            owner, command = (pids[0], processes.command(pids[0])) if pids else (None, None)
-            why = "its process is no kin of the working generation's: 'reload --new-pid' or 'map add' takes it in"
+            pid, command = self._owner(entry.cookie)
             self._tell_once(
-                FollowEvent(
-                    *(Happening.LEFT_ALONE, str(group)), cookie=entry.cookie, pid=owner, command=command, detail=why
-                )
+                FollowEvent(Happening.LEFT_ALONE, str(group), cookie=entry.cookie, pid=pid, command=command, detail=why)
             )
+
+    def _owner(self, cookie: int) -> tuple[int | None, str | None]:
+        """Pid and name of one that holds it."""
+        pid = min(self._owners.pids([cookie]), default=None)
+        return pid, None if pid is None else processes.command(pid)
 
     def _tell_detached(self, group: Endpoint) -> None:
         if group not in self._detached:
