@@ -23,9 +23,9 @@ from tests.servers.servers import Server
 from tests.tool import Tool
 
 MANY, FEW = 4, 1
-ROUNDS = 5
-CLIENTS = 256
-QUEUED = 64
+ROUNDS = 3
+CLIENTS = 128
+QUEUED = 32
 
 
 @pytest.fixture(autouse=True)
