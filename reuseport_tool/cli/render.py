@@ -44,6 +44,15 @@ def show(model: Any, as_json: bool) -> None:
         table(model, _console(sys.stdout))
 
 
+def line(event: models.FollowEvent, as_json: bool) -> None:
+    """Print one event as one line on stdout, at once."""
+    if as_json:
+        print(json.dumps(dataclasses.asdict(event)), flush=True)
+    else:
+        table(event, _console(sys.stdout))
+        sys.stdout.flush()
+
+
 def to_json(model: Any) -> str:
     return json.dumps(dataclasses.asdict(model), indent=2)
 
@@ -170,6 +179,25 @@ def _attached(model: models.AttachReport, console: Console) -> None:
         }[entry.result]
         registered = f"{_counted(len(entry.registered), 'listener')} registered, working generation {entry.generation}"
         _say(console, f"{entry.endpoint}  {done} (id {entry.program.id}), {registered}")
+
+
+@table.register
+def _follow_event(model: models.FollowEvent, console: Console) -> None:
+    who = f" of {model.command} (process {model.pid})" if model.pid else ""
+    delay = "" if model.delay_s is None else f", {model.delay_s * 1000:.1f} ms after it began to listen"
+    text = {
+        "following": "following; SIGTERM or Ctrl-C ends it and changes nothing",
+        "attached": f"{model.detail}, working generation {model.generation}",
+        "registered": f"listener {model.cookie}{who} registered in slot {model.slot} "
+        f"of generation {model.generation}{delay}",
+        "left-alone": f"listener {model.cookie}{who} left alone: {model.detail}",
+        "locked": f"waiting: {model.detail}",
+        "events-lost": "events were lost; looked at everything anew",
+        "detached": f"detached by somebody: {model.detail}",
+        "failed": f"failed: {model.detail}",
+        "stopped": "stopped; program and registrations stay",
+    }[model.event]
+    _say(console, f"{model.endpoint}  {text}")
 
 
 @table.register

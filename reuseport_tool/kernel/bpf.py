@@ -28,6 +28,8 @@ class Command(enum.IntEnum):
     OBJ_GET = 7
     PROG_GET_FD_BY_ID = 13
     OBJ_GET_INFO_BY_FD = 15
+    RAW_TRACEPOINT_OPEN = 17
+    LINK_CREATE = 28
     ENABLE_STATS = 32
 
 
@@ -37,6 +39,7 @@ class MapType(enum.IntEnum):
     PERCPU_ARRAY = 6
     ARRAY_OF_MAPS = 12
     REUSEPORT_SOCKARRAY = 20
+    RINGBUF = 27
 
 
 class _MapCreate(ctypes.Structure):
@@ -67,6 +70,19 @@ class _Object(ctypes.Structure):
 
 class _Id(ctypes.Structure):
     _fields_ = [("id", ctypes.c_uint32), ("next_id", ctypes.c_uint32), ("open_flags", ctypes.c_uint32)]
+
+
+class _RawTracepoint(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_uint64), ("prog_fd", ctypes.c_uint32)]
+
+
+class _LinkCreate(ctypes.Structure):
+    _fields_ = [
+        ("prog_fd", ctypes.c_uint32),
+        ("target_fd", ctypes.c_uint32),
+        ("attach_type", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+    ]
 
 
 class _Info(ctypes.Structure):
@@ -274,3 +290,18 @@ def possible_cpus() -> int:
 def enable_stats() -> Handle:
     """BPF_ENABLE_STATS (Linux 5.8): run statistics are on until the handle is closed, also by death."""
     return Handle(libc.bpf(Command.ENABLE_STATS, _EnableStats(type=0), "enable BPF statistics"))
+
+
+def attach_raw_tracepoint(program: Program, name: str) -> Handle:
+    """BPF_RAW_TRACEPOINT_OPEN: the program runs at the tracepoint until the handle is closed, also by death."""
+    text = ctypes.create_string_buffer(name.encode())
+    attr = _RawTracepoint(name=ctypes.addressof(text), prog_fd=program.fd)
+    with translated(f"tracing {name}"):
+        return Handle(libc.bpf(Command.RAW_TRACEPOINT_OPEN, attr, f"trace {name}"))
+
+
+def attach_cgroup(program: Program, cgroup_fd: int, attach_type: int) -> Handle:
+    """BPF_LINK_CREATE on a cgroup (Linux 5.7): as attach_raw_tracepoint(); beside other programs there."""
+    attr = _LinkCreate(prog_fd=program.fd, target_fd=cgroup_fd, attach_type=attach_type)
+    with translated("attaching a program to a cgroup"):
+        return Handle(libc.bpf(Command.LINK_CREATE, attr, "attach to a cgroup"))

@@ -129,6 +129,16 @@ def _locked(folder: Path, wait: Callable[[int], bool]) -> int:
         os.close(fd)
 
 
+def await_lock(folder: Path) -> None:
+    """Block until nobody holds the flock(2) of a folder, or it is gone."""
+    with contextlib.suppress(FileNotFoundError):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        finally:
+            os.close(fd)
+
+
 def lock_holder(inode: int) -> int:
     """The pid that holds a flock on an inode, from /proc/locks; 0 when none is found."""
     with open("/proc/locks") as file:

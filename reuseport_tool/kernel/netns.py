@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
+import sys
 from collections.abc import Iterator
 
-from reuseport_tool.errors import MissingCapability, NotFound, UsageError
+from reuseport_tool.errors import MissingCapability, NotFound, Unsupported, UsageError
 from reuseport_tool.kernel import capabilities, libc, links
 
 CLONE_NEWNET = 0x40000000
+_SO_NETNS_COOKIE = 71
 _RUN_NETNS = "/run/netns"
 _CURRENT = "/proc/thread-self/ns/net"
 
@@ -51,6 +54,15 @@ def enter(path: str) -> None:
 def identity() -> int:
     """The inode of the calling thread's namespace, as in `net:[4026531840]`."""
     return os.stat(_CURRENT).st_ino
+
+
+def cookie() -> int:
+    """SO_NETNS_COOKIE (Linux 5.14) of the calling thread's namespace: what bpf_get_netns_cookie() calls it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+        except OSError as error:
+            raise Unsupported("the kernel has no cookies of namespaces", hint="they came with Linux 5.14") from error
 
 
 @contextlib.contextmanager

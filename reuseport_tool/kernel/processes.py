@@ -7,7 +7,7 @@ import os
 import re
 import select
 import signal
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from reuseport_tool.errors import MissingCapability, NotFound
@@ -24,15 +24,16 @@ class Holder:
     fd: int
 
 
-def holders(inodes: Collection[int]) -> dict[int, list[Holder]]:
+def holders(inodes: Collection[int], among: Iterable[int] | None = None) -> dict[int, list[Holder]]:
     """For each socket inode the processes that hold it, one descriptor a process.
 
-    Costs one readlink(2) for each open descriptor of the machine. The caller's own process is left out.
+    Costs one readlink(2) for each open descriptor of the machine, or of the processes `among` which to look. The
+    caller's own process is left out.
     """
     found: dict[int, list[Holder]] = {inode: [] for inode in inodes}
     if not found:
         return found
-    for pid in pids():
+    for pid in pids() if among is None else among:
         for inode, fd in _socket_fds(pid):
             if inode in found and not any(holder.pid == pid for holder in found[inode]):
                 found[inode].append(Holder(pid, fd))
@@ -75,6 +76,17 @@ def parent(pid: int) -> int:
     return int(_stat_field(pid, 4) or 0)
 
 
+def started(pid: int) -> int:
+    """When the process started, in clock ticks since boot, so that a later one with its number is told apart; 0 when
+    it is gone."""
+    return int(_stat_field(pid, 22) or 0)
+
+
+def session(pid: int) -> int:
+    """The session's id, 0 when the process is gone or the session began in an outer PID namespace."""
+    return int(_stat_field(pid, 6) or 0)
+
+
 def _stat_field(pid: int, number: int) -> str | None:
     """A field of /proc/PID/stat, numbered from 1 as in proc(5); the third and later. None when it is gone."""
     try:
@@ -86,7 +98,7 @@ def _stat_field(pid: int, number: int) -> str | None:
 
 @dataclass(frozen=True)
 class Identity:
-    """A process for good: its number and when it started, in clock ticks since boot (field 22, proc(5))."""
+    """A process for good: its number and when it started, see started()."""
 
     pid: int
     start_ticks: int
@@ -98,8 +110,8 @@ class Identity:
 
 def identity(pid: int) -> Identity | None:
     """None when there is no such process."""
-    start = _stat_field(pid, 22)
-    return Identity(pid, int(start)) if start is not None else None
+    start = started(pid)
+    return Identity(pid, start) if start else None
 
 
 def below(ancestors: Collection[int]) -> list[int]:

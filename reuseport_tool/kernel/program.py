@@ -24,12 +24,16 @@ _CALL, _PSEUDO_KFUNC_CALL = 0x85, 2
 
 
 class ProgramType(enum.IntEnum):
+    CGROUP_SOCK = 9
+    RAW_TRACEPOINT = 17
     SK_REUSEPORT = 21
     TRACING = 26
 
 
 class AttachType(enum.IntEnum):
     NONE = -1
+    CGROUP_INET4_POST_BIND = 12
+    CGROUP_INET6_POST_BIND = 13
     TRACE_ITER = 28
     SK_REUSEPORT_SELECT = 39
     SK_REUSEPORT_SELECT_OR_MIGRATE = 40

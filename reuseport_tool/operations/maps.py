@@ -91,7 +91,7 @@ def _chosen(group: Found, opened: State, pid: int | None, cookie: int | None) ->
                 hint="a map takes the sockets of its own group only: same protocol, address and port",
             )
         return members
-    known = {known for number in opened.generations() for _, known in opened.slots(number)}
+    known = opened.registered()
     members = [member for member in group.members if member.cookie not in known]
     if not members:
         raise NotFound(f"every listener on {group.endpoint} is registered already")

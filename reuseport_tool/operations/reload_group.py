@@ -153,7 +153,8 @@ class Group:
         assert self.state is not None
         assert self.new_generation is not None
         with discover.descriptors(list(members)) as fds:
-            for fd in fds.values():
+            for cookie, fd in fds.items():
+                self.state.release(cookie)  # a follower may have registered it with the old ones
                 self.state.add(self.new_generation, fd)
 
     def held_by_others(self) -> set[int]:

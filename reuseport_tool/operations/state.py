@@ -37,6 +37,7 @@ _CURSORS = 3
 SHARES = 10_000
 """The unit of a canary's share: hundredths of a percent."""
 JOURNAL = "journal"
+_MOMENT_S = 1.0
 _NEXT_PROGRAM = "program_next"
 
 
@@ -79,13 +80,15 @@ def folders(root: Path, endpoint: Endpoint) -> list[Path]:
 
 
 @contextlib.contextmanager
-def locked(root: Path, group: Endpoint, wait_s: float = 0.0) -> Iterator[Path]:
+def locked(root: Path, group: Endpoint, wait_s: float = 0.0, *, at_once: bool = False) -> Iterator[Path]:
     """Hold the lock of a group and yield its folder.
+
+    A follower holds it for milliseconds at any time, so nobody but a follower (`at_once`) gives up before `_MOMENT_S`.
 
     Raises:
         Conflict: another run holds it for longer than `wait_s`; the message has its pid.
     """
-    deadline = time.monotonic() + wait_s
+    deadline = time.monotonic() + (0.0 if at_once else max(wait_s, _MOMENT_S))
 
     def wait(_holder: int) -> bool:
         if time.monotonic() >= deadline:
@@ -265,6 +268,18 @@ class State:
         with self.sockarray(generation) as array:
             return list(array.items(self.members(generation)))
 
+    def has_listeners(self, generation: int) -> bool:
+        """Whether there is such a generation, and one of its listeners is open."""
+        return generation in self.generations() and bool(self.slots(generation))
+
+    def registered(self) -> set[int]:
+        """The cookies of all generations. Also without the lock: one that goes meanwhile has none."""
+        cookies: set[int] = set()
+        for number in self.generations():
+            with contextlib.suppress(NotFound):
+                cookies |= {cookie for _, cookie in self.slots(number)}
+        return cookies
+
     def create_generation(self, generation: int) -> None:
         """Make an empty generation. It takes the place of the one that is GENERATIONS older.
 
@@ -320,6 +335,13 @@ class State:
             array.remove(slot)
             used = [other for other, _ in array.items(self.members(generation))]
         self._maps["members"].update_u32(generation % GENERATIONS, max(used, default=-1) + 1)
+
+    def release(self, cookie: int) -> None:
+        """Take a listener out of whichever slot it is in, if any: it can be in one only."""
+        for generation in self.generations():
+            for slot, other in self.slots(generation):
+                if other == cookie:
+                    self.remove(generation, slot)
 
     def policy(self) -> Program:
         """The pinned program; `policy` is its name as `attach --policy` takes it, or as its file has it."""

@@ -56,6 +56,12 @@ def by_the_tool(tool: Tool, server: Server) -> Any:
     return tool.ok("reload", servers.PORT, *options, "--", *server.command)
 
 
+def owners_of_port(port: int, besides: int) -> int:
+    """The one master of the listeners on a port that is not the process `besides`."""
+    (owner,) = set(owners_of(servers.listeners(port))) - {besides}
+    return owner
+
+
 def owners_of(members: list[servers.Member]) -> list[int]:
     return processes.topmost({holder.pid for member in members for holder in member.holders})
 
