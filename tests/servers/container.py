@@ -70,7 +70,13 @@ class Container:
 
     def run(self, *command: object) -> subprocess.CompletedProcess[str]:
         enter = ["nsenter", "--target", str(self._init()), "--mount", "--uts", "--ipc", "--pid", "--root"]
-        words = [*enter, "/usr/bin/env", "--chdir=/", "PATH=/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin", *map(str, command)]
+        words = [
+            *enter,
+            "/usr/bin/env",
+            "--chdir=/",
+            "PATH=/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin",
+            *map(str, command),
+        ]
         return subprocess.run(words, capture_output=True, text=True, timeout=_START_S, check=False)
 
     def ok(self, *command: object) -> str:
