@@ -50,6 +50,10 @@ test: setup lint ## Every test: unit, kernel, servers, packaging, vm (as root)
 	$(call install_packages,vagrant $(TEST_PACKAGES))
 	$(VENV)/bin/pytest --durations=10
 
+.PHONY: soak
+soak: setup ## 100 reloads back to back under load, and 100 plain restarts (about six minutes, as root)
+	$(PY) -m tests.soak.soak
+
 .PHONY: lint
 lint: setup ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from reuseport_tool.errors import MissingCapability, ToolError
-from reuseport_tool.kernel import libc
+from reuseport_tool.kernel import capabilities, libc
 
 T = TypeVar("T", bound=ctypes.Structure)
 
@@ -125,7 +125,7 @@ def translate(error: OSError, doing: str) -> ToolError:
     if error.errno in (errno.EPERM, errno.EACCES):
         return MissingCapability(
             f"the kernel does not permit {doing}",
-            hint="run as root, or grant CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
+            hint=capabilities.hint("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"),
         )
     return ToolError(f"{doing} failed: {os.strerror(error.errno or 0)}")
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 
 from reuseport_tool.errors import MissingCapability, NotFound, Unsupported, UsageError
-from reuseport_tool.kernel import libc, links
+from reuseport_tool.kernel import capabilities, libc, links
 
 CLONE_NEWNET = 0x40000000
 _SO_NETNS_COOKIE = 71
@@ -93,7 +93,7 @@ def throw_away() -> Iterator[None]:
 def _translate(error: OSError, path: str) -> Exception:
     if error.errno in (errno.EPERM, errno.EACCES):
         return MissingCapability(
-            f"entering a network namespace ({path}) is not permitted", hint="run as root, or grant CAP_SYS_ADMIN"
+            f"entering a network namespace ({path}) is not permitted", hint=capabilities.hint("CAP_SYS_ADMIN")
         )
     if error.errno in (errno.EINVAL, errno.ENOENT):
         return NotFound(f"not a network namespace: {path}")

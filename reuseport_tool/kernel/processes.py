@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from reuseport_tool.errors import MissingCapability, NotFound
+from reuseport_tool.kernel import capabilities
 
 _SOCKET_LINK = re.compile(r"socket:\[(\d+)\]")
 
@@ -95,6 +96,29 @@ def _stat_field(pid: int, number: int) -> str | None:
         return None
 
 
+@dataclass(frozen=True)
+class Identity:
+    """A process for good: its number and when it started, see started()."""
+
+    pid: int
+    start_ticks: int
+
+    def runs(self) -> bool:
+        """Whether it has not ended; a zombie has."""
+        return identity(self.pid) == self and _stat_field(self.pid, 3) != "Z"
+
+
+def identity(pid: int) -> Identity | None:
+    """None when there is no such process."""
+    start = started(pid)
+    return Identity(pid, start) if start else None
+
+
+def below(ancestors: Collection[int]) -> list[int]:
+    """These processes and all that descend from them, as far as they run."""
+    return [pid for pid in pids() if any(is_descendant(pid, ancestor) for ancestor in ancestors)]
+
+
 def command(pid: int) -> str | None:
     try:
         with open(f"/proc/{pid}/comm") as file:
@@ -163,14 +187,16 @@ class Process:
         except OSError as error:
             raise NotFound(f"no process {pid}") from error
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal; a process that ended already is no error."""
+    def signal(self, number: int) -> None:
+        """Send a signal, or with 0 only try; a process that ended already is no error."""
         try:
             signal.pidfd_send_signal(self._pidfd, number)
         except ProcessLookupError:
             pass
         except PermissionError as error:
-            raise MissingCapability(f"not permitted to signal process {self.pid}", hint="run as root") from error
+            raise MissingCapability(
+                f"not permitted to signal process {self.pid}", hint=capabilities.hint("CAP_KILL")
+            ) from error
 
     def ended(self, timeout_s: float = 0.0) -> bool:
         """Whether it ended, waiting for that at most `timeout_s`."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from reuseport_tool.errors import MissingCapability, ProgramRejected, ToolError, Unsupported
+from reuseport_tool.kernel import capabilities
 from reuseport_tool.kernel.bpf import Program
 
 _INSTRUCTION = struct.Struct("=BBhi")
@@ -185,7 +186,7 @@ def _load_error(source: Path, function: str, error: Exception, log: str) -> Tool
     if "super-user" in text or os.strerror(errno.EPERM) in text:
         return MissingCapability(
             "loading a BPF program is not permitted",
-            hint="run as root, or grant CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
+            hint=capabilities.hint("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"),
         )
     if "Unknown program" in text:
         return ProgramRejected(

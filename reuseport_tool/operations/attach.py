@@ -42,6 +42,9 @@ def attach(
     for group in found:
         with state.locked(folder, group.endpoint, wait_s) as group_folder:
             start = time.perf_counter()
+            state.refuse_interrupted(group_folder, group.endpoint)
+            # As it is now: who held the lock before us may have replaced it.
+            group = discover.present(group.endpoint)
             opened, result, registered = attach_group(group, policy, source, group_folder)
             with opened:
                 results.append(_report(group, opened, result, registered, time.perf_counter() - start))

@@ -140,6 +140,7 @@ def _attached(endpoint: Endpoint, root: Path | None) -> Iterator[tuple[Found, St
             f"{endpoint} means several groups: {', '.join(map(str, groups))}", hint="write the address, too"
         )
     with state.locked(folder, groups[0]) as group_folder, State.open(group_folder) as opened:
+        state.refuse_interrupted(group_folder, groups[0])
         found = discover.with_holders(discover.sockets_of(groups[0]))
         if not found:
             raise NotFound(f"nothing listens on {groups[0]}", hint="'detach' removes the pins that are left")

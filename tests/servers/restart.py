@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from reuseport_tool.kernel import processes
+from reuseport_tool.kernel import libc, processes
 from reuseport_tool.kernel.processes import Process
 from reuseport_tool.operations import sides
 from reuseport_tool.operations.waiting import wait_until
@@ -15,6 +19,17 @@ from tests.servers.servers import Server
 from tests.tool import Tool
 
 _DEADLINE_S = 30.0
+
+
+@contextlib.contextmanager
+def own_bpffs() -> Iterator[Path]:
+    """A bpffs whose pins die with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        libc.mount("bpf", folder, "bpf")
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", folder], check=True)
 
 
 def start(server: Server) -> None:
