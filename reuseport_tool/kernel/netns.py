@@ -23,6 +23,7 @@ def resolve(name: str) -> str:
 
     Raises:
         NotFound: no such namespace or process.
+        MissingCapability: the process is not ours to look at.
         UsageError: the N of pid:N is not a number.
     """
     if name.startswith("pid:"):
@@ -32,10 +33,16 @@ def resolve(name: str) -> str:
         path = f"/proc/{pid}/ns/net"
     else:
         path = name if "/" in name else f"{_RUN_NETNS}/{name}"
-    if not os.path.exists(path):
+    try:
+        os.stat(path)
+    except PermissionError as error:
+        raise MissingCapability(
+            f"not permitted to see the network namespace {name!r}", hint="run as root, or grant CAP_SYS_PTRACE"
+        ) from error
+    except OSError as error:
         raise NotFound(
             f"no network namespace {name!r}", hint="--netns takes a name of 'ip netns list', a path, or pid:N"
-        )
+        ) from error
     return path
 
 
@@ -84,10 +91,10 @@ def throw_away() -> Iterator[None]:
 
 
 def _translate(error: OSError, path: str) -> Exception:
-    if error.errno == errno.EPERM:
+    if error.errno in (errno.EPERM, errno.EACCES):
         return MissingCapability(
             f"entering a network namespace ({path}) is not permitted", hint=capabilities.hint("CAP_SYS_ADMIN")
         )
-    if error.errno in (errno.EINVAL, errno.ENOENT, errno.EACCES):
+    if error.errno in (errno.EINVAL, errno.ENOENT):
         return NotFound(f"not a network namespace: {path}")
     return error

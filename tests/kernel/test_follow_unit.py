@@ -13,20 +13,18 @@ import pytest
 
 from tests.follower import Follower
 from tests.kernel.conftest import PORT
+from tests.kernel.test_rights import PoorTool
 from tests.tool import Tool
 
 UNIT = Path(__file__).parents[2] / "reuseport_tool" / "systemd" / "reuseport-tool-follow@.service"
 NOBODY = 65534
 
 
-class Confined(Tool):
+def confined(tool: Tool) -> Tool:
     """The command line with the capabilities of the unit file and no other."""
-
-    def command(self, *arguments: object, as_json: bool = True) -> list[str]:
-        (line,) = [line for line in UNIT.read_text().splitlines() if line.startswith("CapabilityBoundingSet=")]
-        names = [name.removeprefix("CAP_").lower() for name in line.partition("=")[2].split()]
-        bounding = "--bounding-set=-all," + ",".join(f"+{name}" for name in names)
-        return ["setpriv", bounding, "--no-new-privs", *super().command(*arguments, as_json=as_json)]
+    (line,) = [line for line in UNIT.read_text().splitlines() if line.startswith("CapabilityBoundingSet=")]
+    names = [name.removeprefix("CAP_").lower() for name in line.partition("=")[2].split()]
+    return PoorTool(tool.bpffs, ",".join(f"+{name}" for name in names))
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
@@ -49,7 +47,7 @@ def test_its_capabilities_are_enough(
 ) -> None:
     endpoint = f"{protocol}://{PORT}"
     kind = ["--udp"] if protocol == "udp" else []
-    with Follower(Confined(tool.bpffs), tmp_path, endpoint) as follower:
+    with Follower(confined(tool), tmp_path, endpoint) as follower:
         process = server("other user's", "--uid", NOBODY, *kind)
         assert os.stat(f"/proc/{process.pid}").st_uid == NOBODY
         assert follower.await_event("registered")[0]["pid"] == process.pid
