@@ -36,6 +36,7 @@ from tests.servers.load import Load
 PORT = 8080
 SERVER = [sys.executable, str(Path(__file__).parent / "server.py")]
 _WAIT_S = 60.0
+_LOCK_S = 10.0  # a child that was being made when the tool was killed holds its lock until execve(2)
 
 
 def quiet(begin: Callable[[str], object] = lambda _: None, end: Callable[[Step], None] = lambda _: None) -> Progress:
@@ -84,10 +85,10 @@ def settle(how: str, bpffs: Path) -> str:
     try:
         if how == "abort":
             try:
-                return reload.abort(endpoint, bpffs, quiet()).result
+                return reload.abort(endpoint, bpffs, quiet(), _LOCK_S).result
             except Conflict:
                 pass
-        return reload.resume(endpoint, bpffs, quiet()).result
+        return reload.resume(endpoint, bpffs, quiet(), _LOCK_S).result
     except NotFound:
         return "nothing"
 
