@@ -101,9 +101,14 @@ def locked(root: Path, group: Endpoint, wait_s: float = 0.0, *, at_once: bool = 
         yield folder
 
 
+def is_interrupted(folder: Path) -> bool:
+    """Whether a reload of the group, whose lock the caller holds, was killed."""
+    return (folder / JOURNAL).exists()
+
+
 def refuse_interrupted(folder: Path, group: Endpoint) -> None:
     """Raises Conflict when a reload of the group, whose lock the caller holds, was killed."""
-    if (folder / JOURNAL).exists():
+    if is_interrupted(folder):
         raise Conflict(
             f"a reload of {group} was interrupted",
             hint=f"'reload {group} --resume' finishes it, '--abort' undoes it; 'status' shows where it was",
