@@ -38,7 +38,9 @@ struct state {
 	u32 flags;		/* callbacks that we switched on */
 };
 
+#ifndef READ
 #define READ(to, from, offset) bpf_probe_read_kernel(&(to), sizeof(to), (void *)(from) + (offset))
+#endif
 
 static __always_inline void count(u32 counter, u64 amount)
 {

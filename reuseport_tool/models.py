@@ -623,6 +623,106 @@ class BenchSockets:
     duration_s: float
 
 
+class Engine(enum.StrEnum):
+    NATIVE = "native"
+    PAIRED = "paired"
+
+
+class Role(enum.StrEnum):
+    """What this end of a paired connection does."""
+
+    BOTH = "both"
+    RECEIVER = "receiver"
+    SENDER = "sender"
+
+
+@dataclass(frozen=True)
+class FailOpens:
+    """How often following a socket ended in doubt, by reason (enum doubt of bpf/framing.h)."""
+
+    length: int
+    too_many: int
+    load: int
+    order: int
+    urgent: int
+    unmarked: int
+    race: int
+    application: int
+    refused: int
+
+
+@dataclass(frozen=True)
+class AutolowatAttachment:
+    """What is attached to one cgroup. `result` is attached or unchanged. No `ports` means any."""
+
+    cgroup: str
+    engine: str
+    framing: str
+    ports: tuple[int, ...]
+    role: str
+    result: str
+
+
+@dataclass(frozen=True)
+class AutolowatDetached:
+    """`sockets` were followed and are at SO_RCVLOWAT 1 now."""
+
+    cgroup: str
+    sockets: int
+
+
+@dataclass(frozen=True)
+class Autolowat:
+    """One cgroup's AutoLOWAT. Counts are of the time since it was attached, `sockets` and `following` of now.
+
+    Attributes:
+        sockets: connections that could be followed; `following`: those that are.
+        agreed: connections whose other end has the tool; None for the engine native, which needs no other end.
+        wakeups_saved: segments that completed no frame.
+    """
+
+    cgroup: str
+    engine: str
+    framing: str
+    ports: tuple[int, ...]
+    role: str
+    working: bool
+    sockets: int
+    following: int
+    agreed: int | None
+    opted_in: int
+    frames: int
+    wakeups_saved: int
+    fail_opens: FailOpens
+
+
+@dataclass(frozen=True)
+class AutolowatStatus:
+    attachments: tuple[Autolowat, ...]
+
+
+@dataclass(frozen=True)
+class FramingCase:
+    """One case of `check rpc-framing`. A stall is a frame that the reader had to be given by a deadline."""
+
+    name: str
+    family: str
+    frames: int
+    wakeups: int
+    stalls: int
+    ok: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class CheckRpcFraming:
+    kernel: str
+    engine: str
+    ok: bool
+    cases: tuple[FramingCase, ...]
+    duration_s: float
+
+
 @dataclass(frozen=True)
 class ErrorReport:
     """What a failed command prints on stderr with --json."""
