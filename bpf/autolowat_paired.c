@@ -371,61 +371,34 @@ int autolowat_ingress(struct __sk_buff *skb)
 	return 1;
 }
 
-/* The application's opt-in. Returning 0 refuses with EPERM, or with what set_retval says. */
-static __always_inline int opt_in(struct bpf_sockopt *ctx)
+static __always_inline int start(struct bpf_sock *sk, void *raw)
 {
-	u32 *value = ctx->optval, *end = ctx->optval_end, wish;
-	void *raw = raw_sock(ctx, OFF_SOCKOPT_SK);
-	struct bpf_sock *sk = ctx->sk;
-	int one = 1;
-	struct state *state;
+	struct state *state = bpf_sk_storage_get(sockets_map, sk, 0, 0);
+	u32 next = 0;
 
-	if (value + 1 > end)
+	/* The other end has no tool, or marks nothing: the socket works as ever. */
+	if (!state || !(ROLE & RECEIVES) || !(state->peer & SENDS) || state->armed || !setting(WORKING))
 		return 0;
-	wish = *value;
-	if (!sk)
-		return 1;
-	state = bpf_sk_storage_get(sockets_map, sk, 0, 0);
-	/* Ours: it does not go on to the kernel. */
-	ctx->optlen = -1;
-	if (!state || !(ROLE & RECEIVES) || !(state->peer & SENDS))
-		return 1;
-	if (!wish) {
-		state->armed = 0;
-		state->lowat = 1;
-		bpf_setsockopt(sk, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof(one));
-	} else if (!state->armed) {
-		u32 next = 0;
-
-		if (!is_drained(raw)) {
-			bpf_set_retval(-EUCLEAN);
-			return 0;
-		}
-		READ(next, raw, OFF_RCV_NXT);
-		if (!is_taken(raw))
-			arm(state, next);
-	}
-	return 1;
+	if (!is_drained(raw))
+		return -EUCLEAN;
+	READ(next, raw, OFF_RCV_NXT);
+	if (!is_taken(raw))
+		arm(state, next);
+	return 0;
 }
+
+static __always_inline void stop(struct bpf_sock *sk, void *raw, struct state *state)
+{
+	int one = 1;
+
+	state->armed = 0;
+	state->lowat = 1;
+	bpf_setsockopt(sk, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof(one));
+}
+
+#include "autolowat_optin.h"
 
 int autolowat_sockopt(struct bpf_sockopt *ctx)
 {
-	struct bpf_sock *sk = ctx->sk;
-	struct state *state;
-
-	if (ctx->level == OPT_LEVEL && ctx->optname == OPT_NAME)
-		return opt_in(ctx);
-	if ((ctx->level == SOL_SOCKET && ctx->optname == SO_RCVLOWAT) ||
-	    (ctx->level == SOL_TCP && ctx->optname == TCP_ULP)) {
-		int one = 1;
-
-		state = sk ? bpf_sk_storage_get(sockets_map, sk, 0, 0) : NULL;
-		if (state && state->armed) {
-			state->armed = 0;
-			state->lowat = 1;
-			bpf_setsockopt(sk, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof(one));
-			count(FAIL_OPENS + DOUBT_APPLICATION, 1);
-		}
-	}
-	return 1;
+	return sockopt(ctx);
 }

@@ -53,7 +53,13 @@ def ports(text: str) -> list[int]:
     show_default=True,
     help="native needs a kernel with the hook; paired needs this tool on both ends.",
 )
-@click.option("--role", type=click.Choice([role.value for role in Role]), default=Role.BOTH.value, show_default=True, help="Of paired.")
+@click.option(
+    "--role",
+    type=click.Choice([role.value for role in Role]),
+    default=Role.BOTH.value,
+    show_default=True,
+    help="What this end does, of the engine paired.",
+)
 @pass_context
 def attach(ctx: Context, folder: Path, framing: str, listed: str, engine: str, role: str) -> None:
     """Follow the frames of connections that are made in the cgroup from now on.

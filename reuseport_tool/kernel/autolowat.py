@@ -30,6 +30,7 @@ _OFFSETS = {
     "OFF_RCV_WUP": ("tcp_sock", "rcv_wup"),
     "OFF_RCV_WND": ("tcp_sock", "rcv_wnd"),
     "OFF_ADVMSS": ("tcp_sock", "advmss"),
+    "OFF_CB_FLAGS": ("tcp_sock", "bpf_sock_ops_cb_flags"),
     "OFF_BACKLOG_TAIL": ("sock", "sk_backlog.tail"),
     "OFF_RCVLOWAT": ("sock", "sk_rcvlowat"),
     "OFF_SOCK_OPS_SK": ("bpf_sock_ops_kern", "sk"),
@@ -40,7 +41,6 @@ _OFFSETS = {
 _WALK_OFFSETS = {
     "OFF_STATE": ("sock_common", "skc_state"),
     "OFF_LOCAL_PORT": ("sock_common", "skc_num"),
-    "OFF_CB_FLAGS": ("tcp_sock", "bpf_sock_ops_cb_flags"),
     "OFF_SK_CGROUP": ("sock", "sk_cgrp_data.cgroup"),
     "OFF_CGROUP_NODE": ("cgroup", "kn"),
     "OFF_CGROUP_PARENT": ("cgroup", "self.parent"),
@@ -155,7 +155,7 @@ def load(engine: Engine, maps: Maps, defines: Mapping[str, int]) -> dict[str, bp
         if missing:
             raise Unsupported(
                 f"the engine native is not to be had: this kernel has no {', '.join(missing)}",
-                hint="--engine paired works on stock kernels when both ends run it; vagrant/kernel/ builds one with the hook",
+                hint="--engine paired works where both ends run it; vagrant/kernel/ builds a kernel with the hook",
             )
         numbers = {name: btf.function(kfunc) for name, kfunc in _KFUNCS.items()}
         kfuncs = tuple(numbers.values())

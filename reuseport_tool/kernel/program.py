@@ -97,9 +97,7 @@ def load_all(
         return programs
 
 
-def _load_one(
-    module: Any, function: str, kind: ProgramType, attach_type: AttachType, kfuncs: Sequence[int]
-) -> Program:
+def _load_one(module: Any, function: str, kind: ProgramType, attach_type: AttachType, kfuncs: Sequence[int]) -> Program:
     if kfuncs:
         return Program(_load_with_kfuncs(module, function, kind, attach_type, kfuncs))
     loaded = module.load_func(function.encode(), int(kind), attach_type=int(attach_type))

@@ -224,11 +224,19 @@ def _describe(pins: Path, group: int) -> Autolowat:
         # While it is not working a walk would change sockets.
         found = _walk_everywhere(maps, Engine(plan.engine), group) if maps.is_working() else []
         return Autolowat(
-            *(str(cgroup.by_id(group) or group), plan.engine, plan.framing, plan.ports, plan.role),
-            *(maps.is_working(), len(found), _following(found)),
-            maps.count(kernel.AGREED) if plan.engine == Engine.PAIRED else None,
-            *(maps.count(key) for key in (kernel.OPTED_IN, kernel.FRAMES, kernel.SAVED)),
-            maps.fail_opens(),
+            str(cgroup.by_id(group) or group),
+            plan.engine,
+            plan.framing,
+            plan.ports,
+            plan.role,
+            working=maps.is_working(),
+            sockets=len(found),
+            following=_following(found),
+            agreed=maps.count(kernel.AGREED) if plan.engine == Engine.PAIRED else None,
+            opted_in=maps.count(kernel.OPTED_IN),
+            frames=maps.count(kernel.FRAMES),
+            wakeups_saved=maps.count(kernel.SAVED),
+            fail_opens=maps.fail_opens(),
         )
 
 

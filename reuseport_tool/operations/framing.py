@@ -73,9 +73,7 @@ PRESETS = {
     "kafka": replace(_LENGTH, spec="kafka", max=100 * _MIB),
     "dns": replace(_LENGTH, spec="dns", width=2, header=2, max=2 + 0xFFFF),
     # One byte of type, then a length that counts itself. A server answers an SSLRequest with a bare byte.
-    "postgres": Framing(
-        "postgres", Kind.POSTGRES, 1, 4, True, Includes.LENGTH, 5, 1024 * _MIB, accepted_only=True
-    ),
+    "postgres": Framing("postgres", Kind.POSTGRES, 1, 4, True, Includes.LENGTH, 5, 1024 * _MIB, accepted_only=True),
     # Larger than what gRPC asks for, smaller than a TLS record looks like.
     "http2": Framing("http2", Kind.HTTP2, 0, 3, True, Includes.PAYLOAD, 9, _MIB),
 }
