@@ -12,7 +12,7 @@
  *
  * ROLE is what this end does: RECEIVES, SENDS or both.
  */
-#define FRAMES_MAX 512
+#define FRAMES_MAX 256
 #include "autolowat.h"
 
 enum role { RECEIVES = 1, SENDS = 2 };
