@@ -64,7 +64,7 @@ class Framing:
 
 
 _MIB = 1 << 20
-_RPC = Framing("rpc", Kind.RPC, 0, 4, False, Includes.PAYLOAD, 8, 64 * _MIB)
+_RPC = Framing("rpc", Kind.RPC, 0, 4, False, Includes.PAYLOAD, 8, 16 * _MIB)
 _LENGTH = Framing("length", Kind.LENGTH, 0, 4, True, Includes.PAYLOAD, 4, 64 * _MIB)
 PRESETS = {
     # TConfiguration's maxFrameSize, rounded up

@@ -90,7 +90,10 @@ def frames_of(traffic: Traffic, chance: random.Random) -> list[bytes]:
     sizes = [(chance.randint(0, traffic.largest // 2), chance.randint(0, traffic.largest // 2)) for _ in range(PER_RUN)]
     # A byte at a time is a system call a byte.
     most = 40 if traffic.chunk < 8 else traffic.largest
-    return [struct.pack("<II", h % (most + 1), p % (most + 1)) + chance.randbytes(h % (most + 1) + p % (most + 1)) for h, p in sizes]
+    return [
+        struct.pack("<II", h % (most + 1), p % (most + 1)) + chance.randbytes(h % (most + 1) + p % (most + 1))
+        for h, p in sizes
+    ]
 
 
 def cut(frames: list[bytes], pieces: int, chance: random.Random) -> Iterator[bytes]:
@@ -258,9 +261,10 @@ def test_no_reader_stalls(line: Wire, engine: Engine) -> None:
 
     with framing_lab.attached(Plan(engine, "rpc", (PORT,), Role.BOTH)) as maps:
         drive(line, seen)
-        print(f"{engine}: {frames} frames, followed {maps.count(autolowat.FRAMES)}, saved {maps.count(autolowat.SAVED)}, {maps.fail_opens()}")
-        assert maps.count(autolowat.FRAMES) > 0
-        assert maps.count(autolowat.SAVED) > 0
+        followed, saved = maps.count(autolowat.FRAMES), maps.count(autolowat.SAVED)
+        print(f"{engine}: {frames} frames, followed {followed}, saved {saved}, {maps.fail_opens()}")
+        assert followed > 0
+        assert saved > 0
 
 
 def test_a_mark_that_stays_is_seen_as_a_stall(line: Wire) -> None:
