@@ -104,7 +104,7 @@ def wire(seed: int = 0) -> Iterator[Wire]:
             paths.append(f"/proc/{os.getpid()}/fd/{fd}")
             device = links.veth("wire0", "wire1")
             for name in ("wire0", "wire1"):
-                _offload_off(name)
+                offload_off(name)
             links.give_address("wire0", address, 24)
             ends.append(stack.enter_context(_packet_socket("wire1")))
             devices.append(device.near_hardware)
@@ -124,7 +124,7 @@ def _packet_socket(device: str) -> socket.socket:
     return made
 
 
-def _offload_off(device: str) -> None:
+def offload_off(device: str) -> None:
     """Whole checksums and segments: what the relay reads must be what a real wire carries."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         for command in (_STXCSUM, _STSO, _SGSO, _SGRO):
