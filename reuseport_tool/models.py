@@ -724,6 +724,48 @@ class CheckRpcFraming:
 
 
 @dataclass(frozen=True)
+class FramingArm:
+    """One way to wait for frames of one size, over all rounds.
+
+    Attributes:
+        name: off, rcvlowat (set once by the application, to the size of all frames), native or paired.
+        wakeups_per_frame: returns of epoll_wait at the receiver.
+        syscalls_per_frame: of the receiver: epoll_wait, recv, and the send of the answer.
+        cpu_us_per_frame: CPU time of both processes, the kernel's work for them included.
+        cpu_relative, speed_relative: CPU per frame and frames per second, divided by those of `off` in the round.
+        p50_us, p99_us: from the first send of a frame to its answer.
+    """
+
+    name: str
+    wakeups_per_frame: float
+    syscalls_per_frame: float
+    cpu_us_per_frame: float
+    cpu_relative: Ratio
+    frames_per_s: float
+    speed_relative: Ratio
+    p50_us: float
+    p99_us: float
+
+
+@dataclass(frozen=True)
+class FramingSize:
+    """Frames of `size` bytes, sent in `segments` pieces, `frames` in each round."""
+
+    size: int
+    segments: int
+    frames: int
+    arms: tuple[FramingArm, ...]
+
+
+@dataclass(frozen=True)
+class BenchRpcFraming:
+    kernel: str
+    rounds: int
+    sizes: tuple[FramingSize, ...]
+    duration_s: float
+
+
+@dataclass(frozen=True)
 class ErrorReport:
     """What a failed command prints on stderr with --json."""
 

@@ -612,3 +612,26 @@ def _check_rpc_framing(model: models.CheckRpcFraming, console: Console) -> None:
     console.print(made)
     verdict = "every case came out as expected" if model.ok else "FAILED"
     _say(console, f"{model.kernel}, engine {model.engine}: {verdict}, {model.duration_s:.1f} s")
+
+
+@table.register
+def _bench_rpc_framing(model: models.BenchRpcFraming, console: Console) -> None:
+    numbers = ("bytes", "segments", "wake-ups", "syscalls", "CPU µs", "CPU", "frames/s", "speed", "p50 µs", "p99 µs")
+    made = _table("bytes", "segments", "arm", *numbers[2:], right=numbers)
+    for size in model.sizes:
+        for arm in size.arms:
+            is_base = arm.name == "off"
+            _row(
+                made,
+                *(size.size, size.segments, arm.name, f"{arm.wakeups_per_frame:.2f}", f"{arm.syscalls_per_frame:.2f}"),
+                *(f"{arm.cpu_us_per_frame:.1f}", None if is_base else _ratio(arm.cpu_relative)),
+                *(f"{arm.frames_per_s:.0f}", None if is_base else _ratio(arm.speed_relative)),
+                *(f"{arm.p50_us:.0f}", f"{arm.p99_us:.0f}"),
+            )
+    console.print(made)
+    note = (
+        f"Linux {model.kernel}, {model.rounds} rounds, {model.duration_s:.0f} s. For each frame: wake-ups and system "
+        "calls of the receiver, CPU time of both ends. CPU and speed relative to off in the same round: median ± half the "
+        "interquartile range."
+    )
+    _say(console, Text(note, style="dim"))

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from reuseport_tool.errors import ToolError
 from reuseport_tool.kernel import autolowat as kernel
@@ -32,7 +33,14 @@ def attached(plan: Plan) -> Iterator[kernel.Maps]:
     Raises:
         Unsupported, MissingCapability, ProgramRejected.
     """
-    with netns.throw_away(), cgroup.throw_away() as folder, ExitStack() as stack:
+    with netns.throw_away(), cgroup.throw_away() as folder, programs_at(folder, plan) as maps:
+        yield maps
+
+
+@contextlib.contextmanager
+def programs_at(folder: Path, plan: Plan) -> Iterator[kernel.Maps]:
+    """The plan's programs at a cgroup, for as long as the block runs; raises as attached()."""
+    with ExitStack() as stack:
         maps = kernel.Maps.create(stack, plan.ports, "")
         programs = kernel.load(Engine(plan.engine), maps, defines(plan))
         for program in programs.values():
