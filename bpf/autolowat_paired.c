@@ -84,8 +84,8 @@ static __always_inline void give_up(struct bpf_sock_ops *skops, struct state *st
 }
 
 /*
- * What the window still takes, less what keeps a sender from sending: it waits until a segment fits, which is the
- * smaller of the MSS that we announced and half of the window.
+ * Less than what the window still takes: a sender waits until a segment fits, which is the smaller of the MSS that we
+ * announced and half of the window.
  */
 static __always_inline u32 reachable(void *sk, u32 copied)
 {
@@ -100,19 +100,42 @@ static __always_inline u32 reachable(void *sk, u32 copied)
 	return room > reserve ? room - reserve : 1;
 }
 
+/*
+ * recv() on a blocking socket looks at the mark once, when it is called, and sleeps until so much has come, whatever the
+ * mark is by then. After a reader took part of a frame the mark is too high until the next segment, and there is no
+ * callback for that: such a recv() could sleep for good. One that is not accepted yet may become a blocking one.
+ */
+static __always_inline bool may_sleep_in_recv(void *sk)
+{
+	void *socket = NULL, *file = NULL;
+	u32 flags = 0;
+
+	READ(socket, sk, OFF_SOCKET);
+	if (!socket)
+		return true;
+	READ(file, socket, OFF_FILE);
+	if (!file)
+		return true;
+	READ(flags, file, OFF_FILE_FLAGS);
+	return !(flags & NONBLOCK);
+}
+
 /* The mark for what has come so far. */
-static __always_inline u32 wanted(void *sk, struct stream *stream)
+static __always_inline u32 wanted(void *sk, struct stream *stream, struct state *state)
 {
 	u32 copied = copied_seq(sk), most, missing;
 
 	/* Nothing waits; or a whole frame does, of which the reader may take a part and come back. */
 	if (copied == stream->next || after(stream->start, copied) || is_blind(stream))
 		return 1;
-	if (!after(goal(stream), copied))
+	if (!after(goal(stream), copied) || may_sleep_in_recv(sk))
 		return 1;
 	missing = goal(stream) - copied;
 	most = reachable(sk, copied);
-	return missing < most ? missing : most;
+	if (missing <= most)
+		return missing;
+	/* The window moves with each segment, but the mark need not. */
+	return state->lowat > most / 2 && state->lowat <= most ? state->lowat : most;
 }
 
 /* With the socket locked: bring SO_RCVLOWAT up to date, or give up. */
@@ -133,7 +156,7 @@ static __always_inline void settle(struct bpf_sock_ops *skops, struct state *sta
 	if (doubt || finished || !setting(WORKING))
 		give_up(skops, state, doubt);
 	else
-		set_lowat(skops, state, wanted(raw_sock(skops, OFF_SOCK_OPS_SK), &stream));
+		set_lowat(skops, state, wanted(raw_sock(skops, OFF_SOCK_OPS_SK), &stream, state));
 }
 
 static __always_inline void arm(struct state *state, u32 seq)
@@ -165,11 +188,15 @@ static __always_inline bool wants_option(struct bpf_sock_ops *skops)
 
 static __always_inline bool wants_mark(struct bpf_sock_ops *skops, struct state *state)
 {
-	if (state->announce)
+	bool has_data = skops->args[0] == BPF_WRITE_HDR_TCP_CURRENT_MSS || skops->skb_len > 0;
+
+	if (state->announce) {
+		/* The peer will know by our first data. */
+		if (skops->args[0] != BPF_WRITE_HDR_TCP_CURRENT_MSS && has_data)
+			state->announce = 0;
 		return true;
-	if (!(ROLE & SENDS) || !(state->peer & RECEIVES))
-		return false;
-	return skops->args[0] == BPF_WRITE_HDR_TCP_CURRENT_MSS || skops->skb_len > 0;
+	}
+	return has_data && ROLE & SENDS && state->peer & RECEIVES;
 }
 
 static __always_inline void reserve(struct bpf_sock_ops *skops)
@@ -183,7 +210,8 @@ static __always_inline void reserve(struct bpf_sock_ops *skops)
 		state = state_of(skops, 0);
 		if (!state)
 			return;
-		settle(skops, state);
+		if (skops->args[0] != BPF_WRITE_HDR_TCP_CURRENT_MSS)
+			settle(skops, state);
 		mark = wants_mark(skops, state);
 	}
 	if (mark && setting(WORKING))
@@ -193,14 +221,8 @@ static __always_inline void reserve(struct bpf_sock_ops *skops)
 static __always_inline void write(struct bpf_sock_ops *skops)
 {
 	struct option option = { OPTION_KIND, OPTION_LENGTH, { OPTION_ID >> 8, (OPTION_ID & 0xff) | ROLE } };
-	struct state *state;
 
 	bpf_store_hdr_opt(skops, &option, sizeof(option), 0);
-	if (skops->skb_tcp_flags & TCP_SYN)
-		return;
-	state = state_of(skops, 0);
-	if (state && skops->skb_len > skops->skb_data_end - skops->skb_data)
-		state->announce = 0;
 }
 
 static __always_inline void established(struct bpf_sock_ops *skops, bool active)
@@ -267,39 +289,32 @@ struct segment {
 	u32 role;	/* of the mark, or 0 */
 };
 
-/* The offset of the TCP header, or 0 for a packet of a shape that is not followed. */
-static __always_inline u32 tcp_offset(struct __sk_buff *skb)
-{
-	u8 ip[40];
-
-	if (bpf_skb_load_bytes(skb, 0, ip, 20))
-		return 0;
-	if (ip[0] >> 4 == 4)
-		return (ip[0] & 0xf) * 4;
-	if (ip[0] >> 4 == 6 && ip[6] == 6)
-		return 40;
-	return 0;
-}
-
+/* The headers are in the linear area, where tcp_v4_rcv() and tcp_v6_rcv() have pulled them. */
 static __always_inline bool read_segment(struct __sk_buff *skb, struct segment *segment)
 {
-	u32 offset = tcp_offset(skb), header;
-	struct option last;
-	u8 tcp[20];
+	u8 *ip = (u8 *)(long)skb->data, *end = (u8 *)(long)skb->data_end, *tcp, *last;
+	u32 offset = 40, options;
 
-	if (!offset || bpf_skb_load_bytes(skb, offset, tcp, sizeof(tcp)))
+	if (ip + 40 > end)
 		return false;
-	header = offset + (tcp[12] >> 4) * 4;
-	segment->seq = (u32)tcp[4] << 24 | (u32)tcp[5] << 16 | (u32)tcp[6] << 8 | tcp[7];
-	segment->flags = tcp[13];
-	segment->payload = header;
-	segment->length = skb->len - header;
-	segment->role = 0;
-	if (skb->len < header)
+	if (ip[0] >> 4 == 4)
+		offset = (ip[0] & 0xf) * 4;
+	else if (ip[6] != 6)	/* extension headers */
 		return false;
+	tcp = ip + offset;
+	if (tcp + 20 > end)
+		return false;
+	options = ((u32)(tcp[12] >> 4) * 4 - 20) & 0x3c;
 	/* The kernel puts a program's option last. */
-	if (!bpf_skb_load_bytes(skb, header - sizeof(last), &last, sizeof(last)))
-		segment->role = role_in(&last);
+	last = tcp + 16 + options;
+	if (last + sizeof(struct option) > end)
+		return false;
+	offset += 20 + options;
+	segment->seq = bpf_ntohl(*(u32 *)(tcp + 4));
+	segment->flags = tcp[13];
+	segment->payload = offset;
+	segment->length = skb->len - offset;
+	segment->role = role_in((struct option *)last);
 	return true;
 }
 

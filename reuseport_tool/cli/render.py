@@ -631,7 +631,7 @@ def _bench_rpc_framing(model: models.BenchRpcFraming, console: Console) -> None:
     console.print(made)
     note = (
         f"Linux {model.kernel}, {model.rounds} rounds, {model.duration_s:.0f} s. For each frame: wake-ups and system "
-        "calls of the receiver, CPU time of both ends. CPU and speed relative to off in the same round: median ± half the "
-        "interquartile range."
+        "calls of the receiver, CPU time of both ends. CPU and speed relative to off in the same round: median ± half "
+        "the interquartile range."
     )
     _say(console, Text(note, style="dim"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -32,6 +33,9 @@ _OFFSETS = {
     "OFF_ADVMSS": ("tcp_sock", "advmss"),
     "OFF_CB_FLAGS": ("tcp_sock", "bpf_sock_ops_cb_flags"),
     "OFF_BACKLOG_TAIL": ("sock", "sk_backlog.tail"),
+    "OFF_SOCKET": ("sock", "sk_socket"),
+    "OFF_FILE": ("socket", "file"),
+    "OFF_FILE_FLAGS": ("file", "f_flags"),
     "OFF_RCVLOWAT": ("sock", "sk_rcvlowat"),
     "OFF_SOCK_OPS_SK": ("bpf_sock_ops_kern", "sk"),
     "OFF_SOCKOPT_SK": ("bpf_sockopt_kern", "sk"),
@@ -116,7 +120,10 @@ class Maps:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     def defines(self) -> dict[str, int]:
-        return {f"{name.upper()}_FD": entry.fd for name, entry in self.by_name().items()} | _offsets(_OFFSETS)
+        return {f"{name.upper()}_FD": entry.fd for name, entry in self.by_name().items()} | {
+            "NONBLOCK": os.O_NONBLOCK,
+            **_offsets(_OFFSETS),
+        }
 
     def text(self) -> str:
         return self.about.lookup(0).rstrip(b"\0").decode()
