@@ -6,6 +6,8 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 # BCC must be the distribution's, so the venv sees the system's packages.
 PACKAGES := python3-bpfcc python3-venv nginx-light haproxy
+# For the tests of the recipes: a Go server, and a systemd in a container.
+TEST_PACKAGES := golang-go systemd-container
 
 # In a VM or in CI a kernel test that cannot run is an error; "skip" lets it be skipped with its reason.
 export REUSEPORT_TOOL_KERNEL_TESTS ?= require
@@ -45,8 +47,12 @@ demo: setup ## A server under load: a plain restart, then reuseport-tool reload,
 
 .PHONY: test
 test: setup lint ## Every test: unit, kernel, servers, packaging, vm (as root)
-	$(call install_packages,vagrant)
+	$(call install_packages,vagrant $(TEST_PACKAGES))
 	$(VENV)/bin/pytest --durations=10
+
+.PHONY: soak
+soak: setup ## 100 reloads back to back under load, and 100 plain restarts (about six minutes, as root)
+	$(PY) -m tests.soak.soak
 
 .PHONY: lint
 lint: setup ## ruff and mypy

@@ -14,13 +14,16 @@
  *
  * In the body:
  *	ctx		struct sk_reuseport_md *: hash, len, eth_protocol, ip_protocol, data … data_end (from
- *			the TCP or UDP header on); the IP header by policy_load_ip()
+ *			the TCP or UDP header on); the IP header by policy_load_ip(), policy_load_source()
  *	members		u32, the number of slots of the working generation, at least 1
  *	return		any number: the listener in slot (number % members) gets the connection, or the next
  *			one that is still open; or REUSEPORT_DROP to refuse it
  *
  * The body is asked for new connections only. Migrated ones are dealt out in turn over the working
  * generation, because the kernel does not look at the backlog of the listener they go to.
+ *
+ * During a canary a share of the new connections goes to the canary generation instead, and `members` is
+ * then its number of slots. One connection, named by its source, can be steered there at any share.
  *
  * Everything fails open: where no member can be selected the program returns SK_PASS without a
  * selection, and the kernel chooses among all listeners of the group by itself.
@@ -40,11 +43,20 @@
 
 /* The maps come as file descriptors: BCC has no tables of these types. */
 #define MAP(fd) ((void *)bpf_pseudo_fd(1, fd))
-#define working_map MAP(WORKING_FD)		/* [0]: number of the working generation, 0 for none */
+#define choice_map MAP(CHOICE_FD)		/* by enum choice */
 #define members_map MAP(MEMBERS_FD)		/* [generation % GENERATIONS]: slots in use */
 #define generations_map MAP(GENERATIONS_FD)	/* [generation % GENERATIONS]: its sockarray */
 #define counters_map MAP(COUNTERS_FD)		/* per CPU, by enum counter */
 #define cursors_map MAP(CURSORS_FD)		/* by enum cursor */
+
+/* Each element is read and written by itself, so that none is ever seen half written. */
+enum choice {
+	CHOICE_WORKING,		/* number of the working generation, 0 for none */
+	CHOICE_CANARY,		/* number of the canary generation, 0 for none */
+	CHOICE_SHARE,		/* of new connections that the canary gets, in SHARES */
+	CHOICE_STEERED_PORT,	/* source port of the connection to steer to the canary, in network order, or 0 */
+	CHOICE_STEERED_ADDRESS,	/* its source address: 4 elements in network order, IPv4 in the first */
+};
 
 enum counter {
 	SELECTED,
@@ -53,11 +65,22 @@ enum counter {
 	MIGRATED_SYN_RECV,
 	MIGRATED_NEW_SYN_RECV,
 	DROPPED,
+	CANARY,
+	STEERED,
 };
 
 enum cursor {
 	CURSOR_NEW,
 	CURSOR_MIGRATED,
+	CURSOR_CANARY,
+};
+
+enum {
+	SHARES = 10000,
+	SHARES_STRIDE = 6181,	/* no common divisor with SHARES, and near its golden section */
+	ETH_P_IP = 0x0800,
+	IPV4_SOURCE = 12,	/* offset in the IPv4 header */
+	IPV6_SOURCE = 8,	/* offset in the IPv6 header */
 };
 
 enum {
@@ -94,6 +117,14 @@ static __always_inline int policy_load_ip(struct sk_reuseport_md *ctx, u32 offse
 	return bpf_skb_load_bytes_relative(ctx, offset, to, size, BPF_HDR_START_NET);
 }
 
+/* Copy the source address: 4 words in network order, an IPv4 one in the first. Returns 0, or a negative error. */
+static __always_inline int policy_load_source(struct sk_reuseport_md *ctx, u32 address[4])
+{
+	if (ctx->eth_protocol == bpf_htons(ETH_P_IP))
+		return policy_load_ip(ctx, IPV4_SOURCE, address, 4);
+	return policy_load_ip(ctx, IPV6_SOURCE, address, 16);
+}
+
 /* Select the member `wanted`, or the next open one after it. Returns whether one was found. */
 static __always_inline bool select_member(struct sk_reuseport_md *ctx, void *sockarray, u32 members,
 					  u32 wanted)
@@ -127,36 +158,77 @@ static __always_inline void count_migrated(u32 state)
 #define migrating_state(ctx) 0
 #endif
 
+static __always_inline u32 choice(u32 index)
+{
+	u32 *value = bpf_map_lookup_elem(choice_map, &index);
+
+	return value ? *value : 0;
+}
+
+/*
+ * Whether the next connection belongs to a share. Over any SHARES connections in a row the numbers
+ * n * STRIDE % SHARES are all different, so the share is exact, and the golden section spreads it evenly.
+ */
+static __always_inline bool in_share(u32 share)
+{
+	return share && (u64)next_in_turn(CURSOR_CANARY) * SHARES_STRIDE % SHARES < share;
+}
+
+/* Whether this is the connection that the tool opens itself to ask the canary. */
+static __always_inline bool is_steered(struct sk_reuseport_md *ctx)
+{
+	u32 port = choice(CHOICE_STEERED_PORT), source[4] = {};
+	u16 *header = ctx->data;
+
+	if (!port || (void *)(header + 1) > ctx->data_end || *header != port)
+		return false;
+	return !policy_load_source(ctx, source) && source[0] == choice(CHOICE_STEERED_ADDRESS) &&
+	       source[1] == choice(CHOICE_STEERED_ADDRESS + 1) &&
+	       source[2] == choice(CHOICE_STEERED_ADDRESS + 2) &&
+	       source[3] == choice(CHOICE_STEERED_ADDRESS + 3);
+}
+
+/* Where a new connection goes: SELECTED for the working generation, or CANARY or STEERED. */
+static __always_inline u32 destination(struct sk_reuseport_md *ctx)
+{
+	if (!choice(CHOICE_CANARY))
+		return SELECTED;
+	if (is_steered(ctx))
+		return STEERED;
+	return in_share(choice(CHOICE_SHARE)) ? CANARY : SELECTED;
+}
+
 typedef u32 policy_fn(struct sk_reuseport_md *ctx, u32 members);
 
 static __always_inline int run_policy(struct sk_reuseport_md *ctx, policy_fn *policy)
 {
-	u32 zero = 0, index, wanted, *working, *members;
+	u32 where = SELECTED, index, wanted, *members;
 	void *sockarray;
 
 	if (migrating(ctx))
 		count_migrated(migrating_state(ctx));
-
-	working = bpf_map_lookup_elem(working_map, &zero);
-	if (!working)
-		goto fallback;
-	index = *working % GENERATIONS;
+	else
+		where = destination(ctx);
+again:
+	index = choice(where == SELECTED ? CHOICE_WORKING : CHOICE_CANARY) % GENERATIONS;
 	members = bpf_map_lookup_elem(members_map, &index);
 	sockarray = bpf_map_lookup_elem(generations_map, &index);
-	if (!members || !sockarray || !*members)
-		goto fallback;
-
-	wanted = migrating(ctx) ? next_in_turn(CURSOR_MIGRATED) : policy(ctx, *members);
-	if (!migrating(ctx) && wanted == REUSEPORT_DROP) {
-		count(DROPPED);
-		return SK_DROP;
+	if (members && sockarray && *members) {
+		wanted = migrating(ctx) ? next_in_turn(CURSOR_MIGRATED) : policy(ctx, *members);
+		if (!migrating(ctx) && wanted == REUSEPORT_DROP) {
+			count(DROPPED);
+			return SK_DROP;
+		}
+		if (select_member(ctx, sockarray, *members, wanted)) {
+			if (!migrating(ctx))
+				count(where);
+			return SK_PASS;
+		}
 	}
-	if (select_member(ctx, sockarray, *members, wanted)) {
-		if (!migrating(ctx))
-			count(SELECTED);
-		return SK_PASS;
+	if (where != SELECTED) {
+		where = SELECTED;
+		goto again;
 	}
-fallback:
 	count(FALLBACK);
 	return SK_PASS;
 }

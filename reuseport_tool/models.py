@@ -133,7 +133,7 @@ class Listener:
         accept_queue: connections that wait for accept() (None for UDP).
         backlog: the limit of the accept queue.
         half_open: request sockets that wait for the final ACK; None where the kernel does not tell.
-        flag: "working", "old" (an older generation), "foreign" (the program never selects it),
+        flag: "working", "canary", "old" (any other generation), "foreign" (the program never selects it),
             or "-" where no program of ours is attached.
     """
 
@@ -151,7 +151,10 @@ class Listener:
 
 @dataclass(frozen=True)
 class Counters:
-    """What the program counted over all CPUs since it was attached. Unit: runs of the program."""
+    """What the program counted over all CPUs since it was attached. Unit: runs of the program.
+
+    `canary` and `steered` are new connections to the canary generation: by its share, and the tool's own.
+    """
 
     selected: int = 0
     fallback: int = 0
@@ -159,9 +162,32 @@ class Counters:
     migrated_syn_recv: int = 0
     migrated_new_syn_recv: int = 0
     dropped: int = 0
+    canary: int = 0
+    steered: int = 0
 
     def since(self, earlier: Counters) -> Counters:
         return Counters(*(getattr(self, name) - getattr(earlier, name) for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Canary:
+    """The generation beside the working one that gets a share of the new connections, percent."""
+
+    generation: int
+    percent: float
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """A reload that has begun and not ended: it runs, or was killed in `step`.
+
+    `begun_at` is in seconds since 1970, `pid` the tool's.
+    """
+
+    running: bool
+    step: str
+    pid: int
+    begun_at: float
 
 
 @dataclass(frozen=True)
@@ -178,6 +204,8 @@ class Group:
     listeners: tuple[Listener, ...]
     counters: Counters | None
     stale: bool = False
+    canary: Canary | None = None
+    reload: Transaction | None = None
 
 
 @dataclass(frozen=True)
@@ -196,6 +224,35 @@ class Attached:
     registered: tuple[int, ...]
     pins: str
     duration_s: float
+
+
+class Happening(enum.StrEnum):
+    """What `attach --follow` tells of."""
+
+    FOLLOWING = "following"
+    ATTACHED = "attached"
+    REGISTERED = "registered"
+    LEFT_ALONE = "left-alone"
+    LOCKED = "locked"
+    EVENTS_LOST = "events-lost"
+    DETACHED = "detached"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class FollowEvent:
+    """One line of `attach --follow`. `delay_s` is from listen() or bind() to the registration."""
+
+    event: Happening
+    endpoint: str
+    generation: int | None = None
+    slot: int | None = None
+    cookie: int | None = None
+    pid: int | None = None
+    command: str | None = None
+    delay_s: float | None = None
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -349,8 +406,43 @@ class Step:
 
 
 @dataclass(frozen=True)
+class CanaryStep:
+    """What one share of a canary came to: new connections by the program's counters."""
+
+    percent: float
+    duration_s: float
+    to_new: int
+    to_old: int
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """Accepted connections of the old side, after it stopped listening.
+
+    Attributes:
+        connections: at the first look.
+        ended: by --kill-leftovers.
+        left: at the end.
+        waited_s: between the first and the last look.
+        older_than_s: every one of them is at least so old: the old side accepts none since.
+        idle_min_s, idle_max_s: without data, at the last look that saw one; None where none was seen.
+    """
+
+    connections: int
+    ended: int
+    left: int
+    waited_s: float
+    older_than_s: float
+    idle_min_s: float | None
+    idle_max_s: float | None
+
+
+@dataclass(frozen=True)
 class Reload:
-    """The report of a reload (docs/json.md). `switch_us` is None where nothing was switched."""
+    """The report of a reload (docs/json.md).
+
+    `switch_us` is None where nothing was switched, `leftovers` where nobody looked.
+    """
 
     endpoint: str
     result: str
@@ -364,6 +456,8 @@ class Reload:
     switch_us: float | None
     duration_s: float
     warnings: tuple[str, ...] = ()
+    canary: tuple[CanaryStep, ...] = ()
+    leftovers: Leftovers | None = None
 
 
 class Way(enum.StrEnum):
@@ -762,6 +856,80 @@ class BenchRpcFraming:
     kernel: str
     rounds: int
     sizes: tuple[FramingSize, ...]
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median over rounds with the first and third quartile, in the unit of its field."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ReloadArm:
+    """One way to replace a server under load, over all rounds.
+
+    Attributes:
+        name: plain, accept-drain, sysctl, bpf-drain, migrate, haproxy -sf or haproxy -x.
+        connections: begun by the clients in all rounds: the sum of the accounts after it.
+        answered, refused, reset, unanswered, timed_out: what became of them, as the clients saw it.
+        migrated: how many of them the kernel moved to another listener (TCPMigrateReqSuccess).
+        lost: connections of one reload that were not answered.
+        longest_wait_ms: from connect(2) to the first byte, of those on their way during one reload.
+        duration_s: of one reload, from the start of the new server until the old process has ended.
+        detail: why the arm was not measured; everything else is 0 or None then.
+    """
+
+    name: str
+    connections: int = 0
+    answered: int = 0
+    refused: int = 0
+    reset: int = 0
+    unanswered: int = 0
+    timed_out: int = 0
+    migrated: int = 0
+    lost: Spread | None = None
+    longest_wait_ms: Spread | None = None
+    duration_s: Spread | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class CloseSize:
+    """close(2) of a group's last old listener with `queued` connections in its accept queue.
+
+    Attributes:
+        program_us, minimal_us, sysctl_us: duration of the system call with our program on the group, with the
+            smallest program, and with net.ipv4.tcp_migrate_req and no program.
+        program_us_per_connection, sysctl_us_per_connection: the medians divided by `queued`.
+        relative, cpu_relative: our program to the sysctl in the same round, by wall clock and by CPU time.
+        minimal_relative: the smallest program to the sysctl, by wall clock: what running any program takes.
+    """
+
+    queued: int
+    program_us: Spread
+    minimal_us: Spread
+    sysctl_us: Spread
+    program_us_per_connection: float
+    sysctl_us_per_connection: float
+    relative: Ratio
+    cpu_relative: Ratio
+    minimal_relative: Ratio
+
+
+@dataclass(frozen=True)
+class BenchReload:
+    """`clients` are connections at a time; `close_rounds` is for the `closes`."""
+
+    kernel: str
+    rounds: int
+    clients: int
+    arms: tuple[ReloadArm, ...]
+    close_rounds: int
+    closes: tuple[CloseSize, ...]
     duration_s: float
 
 

@@ -10,7 +10,7 @@ from reuseport_tool.cli import render
 from reuseport_tool.cli.context import ENDPOINT, Context, examples, pass_context
 from reuseport_tool.errors import UsageError
 from reuseport_tool.models import Endpoint, Policy
-from reuseport_tool.operations import attach
+from reuseport_tool.operations import attach, follow
 
 
 @click.command(
@@ -20,6 +20,8 @@ from reuseport_tool.operations import attach
         "reuseport-tool attach 8080",
         "reuseport-tool attach 10.0.0.1:443 --policy round-robin",
         "reuseport-tool attach '[::]:80' --program my_policy.c",
+        "reuseport-tool attach 8080 --follow",
+        "reuseport-tool --json attach 8080 --follow | jq -c 'select(.event == \"registered\")'",
     ),
 )
 @click.argument("endpoint", type=ENDPOINT)
@@ -32,15 +34,26 @@ from reuseport_tool.operations import attach
     "--program", type=click.Path(path_type=Path), metavar="FILE.c", help="A policy of your own, see bpf/reuseport.h."
 )
 @click.option("--wait", "wait_s", type=float, default=0.0, metavar="SECONDS", help="Wait for another run's lock.")
+@click.option("--follow", "following", is_flag=True, help="Stay, and register listeners as they come.")
 @pass_context
-def command(ctx: Context, endpoint: Endpoint, policy: str | None, program: Path | None, wait_s: float) -> None:
+def command(
+    ctx: Context, endpoint: Endpoint, policy: str | None, program: Path | None, wait_s: float, following: bool
+) -> None:
     """Attach the program to every group that ENDPOINT means.
 
     The listeners that are there become generation 1. Connections that already wait in their queues
     are safe from then on, too. Run it again to register listeners that came later, or to change the
     policy; where nothing is to do it says so and exits with 0.
+
+    With --follow it stays in the foreground until SIGTERM or Ctrl-C, and prints a line for everything that happens.
+    A listener that a process of the working generation's server opens (a respawned worker, say) is registered when
+    it begins to listen; another is left to 'reload'. While a reload has the lock nothing is registered. It may
+    begin before the server, and its end changes nothing: program and registrations stay.
     """
     if policy and program:
         raise UsageError("--policy and --program exclude each other")
-    report = attach.attach(endpoint, Policy(policy) if policy else None, program, ctx.bpffs, wait_s)
-    render.show(report, ctx.json)
+    wanted = Policy(policy) if policy else None
+    if following:
+        follow.follow(endpoint, wanted, program, ctx.bpffs, lambda event: render.line(event, ctx.json))
+    else:
+        render.show(attach.attach(endpoint, wanted, program, ctx.bpffs, wait_s), ctx.json)

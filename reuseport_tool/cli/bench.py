@@ -1,4 +1,4 @@
-"""bench select|sockets|rpc-framing"""
+"""bench select|reload|sockets|rpc-framing"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 from reuseport_tool.cli import render
 from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.models import Protocol
-from reuseport_tool.operations import bench_rpc_framing, bench_select, bench_sockets
+from reuseport_tool.operations import bench_reload, bench_rpc_framing, bench_select, bench_sockets
 
 
 @click.group("bench", short_help="Measure what the programs cost, side by side in one run.")
@@ -46,6 +46,44 @@ def select(ctx: Context, rounds: int, connections: int) -> None:
     total = rounds + bench_select.STATISTICS_ROUNDS
     with click.progressbar(length=total, label="rounds", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
         report = bench_select.select(rounds, connections, lambda: bar.update(1))
+    render.show(report, ctx.json)
+
+
+@command.command(
+    "reload",
+    short_help="What clients feel of a restart, by ways to do it.",
+    epilog=examples(
+        "reuseport-tool bench reload",
+        "reuseport-tool bench reload --rounds 20 --clients 256",
+        "reuseport-tool --json bench reload | jq '.arms[] | {name, lost, longest_wait_ms}'",
+    ),
+)
+@click.option("--rounds", type=click.IntRange(2, 1000), default=5, show_default=True, help="Turns of each arm.")
+@click.option("--clients", type=click.IntRange(8, 3000), default=256, show_default=True, help="Connections at a time.")
+@click.option(
+    "--close-rounds", type=click.IntRange(2, 1000), default=11, show_default=True, help="Turns of each close(2)."
+)
+@pass_context
+def reload(ctx: Context, rounds: int, clients: int, close_rounds: int) -> None:
+    """Measure how many connections a restart under load loses, how long clients wait, and how long it takes.
+
+    Arms that take turns in a throw-away network namespace, each with the same load: a plain restart (the new server
+    starts, the old one gets SIGTERM), accept-drain (the old server accepts until EAGAIN before it closes), haproxy -sf,
+    haproxy -x (the new haproxy is passed the old one's descriptors), net.ipv4.tcp_migrate_req with a plain restart,
+    and `reload` with the strategies drain and migrate. Half of the clients are slow to send: these are half-open.
+
+    The second part measures close(2) of a listener with 1 to 4,096 connections in its accept queue: the time in which
+    the kernel moves them to another listener, with our program and with tcp_migrate_req.
+    """
+    with render.progress("rounds") as progress:
+        done, total = 0, rounds + close_rounds
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            progress(done, total)
+
+        report = bench_reload.bench(rounds, clients, close_rounds, ctx.bpffs, on_round=step)
     render.show(report, ctx.json)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,20 @@ class EndpointType(click.ParamType[Endpoint]):
         return value if isinstance(value, Endpoint) else parse_endpoint(str(value))
 
 
+class SecondsType(click.ParamType[float]):
+    """A duration: 30, 30s, 500ms, 2m or 1h. Without a unit it is in seconds."""
+
+    name = "SECONDS"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|)", str(value), re.ASCII)
+        if match is None:
+            self.fail(f"{value!r} is not a duration; for example 30, 30s, 500ms, 2m or 1h", param, ctx)
+        return float(match[1]) * {"ms": 0.001, "s": 1, "": 1, "m": 60, "h": 3600}[match[2]]
+
+
 ENDPOINT = EndpointType()
+SECONDS = SecondsType()
 
 
 def examples(*lines: str) -> str:

@@ -6,12 +6,15 @@ import signal
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from reuseport_tool.cli import render
-from reuseport_tool.cli.context import ENDPOINT, Context, examples, pass_context
-from reuseport_tool.models import Endpoint, Policy, Strategy
-from reuseport_tool.operations import reload
+from reuseport_tool.cli.context import ENDPOINT, SECONDS, Context, examples, pass_context
+from reuseport_tool.errors import UsageError
+from reuseport_tool.models import Endpoint, Policy, Reload, Strategy
+from reuseport_tool.operations import reload, thresholds
 from reuseport_tool.operations.reload_plan import Plan, Progress
+from reuseport_tool.operations.thresholds import Threshold
 
 
 class SignalType(click.ParamType[signal.Signals]):
@@ -27,7 +30,30 @@ class SignalType(click.ParamType[signal.Signals]):
             self.fail(f"{value!r} is not a signal", param, ctx)
 
 
-_SECONDS = click.FloatRange(min=0.0)
+class SharesType(click.ParamType[tuple[float, ...]]):
+    """5,25,100"""
+
+    name = "PERCENT,…"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(share) for share in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} are not shares in percent; for example 5,25,100", param, ctx)
+
+
+class ThresholdType(click.ParamType[Threshold]):
+    """NAME or NAME=COUNT."""
+
+    name = "COUNTER[=N]"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Threshold:
+        return value if isinstance(value, Threshold) else thresholds.parse(str(value))
+
+
+SHARES = SharesType()
 
 
 @click.command(
@@ -38,6 +64,8 @@ _SECONDS = click.FloatRange(min=0.0)
         "reuseport-tool reload 8080 --new-pid 4242 --stop-signal QUIT",
         "reuseport-tool reload 443 --run 'haproxy -D -f /etc/haproxy.cfg -sf 4242'",
         "reuseport-tool reload 443 --run 'systemctl restart web' --health-command 'curl -fs localhost'",
+        "reuseport-tool reload 8080 --canary 5,25,100 --step 30s --health-url http://localhost:8080/ -- ./server-2",
+        "reuseport-tool reload 8080 --resume",
     ),
 )
 @click.argument("endpoint", type=ENDPOINT)
@@ -64,13 +92,33 @@ _SECONDS = click.FloatRange(min=0.0)
     help="File for the new server's output.  [default: stderr]",
 )
 @click.option("--health-command", metavar="COMMAND", help="Must succeed after the switch, or all is rolled back.")
+@click.option(
+    "--health-url", metavar="URL", help="Must answer with 2xx or 3xx, asked of the new server before the switch."
+)
+@click.option("--canary", type=SHARES, default=(), metavar="PERCENT,…", help="Give it these shares first, one by one.")
+@click.option("--step", "step_s", type=SECONDS, default="30", show_default=True, help="How long each share lasts.")
+@click.option(
+    "--abort-on",
+    type=ThresholdType(),
+    multiple=True,
+    metavar="COUNTER[=N]",
+    help=f"Roll back when it grows by N (1): {', '.join(thresholds.COUNTERS)}. May be repeated.",
+)
 @click.option("--probe/--no-probe", default=True, help="Open one connection, so that there is one to accept.")
 @click.option("--force", is_flag=True, help="Go on although socket options differ.")
-@click.option("--start-timeout", "start_timeout_s", type=_SECONDS, default=30.0, show_default=True, metavar="SECONDS")
-@click.option("--health-timeout", "health_timeout_s", type=_SECONDS, default=10.0, show_default=True, metavar="SECONDS")
-@click.option("--drain-timeout", "drain_timeout_s", type=_SECONDS, default=70.0, show_default=True, metavar="SECONDS")
-@click.option("--stop-timeout", "stop_timeout_s", type=_SECONDS, default=30.0, show_default=True, metavar="SECONDS")
-@click.option("--wait", "lock_timeout_s", type=_SECONDS, default=0.0, metavar="SECONDS", help="For another run's lock.")
+@click.option("--start-timeout", "start_timeout_s", type=SECONDS, default="30", show_default=True)
+@click.option("--health-timeout", "health_timeout_s", type=SECONDS, default="10", show_default=True)
+@click.option(
+    "--drain-timeout",
+    "drain_timeout_s",
+    type=SECONDS,
+    help="Wait so long for the old server's connections.  [default: 70s where they must end, else 0]",
+)
+@click.option("--kill-leftovers", is_flag=True, help="End the accepted connections that the old server has left then.")
+@click.option("--stop-timeout", "stop_timeout_s", type=SECONDS, default="30", show_default=True)
+@click.option("--wait", "lock_timeout_s", type=SECONDS, default="0", help="For another run's lock.")
+@click.option("--resume", is_flag=True, help="Finish a reload that was killed.")
+@click.option("--abort", is_flag=True, help="Undo a reload that was killed.")
 @pass_context
 def command(
     ctx: Context,
@@ -80,6 +128,9 @@ def command(
     strategy: str | None,
     policy: str | None,
     old_pid: tuple[int, ...],
+    resume: bool,
+    abort: bool,
+    lock_timeout_s: float,
     **options: object,
 ) -> int:
     """Hand ENDPOINT from the running server to a new one.
@@ -89,16 +140,45 @@ def command(
     and what was in the middle of the handshake, moves to the new one.
 
     Until the old side is stopped every failure, and Ctrl-C, ends as it began: the old server works on,
-    and the new one is stopped, also one that was given by --new-pid.
+    and the new one is stopped, also one that was given by --new-pid. If the tool itself is killed, the group
+    works on as it is; 'status' shows where it was, --resume finishes it and --abort undoes it.
     """
+    if resume or abort:
+        return _go_on(ctx, endpoint, resume, abort, lock_timeout_s)
     plan = Plan(
         command=new_command or None,
         strategy=Strategy(strategy) if strategy else None,
         policy=Policy(policy) if policy else None,
         old_pids=old_pid,
+        lock_timeout_s=lock_timeout_s,
         **options,  # type: ignore[arg-type]  # click's names and types are the plan's
     )
     with render.ReloadProgress(ctx.json) as show:
         report = reload.reload(endpoint, plan, ctx.bpffs, Progress(show.begin, show.end, show.note, show.warn))
+    return _show(ctx, report)
+
+
+def _go_on(ctx: Context, endpoint: Endpoint, resume: bool, abort: bool, wait_s: float) -> int:
+    """Finish or undo what another run began."""
+    own = {"endpoint", "resume", "abort", "lock_timeout_s"}
+    click_context = click.get_current_context()
+    others = [
+        name
+        for name in click_context.params
+        if name not in own and click_context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if others or (resume and abort):
+        raise UsageError(
+            "--resume and --abort go on with the options of the reload that was killed",
+            hint="give one of them, and besides only --wait",
+        )
+    with render.ReloadProgress(ctx.json) as show:
+        progress = Progress(show.begin, show.end, show.note, show.warn)
+        act = reload.resume if resume else reload.abort
+        report = act(endpoint, ctx.bpffs, progress, wait_s)
+    return _show(ctx, report)
+
+
+def _show(ctx: Context, report: Reload) -> int:
     render.show(report, ctx.json)
     return 1 if report.lost.migrate_failures else 0

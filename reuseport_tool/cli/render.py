@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
@@ -41,6 +42,15 @@ def show(model: Any, as_json: bool) -> None:
         print(to_json(model))
     else:
         table(model, _console(sys.stdout))
+
+
+def line(event: models.FollowEvent, as_json: bool) -> None:
+    """Print one event as one line on stdout, at once."""
+    if as_json:
+        print(json.dumps(dataclasses.asdict(event)), flush=True)
+    else:
+        table(event, _console(sys.stdout))
+        sys.stdout.flush()
 
 
 def to_json(model: Any) -> str:
@@ -101,6 +111,8 @@ def _group(group: models.Group, console: Console) -> None:
             console,
             Text("  stale: pins are left, but the program does not run; 'attach' or 'detach' mends it", style="yellow"),
         )
+    if group.reload:
+        _say(console, _transaction(group.endpoint, group.reload))
     numbers = ("cookie", "pid", "uid", "gen", "slot", "queue", "backlog", "half-open")
     made = _table(
         "cookie", "pid", "command", "uid", "gen", "slot", "queue", "backlog", "half-open", "flag", right=numbers
@@ -118,12 +130,23 @@ def _group(group: models.Group, console: Console) -> None:
             entry.backlog,
             entry.half_open,
             entry.flag,
-            style={"foreign": "yellow", "old": "dim"}.get(entry.flag, ""),
+            style={"foreign": "yellow", "old": "dim", "canary": "cyan"}.get(entry.flag, ""),
         )
     if group.listeners:
         console.print(made)
     if group.counters:
         _say(console, Text(_counters(group.counters), style="dim"))
+
+
+def _transaction(endpoint: str, reload: models.Transaction) -> Text:
+    began = time.strftime("%F %T", time.localtime(reload.begun_at))
+    if reload.running:
+        return Text(f"  a reload is in the step {reload.step!r} (process {reload.pid}, begun {began})", style="cyan")
+    return Text(
+        f"  a reload was killed in the step {reload.step!r} (begun {began}): "
+        f"'reload {endpoint} --resume' finishes it, '--abort' undoes it",
+        style="bold yellow",
+    )
 
 
 def _program(group: models.Group) -> Text:
@@ -133,6 +156,7 @@ def _program(group: models.Group) -> Text:
         return Text(f"  foreign program {group.program.name} (id {group.program.id})", style="yellow")
     return Text(
         f"  {group.program.policy} (id {group.program.id}), working generation {group.working_generation or '-'}"
+        + (f", generation {group.canary.generation} gets {group.canary.percent:g} %" if group.canary else "")
     )
 
 
@@ -141,6 +165,7 @@ def _counters(counters: models.Counters) -> str:
         f"selected {counters.selected}, fallback {counters.fallback}, dropped {counters.dropped}; migrated: "
         f"established {counters.migrated_established}, syn_recv {counters.migrated_syn_recv}, "
         f"new_syn_recv {counters.migrated_new_syn_recv}"
+        + (f"; canary {counters.canary}, steered {counters.steered}" if counters.canary or counters.steered else "")
     )
 
 
@@ -154,6 +179,25 @@ def _attached(model: models.AttachReport, console: Console) -> None:
         }[entry.result]
         registered = f"{_counted(len(entry.registered), 'listener')} registered, working generation {entry.generation}"
         _say(console, f"{entry.endpoint}  {done} (id {entry.program.id}), {registered}")
+
+
+@table.register
+def _follow_event(model: models.FollowEvent, console: Console) -> None:
+    who = f" of {model.command} (process {model.pid})" if model.pid else ""
+    delay = "" if model.delay_s is None else f", {model.delay_s * 1000:.1f} ms after it began to listen"
+    text = {
+        "following": "following; SIGTERM or Ctrl-C ends it and changes nothing",
+        "attached": f"{model.detail}, working generation {model.generation}",
+        "registered": f"listener {model.cookie}{who} registered in slot {model.slot} "
+        f"of generation {model.generation}{delay}",
+        "left-alone": f"listener {model.cookie}{who} left alone: {model.detail}",
+        "locked": f"waiting: {model.detail}",
+        "events-lost": "events were lost; looked at everything anew",
+        "detached": f"detached by somebody: {model.detail}",
+        "failed": f"failed: {model.detail}",
+        "stopped": "stopped; program and registrations stay",
+    }[model.event]
+    _say(console, f"{model.endpoint}  {text}")
 
 
 @table.register
@@ -281,6 +325,64 @@ def _bench_sockets(model: models.BenchSockets, console: Console) -> None:
     _say(console, Text(note, style="dim"))
 
 
+@table.register
+def _bench_reload(model: models.BenchReload, console: Console) -> None:
+    numbers = (
+        "lost",
+        "longest wait",
+        "duration",
+        "connections",
+        "refused",
+        "reset",
+        "unanswered",
+        "timed out",
+        "moved",
+    )
+    made = _table("", *numbers, right=numbers)
+    for arm in model.arms:
+        if arm.lost is None or arm.longest_wait_ms is None or arm.duration_s is None:
+            _row(made, arm.name, arm.detail)
+            continue
+        spreads = (_spread(arm.lost, ""), _spread(arm.longest_wait_ms, " ms"), _spread(arm.duration_s, " s", 2))
+        losses = (arm.refused, arm.reset, arm.unanswered, arm.timed_out)
+        _row(made, arm.name, *spreads, arm.connections, *losses, arm.migrated, style="red" if sum(losses) else "green")
+    console.print(made)
+    note = (
+        f"Linux {model.kernel}, {model.rounds} rounds, {model.clients} clients at a time. Of one reload, median ± half "
+        "the interquartile range: connections lost, longest time from connect to the first byte, duration. The rest "
+        "is of all rounds."
+    )
+    _say(console, Text(note, style="dim"))
+    console.print()
+    _closes(model, console)
+
+
+def _closes(model: models.BenchReload, console: Console) -> None:
+    numbers = ("queued", "program", "each", "sysctl", "each ", "program/sysctl", "by CPU time", "any program/sysctl")
+    made = _table(*numbers, right=numbers)
+    for size in model.closes:
+        _row(
+            made,
+            size.queued,
+            _spread(size.program_us, " µs"),
+            f"{size.program_us_per_connection:.2f} µs",
+            _spread(size.sysctl_us, " µs"),
+            f"{size.sysctl_us_per_connection:.2f} µs",
+            *map(_ratio, (size.relative, size.cpu_relative, size.minimal_relative)),
+        )
+    console.print(made)
+    note = (
+        f"close(2) of the last old listener, in which the queued connections move: {model.close_rounds} rounds, "
+        "median ± half the interquartile range. any program: the smallest one there is. "
+        f"All of it took {model.duration_s:.0f} s."
+    )
+    _say(console, Text(note, style="dim"))
+
+
+def _spread(spread: models.Spread, unit: str, digits: int = 1) -> str:
+    return f"{spread.median:.{digits}f} ±{(spread.high - spread.low) / 2:.{digits}f}{unit}"
+
+
 def _ratio(ratio: models.Ratio) -> str:
     return f"{ratio.median:.3f} ±{(ratio.high - ratio.low) / 2:.3f}"
 
@@ -388,18 +490,35 @@ def _reload(model: models.Reload, console: Console) -> None:
     made = Table.grid(padding=(0, 2))
     made.add_column(style="bold")
     made.add_column(overflow="fold")
-    made.add_row("reloaded", Text(f"{model.endpoint} in {model.duration_s:.2f} s, strategy {model.strategy}"))
+    made.add_row(model.result, Text(f"{model.endpoint} in {model.duration_s:.2f} s, strategy {model.strategy}"))
     made.add_row("old", Text(_side(model.old)))
     made.add_row("new", Text(_side(model.new)))
     if model.switch_us is not None:
         made.add_row("switch", Text(f"{model.switch_us:g} µs"))
+    for step in model.canary:
+        made.add_row("canary", Text(_canary_step(step)))
     made.add_row("waiting", Text(_queues(model.queued_at_stop)))
     made.add_row("migrated", Text(_moved(model.migrated)))
     made.add_row("lost", _lost(model.lost))
     if model.lost.aborted_accepted:
         text = f"{model.lost.aborted_accepted} connections that a server had accepted and closed unread"
         made.add_row("aside", Text(text, style="yellow"))
+    if model.leftovers and model.leftovers.connections:
+        made.add_row("leftovers", _leftovers(model.leftovers))
     console.print(made)
+
+
+def _canary_step(step: models.CanaryStep) -> str:
+    total = step.to_new + step.to_old
+    share = f"{step.to_new / total:.2%}" if total else "none"
+    return f"{step.percent:g} % for {step.duration_s:.1f} s: {step.to_new} of {total} new connections ({share})"
+
+
+def _leftovers(left: models.Leftovers) -> Text:
+    idle = "" if left.idle_min_s is None else f", idle for {left.idle_min_s:.1f} to {left.idle_max_s:.1f} s"
+    text = f"{_counted(left.connections, 'accepted connection')} of the old side, older than {left.older_than_s:.1f} s"
+    text += f"{idle}; {left.ended} ended, {left.left} left after {left.waited_s:.1f} s"
+    return Text(text, style="yellow" if left.left else "")
 
 
 def _side(side: models.Side) -> str:

@@ -173,11 +173,11 @@ def load(engine: Engine, maps: Maps, defines: Mapping[str, int]) -> dict[str, bp
     return dict(zip(functions, programs, strict=True))
 
 
-def attach(engine: Engine, programs: Mapping[str, bpf.Program], cgroup_fd: int) -> dict[str, bpf.Link]:
+def attach(engine: Engine, programs: Mapping[str, bpf.Program], cgroup_fd: int) -> dict[str, bpf.Handle]:
     """Attach them to a cgroup. The links are the attachment: it ends with them."""
     with ExitStack() as stack:
         links = {
-            name: stack.enter_context(bpf.Link.create(programs[name], cgroup_fd, where))
+            name: stack.enter_context(bpf.attach_cgroup(programs[name], cgroup_fd, where))
             for name, (_, where) in _PROGRAMS[engine].items()
         }
         stack.pop_all()

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from reuseport_tool.errors import MissingCapability, ToolError
-from reuseport_tool.kernel import libc
+from reuseport_tool.kernel import capabilities, libc
 
 T = TypeVar("T", bound=ctypes.Structure)
 
@@ -32,6 +32,7 @@ class Command(enum.IntEnum):
     PROG_GET_FD_BY_ID = 13
     OBJ_GET_INFO_BY_FD = 15
     BTF_LOAD = 18
+    RAW_TRACEPOINT_OPEN = 17
     LINK_CREATE = 28
     ENABLE_STATS = 32
 
@@ -43,6 +44,7 @@ class MapType(enum.IntEnum):
     ARRAY_OF_MAPS = 12
     REUSEPORT_SOCKARRAY = 20
     SK_STORAGE = 24
+    RINGBUF = 27
 
 
 class _MapCreate(ctypes.Structure):
@@ -72,15 +74,6 @@ class _BtfLoad(ctypes.Structure):
     ]
 
 
-class _LinkCreate(ctypes.Structure):
-    _fields_ = [
-        ("prog_fd", ctypes.c_uint32),
-        ("target_fd", ctypes.c_uint32),
-        ("attach_type", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-    ]
-
-
 class _Element(ctypes.Structure):
     _fields_ = [
         ("map_fd", ctypes.c_uint64),
@@ -96,6 +89,19 @@ class _Object(ctypes.Structure):
 
 class _Id(ctypes.Structure):
     _fields_ = [("id", ctypes.c_uint32), ("next_id", ctypes.c_uint32), ("open_flags", ctypes.c_uint32)]
+
+
+class _RawTracepoint(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_uint64), ("prog_fd", ctypes.c_uint32)]
+
+
+class _LinkCreate(ctypes.Structure):
+    _fields_ = [
+        ("prog_fd", ctypes.c_uint32),
+        ("target_fd", ctypes.c_uint32),
+        ("attach_type", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+    ]
 
 
 class _Info(ctypes.Structure):
@@ -138,7 +144,7 @@ def translate(error: OSError, doing: str) -> ToolError:
     if error.errno in (errno.EPERM, errno.EACCES):
         return MissingCapability(
             f"the kernel does not permit {doing}",
-            hint="run as root, or grant CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
+            hint=capabilities.hint("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"),
         )
     return ToolError(f"{doing} failed: {os.strerror(error.errno or 0)}")
 
@@ -304,17 +310,6 @@ class Program(Handle):
         return ProgramInfo(info.id, info.name.decode(), bytes(info.tag).hex(), info.run_time_ns, info.run_cnt)
 
 
-class Link(Handle):
-    """An attachment that ends with its last descriptor and pin."""
-
-    @classmethod
-    def create(cls, program: Program, target_fd: int, attach_type: int) -> Link:
-        """BPF_LINK_CREATE (for cgroups Linux 5.7). Other programs of the cgroup stay."""
-        attr = _LinkCreate(prog_fd=program.fd, target_fd=target_fd, attach_type=attach_type)
-        with translated("attaching a program to a cgroup"):
-            return cls(libc.bpf(Command.LINK_CREATE, attr, "create link"))
-
-
 def _locked_value(size: int) -> Handle:
     """BTF of `int` (type 1) and of struct { struct bpf_spin_lock lock; int words[]; } (type 4)."""
     names = b"\0int\0bpf_spin_lock\0val\0value\0lock\0words\0"
@@ -348,3 +343,18 @@ def possible_cpus() -> int:
 def enable_stats() -> Handle:
     """BPF_ENABLE_STATS (Linux 5.8): run statistics are on until the handle is closed, also by death."""
     return Handle(libc.bpf(Command.ENABLE_STATS, _EnableStats(type=0), "enable BPF statistics"))
+
+
+def attach_raw_tracepoint(program: Program, name: str) -> Handle:
+    """BPF_RAW_TRACEPOINT_OPEN: the program runs at the tracepoint until the handle is closed, also by death."""
+    text = ctypes.create_string_buffer(name.encode())
+    attr = _RawTracepoint(name=ctypes.addressof(text), prog_fd=program.fd)
+    with translated(f"tracing {name}"):
+        return Handle(libc.bpf(Command.RAW_TRACEPOINT_OPEN, attr, f"trace {name}"))
+
+
+def attach_cgroup(program: Program, cgroup_fd: int, attach_type: int) -> Handle:
+    """BPF_LINK_CREATE on a cgroup (Linux 5.7): as attach_raw_tracepoint(); beside other programs there."""
+    attr = _LinkCreate(prog_fd=program.fd, target_fd=cgroup_fd, attach_type=attach_type)
+    with translated("attaching a program to a cgroup"):
+        return Handle(libc.bpf(Command.LINK_CREATE, attr, "attach to a cgroup"))

@@ -59,11 +59,17 @@ def find_or_mount(folder: Path | None) -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and those above it, for root's eyes only. Raises MissingCapability."""
+    """Create a folder and those above it, each for its owner's eyes only. Raises MissingCapability."""
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # One by one: mkdir(parents=True) gives the mode to the last one only.
+        for each in (*reversed(folder.parents), folder):
+            if not each.exists():
+                each.mkdir(exist_ok=True, mode=0o700)
     except PermissionError as error:
-        raise MissingCapability(f"not permitted to write to {folder.parent}", hint="run as root") from error
+        raise MissingCapability(
+            f"not permitted to write to {folder.parent}",
+            hint="run as root, or name a bpffs of your own by --bpffs: mount -t bpf bpf DIR && chown USER DIR",
+        ) from error
 
 
 def remove_folder(folder: Path) -> None:
@@ -121,6 +127,16 @@ def _locked(folder: Path, wait: Callable[[int], bool]) -> int:
                     hint="wait until it is done",
                 ) from None
         os.close(fd)
+
+
+def await_lock(folder: Path) -> None:
+    """Block until nobody holds the flock(2) of a folder, or it is gone."""
+    with contextlib.suppress(FileNotFoundError):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        finally:
+            os.close(fd)
 
 
 def lock_holder(inode: int) -> int:

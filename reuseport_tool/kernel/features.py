@@ -23,6 +23,7 @@ from reuseport_tool.kernel import (
     btf,
     bytecode,
     capabilities,
+    cgroup,
     libc,
     links,
     loopback,
@@ -404,12 +405,7 @@ def _in_child(action: Callable[[], None]) -> None:
 
 
 def _cgroup2() -> str:
-    with open("/proc/mounts") as file:
-        mounts = [line.split() for line in file]
-    found = next((fields[1] for fields in mounts if fields[2] == "cgroup2"), None)
-    if found is None:
-        raise Unsupported("no cgroup2 file system is mounted")
-    return f"mounted at {found}"
+    return f"mounted at {cgroup.root()}"
 
 
 def _statistics() -> str:

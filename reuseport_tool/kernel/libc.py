@@ -13,6 +13,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 # bpf(2) is not in the generic table's common range; pidfd_getfd(2) has one number everywhere.
 _BPF_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 _PIDFD_GETFD = 438
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_LOWER = 47, 3  # include/uapi/linux/prctl.h
 
 
 def _checked(result: int, what: str) -> int:
@@ -55,3 +56,9 @@ def filesystem_type(path: str) -> int:
 def mount(source: str, target: str, kind: str, flags: int = 0) -> None:
     """mount(2) without data."""
     _checked(_libc.mount(source.encode(), target.encode(), kind.encode(), flags, None), f"mount {target}")
+
+
+def lower_ambient(capability: int) -> None:
+    """prctl(PR_CAP_AMBIENT), for the calling thread. A capability that the kernel does not know is no error."""
+    arguments = (_PR_CAP_AMBIENT_LOWER, capability, 0, 0)
+    _libc.prctl(_PR_CAP_AMBIENT, *map(ctypes.c_ulong, arguments))

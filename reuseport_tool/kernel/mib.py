@@ -7,13 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TcpCounters:
-    """Some of TcpExt in /proc/net/netstat. A counter that this kernel does not have reads as 0."""
+    """Some of TcpExt in /proc/net/netstat, and OutRsts (segments sent with RST) of Tcp in /proc/net/snmp.
+
+    A counter that this kernel does not have reads as 0.
+    """
 
     TCPMigrateReqSuccess: int = 0
     TCPMigrateReqFailure: int = 0
     ListenDrops: int = 0
     ListenOverflows: int = 0
     TCPAbortOnClose: int = 0
+    OutRsts: int = 0
 
     def since(self, earlier: TcpCounters) -> TcpCounters:
         return TcpCounters(*(getattr(self, name) - getattr(earlier, name) for name in self.__dataclass_fields__))
@@ -21,7 +25,11 @@ class TcpCounters:
 
 def read() -> TcpCounters:
     """The counters of the calling thread's namespace."""
-    with open("/proc/thread-self/net/netstat") as file:
-        lines = [line.split() for line in file if line.startswith("TcpExt:")]
-    values = dict(zip(lines[0][1:], lines[1][1:], strict=True))
+    values = _values("netstat", "TcpExt:") | _values("snmp", "Tcp:")
     return TcpCounters(*(int(values.get(name, 0)) for name in TcpCounters.__dataclass_fields__))
+
+
+def _values(file: str, section: str) -> dict[str, str]:
+    with open(f"/proc/thread-self/net/{file}") as lines:
+        names, values = (line.split()[1:] for line in lines if line.split(maxsplit=1)[0] == section)
+    return dict(zip(names, values, strict=True))

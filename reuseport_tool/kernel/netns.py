@@ -6,12 +6,15 @@ import contextlib
 import errno
 import glob
 import os
+import socket
+import sys
 from collections.abc import Iterator
 
-from reuseport_tool.errors import MissingCapability, NotFound, UsageError
-from reuseport_tool.kernel import libc, links
+from reuseport_tool.errors import MissingCapability, NotFound, Unsupported, UsageError
+from reuseport_tool.kernel import capabilities, libc, links
 
 CLONE_NEWNET = 0x40000000
+_SO_NETNS_COOKIE = 71
 _RUN_NETNS = "/run/netns"
 _CURRENT = "/proc/thread-self/ns/net"
 
@@ -21,6 +24,7 @@ def resolve(name: str) -> str:
 
     Raises:
         NotFound: no such namespace or process.
+        MissingCapability: the process is not ours to look at.
         UsageError: the N of pid:N is not a number.
     """
     if name.startswith("pid:"):
@@ -30,10 +34,16 @@ def resolve(name: str) -> str:
         path = f"/proc/{pid}/ns/net"
     else:
         path = name if "/" in name else f"{_RUN_NETNS}/{name}"
-    if not os.path.exists(path):
+    try:
+        os.stat(path)
+    except PermissionError as error:
+        raise MissingCapability(
+            f"not permitted to see the network namespace {name!r}", hint="run as root, or grant CAP_SYS_PTRACE"
+        ) from error
+    except OSError as error:
         raise NotFound(
             f"no network namespace {name!r}", hint="--netns takes a name of 'ip netns list', a path, or pid:N"
-        )
+        ) from error
     return path
 
 
@@ -78,6 +88,15 @@ def visit(path: str) -> Iterator[None]:
         os.close(saved)
 
 
+def cookie() -> int:
+    """SO_NETNS_COOKIE (Linux 5.14) of the calling thread's namespace: what bpf_get_netns_cookie() calls it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+        except OSError as error:
+            raise Unsupported("the kernel has no cookies of namespaces", hint="they came with Linux 5.14") from error
+
+
 @contextlib.contextmanager
 def throw_away() -> Iterator[None]:
     """The calling thread in a new namespace with its loopback up, and back in its own at the end."""
@@ -97,10 +116,10 @@ def throw_away() -> Iterator[None]:
 
 
 def _translate(error: OSError, path: str) -> Exception:
-    if error.errno == errno.EPERM:
+    if error.errno in (errno.EPERM, errno.EACCES):
         return MissingCapability(
-            f"entering a network namespace ({path}) is not permitted", hint="run as root, or grant CAP_SYS_ADMIN"
+            f"entering a network namespace ({path}) is not permitted", hint=capabilities.hint("CAP_SYS_ADMIN")
         )
-    if error.errno in (errno.EINVAL, errno.ENOENT, errno.EACCES):
+    if error.errno in (errno.EINVAL, errno.ENOENT):
         return NotFound(f"not a network namespace: {path}")
     return error

@@ -24,7 +24,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
 from reuseport_tool.errors import MissingCapability
-from reuseport_tool.kernel import links
+from reuseport_tool.kernel import capabilities, links
 
 _NEAR, _FAR = "server", "clients"
 _CLIENTS_HARDWARE = "02:00:00:00:00:02"
@@ -128,7 +128,7 @@ class Wire:
             self._socket = L2Socket(iface=_FAR, promisc=False)
         except PermissionError as error:
             raise MissingCapability(
-                "opening a packet socket is not permitted", hint="run as root, or grant CAP_NET_RAW"
+                "opening a packet socket is not permitted", hint=capabilities.hint("CAP_NET_RAW")
             ) from error
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import errno
 import os
 
 from reuseport_tool.errors import MissingCapability, NotFound, Unsupported
-from reuseport_tool.kernel import libc
+from reuseport_tool.kernel import capabilities, libc
 
 
 def take_fd(pid: int, fd: int) -> int:
@@ -30,7 +30,7 @@ def take_fd(pid: int, fd: int) -> int:
             raise NotFound(f"process {pid} or its descriptor {fd} is gone") from error
         if error.errno == errno.EPERM:
             raise MissingCapability(
-                f"taking a descriptor of process {pid} is not permitted", hint="run as root, or grant CAP_SYS_PTRACE"
+                f"taking a descriptor of process {pid} is not permitted", hint=capabilities.hint("CAP_SYS_PTRACE")
             ) from error
         if error.errno == errno.ENOSYS:
             raise Unsupported("the kernel has no pidfd_getfd(2)", hint="it came with Linux 5.6") from error

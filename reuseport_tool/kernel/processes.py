@@ -7,10 +7,11 @@ import os
 import re
 import select
 import signal
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from reuseport_tool.errors import MissingCapability, NotFound
+from reuseport_tool.kernel import capabilities
 
 _SOCKET_LINK = re.compile(r"socket:\[(\d+)\]")
 
@@ -23,15 +24,16 @@ class Holder:
     fd: int
 
 
-def holders(inodes: Collection[int]) -> dict[int, list[Holder]]:
+def holders(inodes: Collection[int], among: Iterable[int] | None = None) -> dict[int, list[Holder]]:
     """For each socket inode the processes that hold it, one descriptor a process.
 
-    Costs one readlink(2) for each open descriptor of the machine. The caller's own process is left out.
+    Costs one readlink(2) for each open descriptor of the machine, or of the processes `among` which to look. The
+    caller's own process is left out.
     """
     found: dict[int, list[Holder]] = {inode: [] for inode in inodes}
     if not found:
         return found
-    for pid in pids():
+    for pid in pids() if among is None else among:
         for inode, fd in _socket_fds(pid):
             if inode in found and not any(holder.pid == pid for holder in found[inode]):
                 found[inode].append(Holder(pid, fd))
@@ -74,6 +76,17 @@ def parent(pid: int) -> int:
     return int(_stat_field(pid, 4) or 0)
 
 
+def started(pid: int) -> int:
+    """When the process started, in clock ticks since boot, so that a later one with its number is told apart; 0 when
+    it is gone."""
+    return int(_stat_field(pid, 22) or 0)
+
+
+def session(pid: int) -> int:
+    """The session's id, 0 when the process is gone or the session began in an outer PID namespace."""
+    return int(_stat_field(pid, 6) or 0)
+
+
 def _stat_field(pid: int, number: int) -> str | None:
     """A field of /proc/PID/stat, numbered from 1 as in proc(5); the third and later. None when it is gone."""
     try:
@@ -81,6 +94,29 @@ def _stat_field(pid: int, number: int) -> str | None:
             return file.read().rpartition(")")[2].split()[number - 3]
     except OSError:
         return None
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A process for good: its number and when it started, see started()."""
+
+    pid: int
+    start_ticks: int
+
+    def runs(self) -> bool:
+        """Whether it has not ended; a zombie has."""
+        return identity(self.pid) == self and _stat_field(self.pid, 3) != "Z"
+
+
+def identity(pid: int) -> Identity | None:
+    """None when there is no such process."""
+    start = started(pid)
+    return Identity(pid, start) if start else None
+
+
+def below(ancestors: Collection[int]) -> list[int]:
+    """These processes and all that descend from them, as far as they run."""
+    return [pid for pid in pids() if any(is_descendant(pid, ancestor) for ancestor in ancestors)]
 
 
 def command(pid: int) -> str | None:
@@ -151,14 +187,16 @@ class Process:
         except OSError as error:
             raise NotFound(f"no process {pid}") from error
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal; a process that ended already is no error."""
+    def signal(self, number: int) -> None:
+        """Send a signal, or with 0 only try; a process that ended already is no error."""
         try:
             signal.pidfd_send_signal(self._pidfd, number)
         except ProcessLookupError:
             pass
         except PermissionError as error:
-            raise MissingCapability(f"not permitted to signal process {self.pid}", hint="run as root") from error
+            raise MissingCapability(
+                f"not permitted to signal process {self.pid}", hint=capabilities.hint("CAP_KILL")
+            ) from error
 
     def ended(self, timeout_s: float = 0.0) -> bool:
         """Whether it ended, waiting for that at most `timeout_s`."""

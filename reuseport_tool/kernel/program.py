@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from reuseport_tool.errors import MissingCapability, ProgramRejected, ToolError, Unsupported
+from reuseport_tool.kernel import capabilities
 from reuseport_tool.kernel.bpf import Program
 
 _INSTRUCTION = struct.Struct("=BBhi")
@@ -26,6 +27,8 @@ _CALL, _PSEUDO_KFUNC_CALL = 0x85, 2
 class ProgramType(enum.IntEnum):
     CGROUP_SKB = 8
     SOCK_OPS = 13
+    CGROUP_SOCK = 9
+    RAW_TRACEPOINT = 17
     SK_REUSEPORT = 21
     CGROUP_SOCKOPT = 25
     TRACING = 26
@@ -36,6 +39,8 @@ class AttachType(enum.IntEnum):
     CGROUP_INET_INGRESS = 0
     CGROUP_SOCK_OPS = 3
     CGROUP_SETSOCKOPT = 22
+    CGROUP_INET4_POST_BIND = 12
+    CGROUP_INET6_POST_BIND = 13
     TRACE_ITER = 28
     SK_REUSEPORT_SELECT = 39
     SK_REUSEPORT_SELECT_OR_MIGRATE = 40
@@ -212,7 +217,7 @@ def _load_error(source: Path, function: str, error: Exception, log: str) -> Tool
     if "super-user" in text or os.strerror(errno.EPERM) in text:
         return MissingCapability(
             "loading a BPF program is not permitted",
-            hint="run as root, or grant CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
+            hint=capabilities.hint("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"),
         )
     if "Unknown program" in text:
         return ProgramRejected(

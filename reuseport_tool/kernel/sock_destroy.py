@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable, Sequence
 
 from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
-from reuseport_tool.kernel import bpf, btf
+from reuseport_tool.kernel import bpf, btf, capabilities
 from reuseport_tool.kernel.socket_iterator import RawSocket, SocketIterator, tuple_offsets
 from reuseport_tool.models import Protocol
 
@@ -92,7 +92,7 @@ def by_netlink(protocol: Protocol, targets: Iterable[RawSocket], states: int) ->
 
 def _checked(error: int) -> int:
     if error in (errno.EPERM, errno.EACCES):
-        raise MissingCapability("ending a socket is not permitted", hint="run as root, or grant CAP_NET_ADMIN")
+        raise MissingCapability("ending a socket is not permitted", hint=capabilities.hint("CAP_NET_ADMIN"))
     if error == errno.EOPNOTSUPP:
         raise Unsupported("the kernel does not end sockets for sock_diag", hint="it needs CONFIG_INET_DIAG_DESTROY")
     return error

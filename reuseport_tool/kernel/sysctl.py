@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 
 from reuseport_tool.errors import MissingCapability, Unsupported
+from reuseport_tool.kernel import capabilities
 
 TCP_MIGRATE_REQ = "net.ipv4.tcp_migrate_req"
 
@@ -33,7 +34,7 @@ def write(name: str, value: str) -> None:
         raise Unsupported(f"the kernel has no sysctl {name}") from error
     except PermissionError as error:
         raise MissingCapability(
-            f"writing the sysctl {name} is not permitted", hint="run as root, or grant CAP_NET_ADMIN"
+            f"writing the sysctl {name} is not permitted", hint=capabilities.hint("CAP_NET_ADMIN")
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -34,18 +35,26 @@ def attach(
         ToolError: a listener without SO_REUSEPORT.
         ProgramRejected, MissingCapability, Unsupported: from loading.
     """
-    if source is not None and not source.is_file():
-        raise UsageError(f"no such file: {source}")
+    check_source(source)
     found = discover.groups(endpoint)
     folder = bpffs.find_or_mount(root)
     results = []
     for group in found:
         with state.locked(folder, group.endpoint, wait_s) as group_folder:
             start = time.perf_counter()
+            state.refuse_interrupted(group_folder, group.endpoint)
+            # As it is now: who held the lock before us may have replaced it.
+            group = discover.present(group.endpoint)
             opened, result, registered = attach_group(group, policy, source, group_folder)
             with opened:
                 results.append(_report(group, opened, result, registered, time.perf_counter() - start))
     return AttachReport(tuple(results))
+
+
+def check_source(source: Path | None) -> None:
+    """Raises UsageError when there is no such file."""
+    if source is not None and not source.is_file():
+        raise UsageError(f"no such file: {source}")
 
 
 def _report(group: Found, opened: State, result: str, registered: list[int], duration_s: float) -> Attached:
@@ -61,16 +70,26 @@ def _report(group: Found, opened: State, result: str, registered: list[int], dur
 
 
 def attach_group(
-    group: Found, policy: Policy | None, source: Path | None, folder: Path
+    group: Found,
+    policy: Policy | None,
+    source: Path | None,
+    folder: Path,
+    *,
+    listeners: iterator.TcpListeners | None = None,
+    belongs: Callable[[State, int], bool] = lambda _opened, _cookie: True,
 ) -> tuple[State, str, list[int]]:
     """Attach to one group whose lock the caller holds.
+
+    Args:
+        listeners: an iterator that is loaded already.
+        belongs: whether a listener is to be registered, where something is attached already.
 
     Returns the open state, what was done (attached, replaced, unchanged), and the cookies of the
     listeners that were newly registered.
     """
     with discover.descriptors(group.members) as fds:
         discover.require_reuseport(fds, group.endpoint)
-        attached = attached_program(group)
+        attached = attached_program(group, listeners)
         if State.exists(folder):
             opened = State.open(folder)
             opened.settle_program(attached)
@@ -78,7 +97,8 @@ def attach_group(
                 with ExitStack() as on_failure:
                     on_failure.enter_context(opened)
                     result = _reattach(opened, attached, policy, source, fds)
-                    registered = _register(opened, fds)
+                    mine = {cookie: fd for cookie, fd in fds.items() if belongs(opened, cookie)}
+                    registered = _register(opened, mine)
                     on_failure.pop_all()
                 return opened, result, registered
             opened.close()
@@ -90,7 +110,7 @@ def attach_group(
         return _attach_new(policy or Policy.HASH, source, fds, folder)
 
 
-def attached_program(group: Found) -> int | None:
+def attached_program(group: Found, loaded: iterator.TcpListeners | None = None) -> int | None:
     """Id of the program that runs for a group; 0 for a classic BPF filter, None for none.
 
     Only the kernel's own structures tell, by an iterator over TCP sockets; for UDP, and where the
@@ -99,13 +119,14 @@ def attached_program(group: Found) -> int | None:
     if group.endpoint.protocol is Protocol.UDP:
         return None
     try:
-        listeners = iterator.TcpListeners()
+        listeners = loaded or iterator.TcpListeners()
     except Unsupported:
         return None
     try:
         found = listeners.read().listeners
     finally:
-        listeners.close()
+        if loaded is None:
+            listeners.close()
     return next((found[cookie].program_id for cookie in group.cookies if cookie in found), None)
 
 
@@ -184,11 +205,11 @@ def _reattach(
 
 def _register(opened: State, fds: dict[int, int]) -> list[int]:
     """Put the listeners that are in no generation yet into the working one."""
-    known = {cookie for number in opened.generations() for _, cookie in opened.slots(number)}
+    known = opened.registered()
     new = {cookie: fd for cookie, fd in fds.items() if cookie not in known}
     if not new:
         return []
-    if opened.working not in opened.generations() or not opened.slots(opened.working):
+    if not opened.has_listeners(opened.working):
         number = opened.next_generation()
         opened.create_generation(number)
         registered = _fill(opened, number, new)

@@ -94,7 +94,7 @@ def select(rounds: int, connections: int, on_round: Callable[[], None] = lambda:
         stack.enter_context(netns.throw_away())
         _statistics().close()  # fail now rather than after the rounds
         benches = [_bench(stack, number) for number in LISTENERS]
-        stack.enter_context(_steady())
+        stack.enter_context(steady())
         order = random.Random(0)
         for _ in range(rounds):
             for bench in benches:
@@ -141,7 +141,7 @@ def _load(name: str, defines: dict[str, int]) -> bpf.Program:
 
 
 @contextlib.contextmanager
-def _steady() -> Iterator[None]:
+def steady() -> Iterator[None]:
     """One CPU, and no garbage collector."""
     allowed, collects = os.sched_getaffinity(0), gc.isenabled()
     os.sched_setaffinity(0, {max(allowed)})

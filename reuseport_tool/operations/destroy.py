@@ -40,9 +40,9 @@ def destroy(wanted: Filter, root: Path | None, *, act: bool, engine: Engine = En
     sockets.require_processes(wanted.pids)
     with Walker(wanted.protocols) as walker:
         matching = sockets.select(wanted, walker.read(), root)
-        chosen = [found for found in matching if _may_end(wanted, found.raw)]
-        endings = _end(wanted, chosen, walker, chosen_engine) if act else _would_end(chosen)
-        left = [found.raw.state for found in matching if not _may_end(wanted, found.raw)]
+        chosen = [found for found in matching if may_end(wanted, found.raw)]
+        endings = end(wanted, chosen, walker, chosen_engine) if act else _would_end(chosen)
+        left = [found.raw.state for found in matching if not may_end(wanted, found.raw)]
         return Destroy(
             f"net:[{netns.identity()}]",
             str(chosen_engine),
@@ -77,7 +77,8 @@ def _allowed_states(wanted: Filter) -> int:
     return wanted.state_mask() & ~(_NEVER | listeners)
 
 
-def _may_end(wanted: Filter, raw: RawSocket) -> bool:
+def may_end(wanted: Filter, raw: RawSocket) -> bool:
+    """Whether the filter allows to end a socket in this state."""
     return bool(_allowed_states(wanted) >> raw.state & 1)
 
 
@@ -85,14 +86,14 @@ def _would_end(chosen: Sequence[Found]) -> list[Ending]:
     return [Ending(found.shown, "would-end") for found in chosen]
 
 
-def _end(wanted: Filter, chosen: Sequence[Found], walker: Walker, engine: Engine) -> list[Ending]:
-    """End them protocol by protocol, and look by another walk what is left of them."""
-    end = sock_destroy.by_bpf if engine is Engine.BPF else sock_destroy.by_netlink
+def end(wanted: Filter, chosen: Sequence[Found], walker: Walker, engine: Engine = Engine.AUTO) -> list[Ending]:
+    """End sockets that a walk has found, by their cookies, and look by another walk what is left of them."""
+    end_some = sock_destroy.by_bpf if _engine(engine) is Engine.BPF else sock_destroy.by_netlink
     outcomes: sock_destroy.Outcomes = {}
     for protocol in walker.protocols:
         targets = [found.raw for found in chosen if found.protocol is protocol]
         if targets:
-            outcomes |= end(protocol, targets, _allowed_states(wanted))
+            outcomes |= end_some(protocol, targets, _allowed_states(wanted))
     left = {raw.cookie: raw for raws in walker.read().values() for raw in raws if not _NEVER >> raw.state & 1}
     return [_ending(found, outcomes.get(found.raw.cookie), left.get(found.raw.cookie)) for found in chosen]
 

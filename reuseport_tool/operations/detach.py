@@ -7,7 +7,7 @@ from pathlib import Path
 from reuseport_tool.errors import Conflict, NotFound
 from reuseport_tool.kernel import bpffs, sockets
 from reuseport_tool.models import Detached, DetachReport, Endpoint
-from reuseport_tool.operations import discover, state
+from reuseport_tool.operations import discover, journal, state
 from reuseport_tool.operations.attach import attached_program
 from reuseport_tool.operations.state import State
 
@@ -15,7 +15,7 @@ from reuseport_tool.operations.state import State
 def detach(endpoint: Endpoint, root: Path | None, wait_s: float = 0.0) -> DetachReport:
     """Remove the program and the pins of every attached group that the endpoint means.
 
-    `result` is detached, or cleaned where only pins were left.
+    `result` is detached, or cleaned where only pins were left. A reload that was killed is forgotten.
 
     Raises:
         NotFound: nothing of ours is attached there.
@@ -23,7 +23,7 @@ def detach(endpoint: Endpoint, root: Path | None, wait_s: float = 0.0) -> Detach
         Unsupported: the kernel cannot detach (before Linux 5.3).
     """
     folder = bpffs.find(root)
-    pinned = state.pinned(folder, endpoint)
+    pinned = sorted({*state.pinned(folder, endpoint), *journal.groups(folder, endpoint)}, key=str)
     if not pinned:
         raise NotFound(f"nothing of this tool is attached to {endpoint}", hint="'status' lists the groups")
     results = []
@@ -37,7 +37,7 @@ def detach(endpoint: Endpoint, root: Path | None, wait_s: float = 0.0) -> Detach
 def _detach_group(group: Endpoint, folder: Path) -> str:
     found = discover.with_holders(discover.sockets_of(group))
     result = "cleaned"
-    if found:
+    if found and State.exists(folder):
         attached = attached_program(found[0])
         with State.open(folder) as opened:
             opened.settle_program(attached)
@@ -49,4 +49,5 @@ def _detach_group(group: Endpoint, folder: Path) -> str:
                 sockets.detach_program(next(iter(fds.values())))
             result = "detached"
     state.clean(folder)
+    journal.forget(folder)
     return result

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from reuseport_tool.errors import MissingCapability, NotFound, ToolError
-from reuseport_tool.kernel import diag, pidfd, processes, sockets
+from reuseport_tool.kernel import capabilities, diag, pidfd, processes, sockets
 from reuseport_tool.kernel.processes import Holder
 from reuseport_tool.models import Endpoint, Protocol
 
@@ -62,6 +62,14 @@ def sockets_of(endpoint: Endpoint) -> dict[Endpoint, list[diag.BoundSocket]]:
 def now(group: Endpoint) -> Found:
     """A group as it is now, with its holders; without members when all of them are closed."""
     return with_holders({group: sockets_in(group)})[0]
+
+
+def present(group: Endpoint) -> Found:
+    """As now(). Raises NotFound when nothing listens there any more."""
+    found = now(group)
+    if not found.members:
+        raise NotFound(f"nothing listens on {group} any more")
+    return found
 
 
 def sockets_in(group: Endpoint) -> list[diag.BoundSocket]:
@@ -133,15 +141,21 @@ def _take(member: Member) -> int:
                 if sockets.cookie(fd) == member.cookie:
                     return fd
             os.close(fd)
-    if not member.holders and processes.some_are_hidden():
-        raise MissingCapability(
-            f"not permitted to see who holds the listener on {member.socket.endpoint}",
-            hint="run as root, or grant CAP_SYS_PTRACE",
-        )
+    require_visible([member])
     raise NotFound(
         f"no process holds the listener with cookie {member.cookie} on {member.socket.endpoint}",
         hint="it closed meanwhile, or a process of another PID namespace holds it",
     )
+
+
+def require_visible(members: Sequence[Member]) -> None:
+    """Raises MissingCapability where a listener may well have a holder, which we are not permitted to see."""
+    for member in members:
+        if not member.holders and processes.some_are_hidden():
+            raise MissingCapability(
+                f"not permitted to see who holds the listener on {member.socket.endpoint}",
+                hint=capabilities.hint("CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"),
+            )
 
 
 def require_reuseport(fds: dict[int, int], endpoint: Endpoint) -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
 import time
 
 from reuseport_tool.errors import ToolError
-from reuseport_tool.models import Endpoint
 
 _WATCH_S = 0.2  # how long to look at a listener that has nothing to accept
-_PROBE_TIMEOUT_S = 0.3
 
 
 class AcceptGate:
@@ -36,16 +32,3 @@ class AcceptGate:
     def waiting(self) -> str:
         waiting = sum(self._queues.get(cookie, 0) for cookie in self._left)
         return f"{waiting} connections wait in {len(self._left)} accept queues"
-
-
-def probe(group: Endpoint) -> None:
-    """Leave a connection to be accepted, closed at once: a server that waits for its request sees the end.
-
-    Where it cannot be made (no loopback, a firewall) there is none.
-    """
-    family = socket.AF_INET6 if group.is_ipv6 else socket.AF_INET
-    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(group.address or "", group.address or "")
-    with socket.socket(family, socket.SOCK_STREAM) as client:
-        client.settimeout(_PROBE_TIMEOUT_S)
-        with contextlib.suppress(OSError):
-            client.connect((address, group.port))

@@ -162,11 +162,22 @@ class Lab:
 def opened(root: Path | None) -> Iterator[Lab]:
     """A lab with a private folder of pins, which is removed at the end.
 
-    What a killed run left is removed, too: its folder is not locked.
-
     Raises:
         Unsupported: no iterator over TCP sockets (Linux 5.9), no BTF.
         MissingCapability: loading a program, or mounting a bpffs, is not permitted.
+    """
+    with private_pins(root) as folder, contextlib.closing(TcpListeners()) as listeners:
+        yield Lab(folder, listeners)
+
+
+@contextlib.contextmanager
+def private_pins(root: Path | None) -> Iterator[Path]:
+    """A folder for pins that nobody else sees, which is removed at the end with what is in it.
+
+    What a killed run left is removed, too: its folder is not locked.
+
+    Raises:
+        MissingCapability: mounting a bpffs, or writing to it, is not permitted.
     """
     home = bpffs.find_or_mount(root) / _PINS
     folder = home / str(os.getpid())
@@ -174,8 +185,7 @@ def opened(root: Path | None) -> Iterator[Lab]:
         with bpffs.lock(folder, _never):
             _remove_leftovers(home, folder)
             try:
-                with contextlib.closing(TcpListeners()) as listeners:
-                    yield Lab(folder, listeners)
+                yield folder
             finally:
                 bpffs.remove_folder(folder)
     finally:

@@ -91,7 +91,7 @@ def _chosen(group: Found, opened: State, pid: int | None, cookie: int | None) ->
                 hint="a map takes the sockets of its own group only: same protocol, address and port",
             )
         return members
-    known = {known for number in opened.generations() for _, known in opened.slots(number)}
+    known = opened.registered()
     members = [member for member in group.members if member.cookie not in known]
     if not members:
         raise NotFound(f"every listener on {group.endpoint} is registered already")
@@ -140,6 +140,7 @@ def _attached(endpoint: Endpoint, root: Path | None) -> Iterator[tuple[Found, St
             f"{endpoint} means several groups: {', '.join(map(str, groups))}", hint="write the address, too"
         )
     with state.locked(folder, groups[0]) as group_folder, State.open(group_folder) as opened:
+        state.refuse_interrupted(group_folder, groups[0])
         found = discover.with_holders(discover.sockets_of(groups[0]))
         if not found:
             raise NotFound(f"nothing listens on {groups[0]}", hint="'detach' removes the pins that are left")

@@ -4,16 +4,20 @@ Layout on bpffs (bpffs allows no dot in a name):
 
     <bpffs>/reuseport-tool/<netns inode>/<group>/     locked with flock(2) by every verb
         state/                                        appears by one rename(2), complete
-            program  working  members  generations  counters  cursors
+            program  choice  members  generations  counters  cursors
             generation_<n>                            the sockarrays, one for each living generation
         next_<pid>/                                   being built by a run, or left by a killed one
+        journal                                       of a reload that runs, or was killed (journal.py)
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
+import ipaddress
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -29,9 +33,12 @@ from reuseport_tool.models import Counters, Endpoint, Policy, Program, Protocol
 GENERATIONS = 16
 MEMBERS_MAX = 512
 _COUNTERS = len(Counters.__dataclass_fields__)
-_CURSORS = 2
+_CURSORS = 3
+SHARES = 10_000
+"""The unit of a canary's share: hundredths of a percent."""
+JOURNAL = "journal"
+_MOMENT_S = 1.0
 _NEXT_PROGRAM = "program_next"
-_FIXED_MAPS = ("working", "members", "generations", "counters", "cursors")
 
 
 def group_folder(root: Path, group: Endpoint) -> Path:
@@ -58,21 +65,30 @@ def endpoint_of(folder: str) -> Endpoint | None:
 
 def pinned(root: Path, endpoint: Endpoint) -> list[Endpoint]:
     """The groups with pins of ours, in the calling thread's namespace, that an endpoint covers."""
+    names = (endpoint_of(entry.name) for entry in folders(root, endpoint) if State.exists(entry))
+    return [group for group in names if group is not None]
+
+
+def folders(root: Path, endpoint: Endpoint) -> list[Path]:
+    """The folders of the groups that an endpoint covers, of the calling thread's namespace."""
     folder = root / "reuseport-tool" / str(netns.identity())
     if not folder.is_dir():
         return []
-    names = (endpoint_of(entry.name) for entry in sorted(folder.iterdir()) if State.exists(entry))
-    return [group for group in names if group is not None and endpoint.covers(group)]
+    return [
+        entry for entry in sorted(folder.iterdir()) if (group := endpoint_of(entry.name)) and endpoint.covers(group)
+    ]
 
 
 @contextlib.contextmanager
-def locked(root: Path, group: Endpoint, wait_s: float = 0.0) -> Iterator[Path]:
+def locked(root: Path, group: Endpoint, wait_s: float = 0.0, *, at_once: bool = False) -> Iterator[Path]:
     """Hold the lock of a group and yield its folder.
+
+    A follower holds it for milliseconds at any time, so nobody but a follower (`at_once`) gives up before `_MOMENT_S`.
 
     Raises:
         Conflict: another run holds it for longer than `wait_s`; the message has its pid.
     """
-    deadline = time.monotonic() + wait_s
+    deadline = time.monotonic() + (0.0 if at_once else max(wait_s, _MOMENT_S))
 
     def wait(_holder: int) -> bool:
         if time.monotonic() >= deadline:
@@ -83,6 +99,39 @@ def locked(root: Path, group: Endpoint, wait_s: float = 0.0) -> Iterator[Path]:
     folder = group_folder(root, group)
     with bpffs.lock(folder, wait):
         yield folder
+
+
+def refuse_interrupted(folder: Path, group: Endpoint) -> None:
+    """Raises Conflict when a reload of the group, whose lock the caller holds, was killed."""
+    if (folder / JOURNAL).exists():
+        raise Conflict(
+            f"a reload of {group} was interrupted",
+            hint=f"'reload {group} --resume' finishes it, '--abort' undoes it; 'status' shows where it was",
+        )
+
+
+class Choice(enum.IntEnum):
+    """The elements of the map `choice`: enum choice of bpf/reuseport.h."""
+
+    WORKING = 0
+    CANARY = 1
+    SHARE = 2
+    STEERED_PORT = 3
+    STEERED_ADDRESS = 4
+
+
+_SHAPES = {
+    "choice": (bpf.MapType.ARRAY, 4, Choice.STEERED_ADDRESS + 4),
+    "members": (bpf.MapType.ARRAY, 4, GENERATIONS),
+    "generations": (bpf.MapType.ARRAY_OF_MAPS, 4, GENERATIONS),
+    "counters": (bpf.MapType.PERCPU_ARRAY, 8, _COUNTERS),
+    "cursors": (bpf.MapType.ARRAY, 4, _CURSORS),
+}
+"""By name: type, size of a value in bytes, number of elements."""
+
+
+def _shape(entry: bpf.Map) -> tuple[int, int, int]:
+    return entry.type, entry.value_size, entry.max_entries
 
 
 class State:
@@ -104,7 +153,7 @@ class State:
         with ExitStack() as stack:
             try:
                 program = stack.enter_context(bpf.Program.open(str(folder / "state" / "program")))
-                maps = {name: stack.enter_context(bpf.Map.open(str(folder / "state" / name))) for name in _FIXED_MAPS}
+                maps = {name: stack.enter_context(bpf.Map.open(str(folder / "state" / name))) for name in _SHAPES}
             except FileNotFoundError as error:
                 if (folder / "state").exists():
                     raise _foreign(folder) from error
@@ -113,7 +162,7 @@ class State:
                 ) from error
             except OSError as error:
                 raise bpf.translate(error, f"opening the pins in {folder / 'state'}") from error
-            if maps["generations"].type != bpf.MapType.ARRAY_OF_MAPS or maps["working"].type != bpf.MapType.ARRAY:
+            if any(_shape(entry) != _SHAPES[name] for name, entry in maps.items()):
                 raise _foreign(folder)
             stack.pop_all()
             return cls(folder, maps, program)
@@ -136,18 +185,54 @@ class State:
     @property
     def working(self) -> int:
         """Number of the working generation, 0 for none."""
-        return self._maps["working"].lookup_u32(0)
+        return self._maps["choice"].lookup_u32(Choice.WORKING)
+
+    @property
+    def canary(self) -> tuple[int, int] | None:
+        """Number of the canary generation and its share in SHARES, None when there is none."""
+        generation, share = (self._maps["choice"].lookup_u32(index) for index in (Choice.CANARY, Choice.SHARE))
+        return (generation, share) if generation else None
 
     def switch(self, generation: int) -> float:
-        """Make a generation the working one. Returns the duration of the commit in microseconds.
+        """Make a generation the working one, and end a canary. Returns the duration of the commit in microseconds.
 
         This update is the commit point: one element of an array, of which the program reads all or
         nothing. An update of the array of maps would be as atomic, but makes the caller wait for an
         RCU grace period (kernel/bpf/syscall.c, maybe_wait_bpf_programs()): milliseconds.
         """
         start = time.perf_counter()
-        self._maps["working"].update_u32(0, generation)
-        return (time.perf_counter() - start) * 1e6
+        self._maps["choice"].update_u32(Choice.WORKING, generation)
+        duration_us = (time.perf_counter() - start) * 1e6
+        self.end_canary()
+        return duration_us
+
+    def share(self, generation: int, share: int) -> None:
+        """Give a generation beside the working one a share of the new connections, in SHARES; it may be 0.
+
+        The order of the updates makes every state between them a legal one.
+        """
+        if self._maps["choice"].lookup_u32(Choice.CANARY) != generation:
+            self._maps["choice"].update_u32(Choice.SHARE, 0)
+            self._maps["choice"].update_u32(Choice.CANARY, generation)
+        self._maps["choice"].update_u32(Choice.SHARE, share)
+
+    def end_canary(self) -> None:
+        """All new connections go to the working generation."""
+        for index in (Choice.SHARE, Choice.STEERED_PORT, Choice.CANARY):
+            self._maps["choice"].update_u32(index, 0)
+
+    @contextlib.contextmanager
+    def steered(self, address: str, port: int) -> Iterator[None]:
+        """Inside, a connection from this address and port goes to the canary generation, whatever its share."""
+        packed = ipaddress.ip_address(address).packed.ljust(16, b"\0")
+        for word in range(4):
+            value = int.from_bytes(packed[4 * word : 4 * word + 4], sys.byteorder)
+            self._maps["choice"].update_u32(Choice.STEERED_ADDRESS + word, value)
+        self._maps["choice"].update_u32(Choice.STEERED_PORT, socket.htons(port))
+        try:
+            yield
+        finally:
+            self._maps["choice"].update_u32(Choice.STEERED_PORT, 0)
 
     def counters(self) -> Counters:
         """Sums over the CPUs."""
@@ -182,6 +267,18 @@ class State:
         """(slot, cookie) of the listeners of a generation that are still open."""
         with self.sockarray(generation) as array:
             return list(array.items(self.members(generation)))
+
+    def has_listeners(self, generation: int) -> bool:
+        """Whether there is such a generation, and one of its listeners is open."""
+        return generation in self.generations() and bool(self.slots(generation))
+
+    def registered(self) -> set[int]:
+        """The cookies of all generations. Also without the lock: one that goes meanwhile has none."""
+        cookies: set[int] = set()
+        for number in self.generations():
+            with contextlib.suppress(NotFound):
+                cookies |= {cookie for _, cookie in self.slots(number)}
+        return cookies
 
     def create_generation(self, generation: int) -> None:
         """Make an empty generation. It takes the place of the one that is GENERATIONS older.
@@ -239,6 +336,13 @@ class State:
             used = [other for other, _ in array.items(self.members(generation))]
         self._maps["members"].update_u32(generation % GENERATIONS, max(used, default=-1) + 1)
 
+    def release(self, cookie: int) -> None:
+        """Take a listener out of whichever slot it is in, if any: it can be in one only."""
+        for generation in self.generations():
+            for slot, other in self.slots(generation):
+                if other == cookie:
+                    self.remove(generation, slot)
+
     def policy(self) -> Program:
         """The pinned program; `policy` is its name as `attach --policy` takes it, or as its file has it."""
         info = self.program.info()
@@ -285,7 +389,7 @@ def _foreign(folder: Path) -> Conflict:
 
 
 def defines(maps: dict[str, bpf.Map]) -> dict[str, int]:
-    fds = {f"{name.upper()}_FD": maps[name].fd for name in _FIXED_MAPS}
+    fds = {f"{name.upper()}_FD": maps[name].fd for name in _SHAPES}
     return {**fds, "GENERATIONS": GENERATIONS, "MEMBERS_MAX": MEMBERS_MAX}
 
 
@@ -321,16 +425,17 @@ class NewState:
 def new_maps(stack: ExitStack) -> NewState:
     """Fresh maps without a generation; `stack` closes them unless its caller pops it."""
     with _new_sockarray() as inner:
-        shapes = {
-            "working": (bpf.MapType.ARRAY, 4, 1, None),
-            "members": (bpf.MapType.ARRAY, 4, GENERATIONS, None),
-            "generations": (bpf.MapType.ARRAY_OF_MAPS, 4, GENERATIONS, inner),
-            "counters": (bpf.MapType.PERCPU_ARRAY, 8, _COUNTERS, None),
-            "cursors": (bpf.MapType.ARRAY, 4, _CURSORS, None),
-        }
         maps = {
-            name: stack.enter_context(bpf.Map.create(kind, name, value_size=size, max_entries=entries, inner=inner_map))
-            for name, (kind, size, entries, inner_map) in shapes.items()
+            name: stack.enter_context(
+                bpf.Map.create(
+                    kind,
+                    name,
+                    value_size=size,
+                    max_entries=entries,
+                    inner=inner if kind is bpf.MapType.ARRAY_OF_MAPS else None,
+                )
+            )
+            for name, (kind, size, entries) in _SHAPES.items()
         }
     return NewState(maps)
 
@@ -348,4 +453,5 @@ def clean(folder: Path) -> None:
                     array.remove(slot)
     with contextlib.suppress(FileNotFoundError):
         for entry in folder.iterdir():
-            bpffs.remove_folder(entry)
+            if entry.name != JOURNAL:
+                bpffs.remove_folder(entry)

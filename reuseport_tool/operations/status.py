@@ -10,8 +10,8 @@ from reuseport_tool.errors import MissingCapability, NotFound, Unsupported
 from reuseport_tool.kernel import bpf, bpffs, netns, processes
 from reuseport_tool.kernel.diag import BoundSocket
 from reuseport_tool.kernel.iterator import ListenerInfo, TcpListeners
-from reuseport_tool.models import Counters, Endpoint, Group, Listener, Program, Protocol, Status
-from reuseport_tool.operations import discover, state
+from reuseport_tool.models import Canary, Counters, Endpoint, Group, Listener, Program, Protocol, Status, Transaction
+from reuseport_tool.operations import discover, journal, state
 from reuseport_tool.operations.discover import Found, Member
 from reuseport_tool.operations.state import State
 
@@ -24,6 +24,7 @@ class _Pinned:
     working: int
     places: dict[int, tuple[int, int]]
     counters: Counters
+    canary: Canary | None
 
 
 class Observer:
@@ -54,9 +55,9 @@ class Observer:
         infos = self._listeners.read().listeners if self._listeners else {}
         groups = []
         for found in discover.with_holders(endpoints):
-            pins = self._pins(found.endpoint)
-            if self._endpoint is not None or pins is not None or _is_group(found, infos):
-                groups.append(self._group(found, infos, pins))
+            group = self._group(found, infos, self._pins(found.endpoint))
+            if self._endpoint or group.program or group.stale or group.reload or _is_group(found, infos):
+                groups.append(group)
         if not groups and self._endpoint is not None:
             discover.groups(self._endpoint)
         return Status(tuple(groups))
@@ -73,7 +74,8 @@ class Observer:
 
     def _pinned(self, endpoint: Endpoint) -> list[Endpoint]:
         try:
-            return state.pinned(bpffs.find(self._root), endpoint)
+            root = bpffs.find(self._root)
+            return [*state.pinned(root, endpoint), *journal.groups(root, endpoint)]
         except NotFound:
             if self._root is not None:
                 raise
@@ -88,7 +90,17 @@ class Observer:
             places = {
                 cookie: (number, slot) for number in opened.generations() for slot, cookie in opened.slots(number)
             }
-            return _Pinned(opened.policy(), opened.working, places, opened.counters())
+            return _Pinned(opened.policy(), opened.working, places, opened.counters(), _canary(opened))
+
+    def _transaction(self, group: Endpoint) -> Transaction | None:
+        try:
+            folder = state.group_folder(bpffs.find(self._root), group)
+        except NotFound:
+            return None
+        record = journal.read(folder)
+        if record is None:
+            return None
+        return Transaction(journal.is_running(folder), record.step, record.pid, record.begun_at)
 
     def _group(self, found: Found, infos: dict[int, ListenerInfo], pins: _Pinned | None) -> Group:
         running = [infos[cookie].program_id for cookie in found.cookies if cookie in infos]
@@ -102,7 +114,16 @@ class Observer:
             tuple(_listener(member, infos.get(member.cookie), pins if ours else None) for member in found.members),
             pins.counters if pins and ours else None,
             stale=pins is not None and not ours,
+            canary=pins.canary if pins and ours else None,
+            reload=self._transaction(found.endpoint),
         )
+
+
+def _canary(opened: State) -> Canary | None:
+    found = opened.canary
+    if found is None or found[0] == opened.working:
+        return None
+    return Canary(found[0], found[1] / state.SHARES * 100)
 
 
 def _is_group(found: Found, infos: dict[int, ListenerInfo]) -> bool:
@@ -142,4 +163,6 @@ def _flag(pins: _Pinned | None, generation: int | None) -> str:
         return "-"
     if generation is None:
         return "foreign"
-    return "working" if generation == pins.working else "old"
+    if generation == pins.working:
+        return "working"
+    return "canary" if pins.canary and generation == pins.canary.generation else "old"

@@ -276,7 +276,7 @@ class _pair_with:
 
     def _made(self, end: str) -> socket.socket:
         if end == self._foreign:
-            (cgroup.mount_point() / "cgroup.procs").write_text(str(os.getpid()))
+            (cgroup.root() / "cgroup.procs").write_text(str(os.getpid()))
         try:
             return socket.socket()
         finally:

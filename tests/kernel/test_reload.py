@@ -245,7 +245,7 @@ def test_old_pid_leaves_the_others_alone(tool: Tool, server: Start) -> None:
     assert second.poll() is None
 
 
-STEPS = ["prepare", "start", "compare", "switch", "health", "drain"]
+STEPS = ["prepare", "start", "compare", "register", "canary", "switch", "health", "drain"]
 
 
 @pytest.mark.parametrize("step", STEPS)

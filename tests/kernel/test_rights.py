@@ -15,10 +15,14 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 class PoorTool(Tool):
-    """The command line as uid 0 without capabilities."""
+    """The command line as uid 0 without capabilities, or with few ("+bpf,+perfmon")."""
+
+    def __init__(self, bpffs: Path | None, few: str = "") -> None:
+        super().__init__(bpffs)
+        self._kept = f"-all,{few}" if few else "-all"
 
     def command(self, *arguments: object, as_json: bool = True) -> list[str]:
-        drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"]
+        drop = ["setpriv", f"--bounding-set={self._kept}", "--inh-caps=-all", "--ambient-caps=-all"]
         return [*drop, *super().command(*arguments, as_json=as_json)]
 
 

@@ -305,6 +305,19 @@ def test_a_namespace_that_disappears(tool: Tool, spawn: Start) -> None:
     tool.fails(6, "--netns", f"pid:{process.pid}", "destroy", "--state", "established", "--yes")
 
 
+@pytest.mark.parametrize("capabilities", ["+bpf,+perfmon,+net_admin", "+bpf,+perfmon,+net_admin,+sys_ptrace"])
+def test_no_permission_for_one_of_the_namespaces(tool: Tool, pair: Pair, spawn: Start, capabilities: str) -> None:
+    """Neither to see it nor to enter it: an error for that one, while one's own is listed."""
+    there = spawn("unshare", "--net", "sleep", "1000")
+    assert wait_until(lambda: _netns_of(there.pid) not in (None, netns.identity()), 10)
+    few = PoorTool(tool.bpffs, capabilities)
+    for verb in (("sockets",), ("destroy", "--cookie", cookie(pair[1]), "--yes")):
+        error = few.fails(3, "--netns", f"pid:{there.pid}", *verb)
+        assert str(there.pid) in error["message"]
+        assert "CAP_" in error["hint"]
+    assert len(few.ok("sockets")["sockets"]) == 3
+
+
 def _netns_of(pid: int) -> int | None:
     try:
         return os.stat(f"/proc/{pid}/ns/net").st_ino

@@ -7,18 +7,14 @@ reloads lost none.
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.table import Table
 
-from reuseport_tool.kernel import libc, netns
+from reuseport_tool.kernel import netns
 from tests.servers import restart, servers
 from tests.servers.load import Ledger, Load
 from tests.tool import Tool
@@ -45,7 +41,7 @@ def main() -> int:
 
 
 def _arm(once: Callable[[Tool], None]) -> Ledger:
-    with netns.throw_away(), _own_bpffs() as folder:
+    with netns.throw_away(), restart.own_bpffs() as folder:
         try:
             restart.start(servers.gunicorn())
             with Load(servers.ADDRESS, servers.PORT, _CLIENTS) as load:
@@ -61,16 +57,6 @@ def _arm(once: Callable[[Tool], None]) -> Ledger:
 def _report(console: Console, report: dict[str, dict[str, int]]) -> None:
     waiting, moved = report["queued_at_stop"]["accept_queue"], report["migrated"]["total"]
     console.print(f"  reloaded in {report['duration_s']:.2f} s: {waiting} connections waited, {moved} were moved")
-
-
-@contextlib.contextmanager
-def _own_bpffs() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        libc.mount("bpf", folder, "bpf")
-        try:
-            yield Path(folder)
-        finally:
-            subprocess.run(["umount", folder], check=True)
 
 
 def _table(plain: Ledger, reloaded: Ledger) -> Table:

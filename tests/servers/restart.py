@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from reuseport_tool.kernel import processes
+from reuseport_tool.kernel import libc, processes
 from reuseport_tool.kernel.processes import Process
 from reuseport_tool.operations import sides
 from reuseport_tool.operations.waiting import wait_until
@@ -15,6 +19,17 @@ from tests.servers.servers import Server
 from tests.tool import Tool
 
 _DEADLINE_S = 30.0
+
+
+@contextlib.contextmanager
+def own_bpffs() -> Iterator[Path]:
+    """A bpffs whose pins die with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        libc.mount("bpf", folder, "bpf")
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", folder], check=True)
 
 
 def start(server: Server) -> None:
@@ -39,6 +54,12 @@ def by_the_tool(tool: Tool, server: Server) -> Any:
     """The tool's report."""
     options = ("--stop-signal", server.stop_signal, "--listeners", server.listeners)
     return tool.ok("reload", servers.PORT, *options, "--", *server.command)
+
+
+def owners_of_port(port: int, besides: int) -> int:
+    """The one master of the listeners on a port that is not the process `besides`."""
+    (owner,) = set(owners_of(servers.listeners(port))) - {besides}
+    return owner
 
 
 def owners_of(members: list[servers.Member]) -> list[int]:

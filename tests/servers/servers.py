@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ ADDRESS = "127.0.0.1"
 PORT = 8080
 BACKEND_PORT = 8081
 _START_S = 30.0
+_BUILD_S = 120.0
+_GO_SOURCE = Path(__file__).parent / "go" / "server.go"
 
 
 @dataclass(frozen=True)
@@ -41,16 +45,27 @@ def gunicorn(workers: int = 2, port: int = PORT, *options: str) -> Server:
 _NGINX_TEMP = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
-def nginx(folder: Path, name: str) -> Server:
-    """One worker that is busy with each request (it compresses a page), so that connections queue."""
+def nginx(folder: Path, name: str, workers: int = 1, daemon: str = "off") -> Server:
+    """Workers that are busy with each request (they compress a page), so that connections queue.
+
+    nginx upgrades itself only where it runs as a daemon.
+    """
     prefix = folder / name
     (prefix / "www").mkdir(parents=True)
     (prefix / "www" / "index.html").write_text("".join(f"<p>{number**5}</p>" for number in range(40_000)))
+    configure_nginx(prefix, workers, daemon)
+    program = shutil.which("nginx") or "/usr/sbin/nginx"
+    command = (program, "-p", str(prefix), "-e", f"{prefix}/error.log", "-c", str(prefix / "nginx.conf"))
+    return Server("nginx", command, "QUIT", workers)
+
+
+def configure_nginx(prefix: Path, workers: int, daemon: str = "on") -> None:
+    """Write the configuration; nginx opens one listener for each worker."""
     (prefix / "nginx.conf").write_text(
         f"""
-        daemon off;
+        daemon {daemon};
         user root;
-        worker_processes 1;
+        worker_processes {workers};
         error_log {prefix}/error.log;
         pid {prefix}/nginx.pid;
         events {{ worker_connections 4096; multi_accept off; }}
@@ -64,9 +79,6 @@ def nginx(folder: Path, name: str) -> Server:
         }}
         """
     )
-    program = shutil.which("nginx") or "/usr/sbin/nginx"
-    command = (program, "-p", str(prefix), "-e", f"{prefix}/error.log", "-c", str(prefix / "nginx.conf"))
-    return Server("nginx", command, "QUIT", 1)
 
 
 def haproxy(folder: Path) -> Server:
@@ -93,6 +105,14 @@ def haproxy(folder: Path) -> Server:
     )
     program = shutil.which("haproxy") or "/usr/sbin/haproxy"
     return Server("haproxy", (program, "-D", "-f", str(config)), "USR1", 1)
+
+
+def go(folder: Path) -> Server:
+    """tests/servers/go/server.go, built."""
+    program = folder / "server"
+    environment = {**os.environ, "CGO_ENABLED": "0", "GO111MODULE": "off", "GOCACHE": str(folder / "cache")}
+    subprocess.run(["go", "build", "-o", program, _GO_SOURCE], env=environment, check=True, timeout=_BUILD_S)
+    return Server("go", (str(program), f"{ADDRESS}:{PORT}"), "TERM", 1)
 
 
 def listeners(port: int = PORT) -> list[Member]:

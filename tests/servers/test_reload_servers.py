@@ -1,4 +1,4 @@
-"""Real servers, reloaded 20 times under load: no client sees a reset or a refusal.
+"""Real servers, reloaded 20 times under load: no client sees a reset or a refusal (docs/recipes/).
 
 Each server has an arm without the tool, in which the very same restart must lose connections: or
 the other arm would prove nothing. What the program counted must be what the kernel counted, and no
@@ -33,8 +33,17 @@ def ended(in_netns: None) -> Iterator[None]:
     restart.end_all()
 
 
-@pytest.fixture(params=["gunicorn", "nginx"])
+@pytest.fixture(scope="session")
+def go_server(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    return servers.go(tmp_path_factory.mktemp("go"))
+
+
+@pytest.fixture(params=["gunicorn", "nginx", "go"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Server:
+    if request.param == "go":
+        built = request.getfixturevalue("go_server")
+        assert isinstance(built, Server)
+        return built
     return servers.gunicorn() if request.param == "gunicorn" else servers.nginx(tmp_path, "nginx")
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from reuseport_tool.cli.main import run
 from reuseport_tool.errors import MissingCapability
-from reuseport_tool.models import BenchSelect, Ratio, SelectArm
-from reuseport_tool.operations import bench_select
+from reuseport_tool.models import BenchReload, BenchSelect, CloseSize, Ratio, ReloadArm, SelectArm, Spread
+from reuseport_tool.operations import bench_reload, bench_select
 from reuseport_tool.operations.bench_select import _add_statistics, _Pace, _ratio, _Samples
 
 EQUAL = Ratio(1.0, 1.0, 1.0)
@@ -75,3 +75,41 @@ def test_no_rights(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     monkeypatch.setattr(bench_select, "select", select)
     assert run(["bench", "select"]) == 3
     assert "run as root" in capsys.readouterr().err
+
+
+RELOAD = BenchReload(
+    "6.18",
+    5,
+    64,
+    (
+        ReloadArm(
+            "plain", 953, 631, 0, 322, 0, 0, 0, Spread(66, 62, 69), Spread(46.6, 44, 49), Spread(0.05, 0.05, 0.07)
+        ),
+        ReloadArm("haproxy -x", detail="haproxy is not installed"),
+    ),
+    11,
+    (CloseSize(256, Spread(214, 211, 215), Spread(204, 202, 209), Spread(166, 162, 171), 0.84, 0.65, *[EQUAL] * 3),),
+    33.0,
+)
+
+
+def test_reload_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = []
+
+    def bench(*arguments: object, **_: object) -> BenchReload:
+        asked.append(arguments)
+        return RELOAD
+
+    monkeypatch.setattr(bench_reload, "bench", bench)
+    assert run(["bench", "reload", "--rounds", "3", "--clients", "8", "--close-rounds", "2"]) == 0
+    assert asked == [(3, 8, 2, None)]
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "plain 66.0 ±3.5 46.6 ±2.5 ms 0.05 ±0.01 s 953 0 322 0 0 0" in lines
+    assert "haproxy -x haproxy is not installed" in lines
+    assert "256 214.0 ±2.0 µs 0.84 µs 166.0 ±4.5 µs 0.65 µs" + " 1.000 ±0.000" * 3 in lines
+
+
+@pytest.mark.parametrize("option", [["--rounds", "1"], ["--clients", "7"], ["--close-rounds", "1"]])
+def test_bad_numbers_of_reload(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "reload", *option]) == 2
+    assert option[0] in capsys.readouterr().err

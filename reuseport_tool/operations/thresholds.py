@@ -1,0 +1,52 @@
+"""Kernel counters whose growth stops a reload."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reuseport_tool.errors import ToolError, UsageError
+from reuseport_tool.kernel import mib
+from reuseport_tool.kernel.mib import TcpCounters
+
+COUNTERS = {
+    "overflows": "ListenOverflows",
+    "drops": "ListenDrops",
+    "resets": "OutRsts",
+    "migrate-failures": "TCPMigrateReqFailure",
+}
+"""By the name on the command line: the kernel's name. All are of the whole network namespace."""
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """`counter` (a name of COUNTERS) must not grow by `limit` or more."""
+
+    counter: str
+    limit: int = 1
+
+
+def parse(text: str) -> Threshold:
+    """Read `NAME` or `NAME=COUNT`. Raises UsageError."""
+    name, _, limit = text.partition("=")
+    if name not in COUNTERS:
+        raise UsageError(f"unknown counter {name!r}", hint=f"there are: {', '.join(COUNTERS)}")
+    if not limit and "=" not in text:
+        return Threshold(name)
+    if not (limit.isascii() and limit.isdigit() and int(limit) > 0):
+        raise UsageError(f"not a count: {limit!r} in {text!r}", hint=f"for example {name}=10")
+    return Threshold(name, int(limit))
+
+
+def check(thresholds: Sequence[Threshold], before: TcpCounters) -> None:
+    """Raises ToolError when a counter has grown too much."""
+    if not thresholds:
+        return
+    grown = mib.read().since(before)
+    for threshold in thresholds:
+        growth = getattr(grown, COUNTERS[threshold.counter])
+        if growth >= threshold.limit:
+            raise ToolError(
+                f"{COUNTERS[threshold.counter]} grew by {growth} since the reload began "
+                f"(--abort-on {threshold.counter}={threshold.limit})"
+            )

@@ -1,0 +1,116 @@
+"""A systemd of its own: systemd-nspawn on an overlay of this machine's root, in the caller's network namespace.
+
+What it writes is gone with it. A process inside is seen, and signalled, from outside, but with another number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from reuseport_tool.operations.waiting import wait_until
+
+_CHECKOUT = Path(__file__).parents[2]
+_START_S = 60.0
+_END_S = 60.0
+_TARGET = """
+[Unit]
+Requires=basic.target
+After=basic.target
+AllowIsolate=yes
+"""
+
+
+class Container:
+    """Run commands in it; `root` is its file system."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.root = root
+        self._name = name
+        self._nspawn: subprocess.Popen[bytes] | None = None
+
+    def write(self, path: str, text: str, mode: int = 0o644) -> None:
+        file = self.root / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        file.chmod(mode)
+
+    def start(self) -> None:
+        """Boot it to a target of its own, without this machine's services."""
+        self.write("/etc/systemd/system/test.target", _TARGET)
+        self._nspawn = subprocess.Popen(
+            [
+                *("systemd-nspawn", "--boot", "--quiet", "--register=no", "--keep-unit", "--capability=all"),
+                *("--system-call-filter=bpf perf_event_open pidfd_getfd", "--network-namespace-path=/proc/self/ns/net"),
+                *(f"--directory={self.root}", f"--machine={self._name}", "--link-journal=no"),
+                *(f"--bind-ro={_CHECKOUT}", f"--bind-ro={sys.prefix}", "--console=read-only"),
+                # This machine's firewall would be loaded into the caller's namespace.
+                *("systemd.unit=test.target", "systemd.mask=nftables.service"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=(self.root.parent / "console").open("wb"),
+            stderr=subprocess.STDOUT,
+        )
+        assert wait_until(self._is_up, _START_S), (self.root.parent / "console").read_text(errors="replace")
+
+    def _is_up(self) -> bool:
+        assert self._nspawn is not None
+        assert self._nspawn.poll() is None, (self.root.parent / "console").read_text(errors="replace")
+        return self._init() is not None and self.run("systemctl", "is-active", "--quiet", "test.target").returncode == 0
+
+    def _init(self) -> int | None:
+        """The pid of its systemd."""
+        assert self._nspawn is not None
+        children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split()
+        return int(children[0]) if children else None
+
+    def run(self, *command: object) -> subprocess.CompletedProcess[str]:
+        enter = ["nsenter", "--target", str(self._init()), "--mount", "--uts", "--ipc", "--pid", "--root"]
+        words = [
+            *enter,
+            "/usr/bin/env",
+            "--chdir=/",
+            "PATH=/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin",
+            *map(str, command),
+        ]
+        return subprocess.run(words, capture_output=True, text=True, timeout=_START_S, check=False)
+
+    def ok(self, *command: object) -> str:
+        done = self.run(*command)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}{self._journal()}"
+        return done.stdout
+
+    def _journal(self) -> str:
+        return self.run("journalctl", "--no-pager", "--lines", 30, "--output", "cat").stdout
+
+    def stop(self) -> None:
+        if self._nspawn is None:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if self._init():
+                self.run("systemctl", "--no-block", "poweroff")
+            self._nspawn.wait(_END_S)
+        self._nspawn.kill()
+        self._nspawn.wait()
+
+
+@contextlib.contextmanager
+def container(folder: Path, name: str) -> Iterator[Container]:
+    """A container that is not started yet."""
+    with ExitStack() as stack:
+        subprocess.run(["mount", "-t", "tmpfs", name, folder], check=True)
+        stack.callback(subprocess.run, ["umount", "--lazy", folder], check=True)
+        for part in ("upper", "work", "root"):
+            (folder / part).mkdir()
+        root = folder / "root"
+        options = f"lowerdir=/,upperdir={folder}/upper,workdir={folder}/work"
+        subprocess.run(["mount", "-t", "overlay", "-o", options, name, root], check=True)
+        stack.callback(subprocess.run, ["umount", "--lazy", root], check=True)
+        (root / "etc" / "machine-id").unlink(missing_ok=True)
+        made = Container(root, name)
+        stack.callback(made.stop)
+        yield made

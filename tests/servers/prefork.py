@@ -1,0 +1,89 @@
+"""A server whose master forks workers, each with a listener of its own, and respawns those that end.
+
+Run as `python -m tests.servers.prefork ADDRESS PORT WORKERS`. It prints "PID COOKIE NANOSECONDS" for each
+listener: CLOCK_MONOTONIC right after listen(). SIGTERM ends a worker when it has answered what it is
+at, and the master with its workers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+
+from reuseport_tool.kernel import sockets
+
+_BUSY_S = 0.002
+_BACKLOG = 4096
+
+
+def main() -> None:
+    address, port, workers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    signal.signal(signal.SIGTERM, lambda *_: _end_all())
+    for _ in range(workers):
+        _fork(address, port)
+    while True:
+        _children.discard(os.wait()[0])
+        _fork(address, port)
+
+
+_children: set[int] = set()
+
+
+def _end_all() -> None:
+    for pid in _children:
+        os.kill(pid, signal.SIGTERM)
+    os._exit(0)
+
+
+def _fork(address: str, port: int) -> None:
+    pid = os.fork()
+    if pid:
+        _children.add(pid)
+        return
+    try:
+        _work(address, port)
+    finally:
+        os._exit(1)
+
+
+def _work(address: str, port: int) -> None:
+    asked_to_end = False
+
+    def end(*_: object) -> None:
+        nonlocal asked_to_end
+        asked_to_end = True
+
+    signal.signal(signal.SIGTERM, end)
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind((address, port))
+    listener.listen(_BACKLOG)
+    now = time.monotonic_ns()
+    os.write(1, f"{os.getpid()} {sockets.cookie(listener.fileno())} {now}\n".encode())
+    listener.settimeout(0.05)
+    while not asked_to_end:
+        try:
+            client, _ = listener.accept()
+        except TimeoutError:
+            continue
+        _answer(client)
+    listener.close()
+    os._exit(0)
+
+
+def _answer(client: socket.socket) -> None:
+    with client:
+        client.settimeout(5)
+        try:
+            client.recv(4096)
+            time.sleep(_BUSY_S)
+            client.sendall(b"HTTP/1.0 200 OK\r\n\r\nok\n")
+        except OSError:
+            pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Workers respawned 100 times under load: with a follower, itself killed in between, no client loses a connection.
+
+1. A master forks workers, each of which opens a listener of its own and says when.
+2. While the load runs, worker after worker is told to end, and the master forks another.
+3. With the tool the follower registers each new listener; in the middle it is killed by SIGKILL, and another one
+   takes up what is attached. Each listener is to be in its slot 100 ms after its listen(), by the test's own
+   watch of the map, but for those that came while no follower ran.
+4. Without the tool the very same respawns must lose connections.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from reuseport_tool.models import Endpoint, Protocol
+from reuseport_tool.operations import state
+from reuseport_tool.operations.state import State
+from reuseport_tool.operations.waiting import wait_until
+from tests.follower import Follower
+from tests.servers import restart, servers
+from tests.servers.load import Load
+from tests.tool import Tool
+
+WORKERS = 4
+RESPAWNS = 100
+CLIENTS = 64
+QUEUED = 16
+SOON_S = 0.1
+GROUP = Endpoint(Protocol.TCP, servers.ADDRESS, servers.PORT)
+
+
+class Workers:
+    """The server, and the pids of its workers, oldest first."""
+
+    def __init__(self, folder: Path) -> None:
+        self._told = folder / "told"
+        command = [sys.executable, "-m", "tests.servers.prefork", servers.ADDRESS, servers.PORT, WORKERS]
+        with self._told.open("w") as out:
+            self._process = subprocess.Popen(list(map(str, command)), stdout=out, start_new_session=True)
+        self.await_listeners(WORKERS)
+
+    def listened(self) -> list[tuple[int, int, int]]:
+        """(pid, cookie, nanoseconds) of every listener since the start."""
+        lines = self._told.read_text().splitlines(keepends=True)
+        return [tuple(map(int, line.split())) for line in lines if line.endswith("\n")]  # type: ignore[misc]
+
+    def await_listeners(self, count: int) -> None:
+        assert wait_until(lambda: len(self.listened()) >= count, 20)
+
+    def respawn(self, number: int) -> None:
+        """Tell the oldest worker to end, and wait for the next one to listen."""
+        os.kill(self.listened()[number][0], signal.SIGTERM)
+        self.await_listeners(WORKERS + number + 1)
+
+    def end(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+class Watch(threading.Thread):
+    """Notes when each cookie is first seen in a slot, as CLOCK_MONOTONIC nanoseconds."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.seen: dict[int, int] = {}
+        self.done = threading.Event()
+        self._state = State.open(folder)
+
+    def stop(self) -> None:
+        self.done.set()
+        self.join()
+
+    def run(self) -> None:
+        with self._state:
+            while not self.done.wait(0.001):
+                for cookie in self._state.registered():
+                    self.seen.setdefault(cookie, time.monotonic_ns())
+
+
+@pytest.fixture
+def workers(in_netns: None, tmp_path: Path) -> Iterator[Workers]:
+    made = Workers(tmp_path)
+    yield made
+    made.end()
+    restart.end_all()
+
+
+def test_respawned_workers_alone_lose_connections(workers: Workers) -> None:
+    with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
+        for number in range(RESPAWNS):
+            restart.await_queue(QUEUED)
+            workers.respawn(number)
+        ledger = load.stop()
+    print(ledger)
+    assert ledger.answered
+    assert ledger.reset
+
+
+def test_respawned_workers_with_a_follower_lose_none(tool: Tool, workers: Workers, tmp_path: Path) -> None:
+    assert tool.bpffs is not None
+    with ExitStack() as stack:
+        follower = stack.enter_context(Follower(tool, tmp_path, servers.PORT))
+        watch = Watch(state.group_folder(tool.bpffs, GROUP))
+        stack.callback(watch.stop)
+        watch.start()
+        load = stack.enter_context(Load(servers.ADDRESS, servers.PORT, CLIENTS))
+        killed_ns = back_ns = 0
+        for number in range(RESPAWNS):
+            restart.await_queue(QUEUED)
+            if number == RESPAWNS // 2:
+                follower.send(signal.SIGKILL)
+                killed_ns = time.monotonic_ns()
+                follower = Follower(tool, tmp_path, servers.PORT)
+                stack.push(follower)
+            workers.respawn(number)
+            if killed_ns and not back_ns and follower.events("following"):
+                back_ns = time.monotonic_ns()
+        ledger = load.stop()
+        assert wait_until(lambda: workers.listened()[-1][1] in watch.seen, 5)
+    print(ledger)
+    assert ledger.lost == 0
+    assert killed_ns < back_ns
+    judge(workers, watch, killed_ns, back_ns)
+
+
+def judge(workers: Workers, watch: Watch, killed_ns: int, back_ns: int) -> None:
+    """When the listeners were registered that began to listen while a follower ran, and the last ones before."""
+    delays_s, meanwhile = [], 0
+    for _, cookie, began_ns in workers.listened()[WORKERS:]:
+        if began_ns < killed_ns - SOON_S * 1e9 or began_ns > back_ns:
+            delays_s.append((watch.seen[cookie] - began_ns) / 1e9)
+        else:
+            meanwhile += 1
+    print(
+        f"{len(delays_s)} registered after {statistics.median(delays_s) * 1000:.1f} ms (median), at most "
+        f"{max(delays_s) * 1000:.1f} ms; {meanwhile} while no follower ran, for {(back_ns - killed_ns) / 1e9:.2f} s"
+    )
+    assert len(delays_s) >= RESPAWNS // 2
+    assert max(delays_s) < SOON_S

@@ -1,0 +1,109 @@
+"""docs/recipes/nginx.md: nginx replaces itself, by its own means, with fewer listeners than before.
+
+Each worker has a listener. What waits at one that goes is reset; with the program attached it moves to one that
+stays, and the follower registers those that come when there are more workers again.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from reuseport_tool.kernel.processes import Process
+from reuseport_tool.operations.waiting import wait_until
+from tests.follower import Follower
+from tests.servers import restart, servers
+from tests.servers.load import Ledger, Load
+from tests.servers.servers import Server
+from tests.tool import Tool
+
+MANY, FEW = 4, 1
+ROUNDS = 3
+CLIENTS = 128
+QUEUED = 32
+
+
+@pytest.fixture(autouse=True)
+def ended(in_netns: None) -> Iterator[None]:
+    yield
+    restart.end_all()
+
+
+@pytest.fixture
+def nginx(tmp_path: Path) -> Server:
+    server = servers.nginx(tmp_path, "nginx", MANY, "on")
+    restart.start(server)
+    return server
+
+
+def reload(server: Server, folder: Path, workers: int) -> None:
+    """nginx -s reload with another number of workers, until their listeners are all there are."""
+    servers.configure_nginx(folder / "nginx", workers)
+    subprocess.run([*server.command, "-s", "reload"], check=True)
+    assert wait_until(lambda: len(servers.listeners()) == workers, 30)
+
+
+def shrink_and_grow(server: Server, folder: Path) -> Ledger:
+    with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
+        for _ in range(ROUNDS):
+            restart.await_queue(QUEUED)
+            reload(server, folder, FEW)
+            reload(server, folder, MANY)
+        return load.stop()
+
+
+def test_fewer_workers_lose_connections(nginx: Server, tmp_path: Path) -> None:
+    ledger = shrink_and_grow(nginx, tmp_path)
+    print(ledger)
+    assert ledger.answered
+    assert ledger.reset
+
+
+def test_fewer_workers_with_a_follower_lose_none(tool: Tool, nginx: Server, tmp_path: Path) -> None:
+    with Follower(tool, tmp_path, servers.PORT) as follower:
+        ledger = shrink_and_grow(nginx, tmp_path)
+        registered = follower.await_event("registered", MANY + ROUNDS * (MANY - FEW))
+    print(ledger, [event["delay_s"] for event in registered])
+    assert ledger.lost == 0
+    assert ledger.answered > ROUNDS * QUEUED
+    assert tool.ok("status", servers.PORT)["groups"][0]["counters"]["migrated_established"] > 0
+
+
+def upgrade(folder: Path) -> Ledger:
+    """USR2 starts the new program as a child of the old one, QUIT ends the old one; the new one has fewer workers."""
+    with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
+        pid_file = folder / "nginx" / "nginx.pid"
+        old = pid_file.read_text()
+        servers.configure_nginx(folder / "nginx", FEW)
+        with ExitStack() as stack:
+            master = Process(int(old))
+            stack.callback(master.close)
+            master.signal(signal.SIGUSR2)
+            assert wait_until(lambda: pid_file.exists() and pid_file.read_text() not in ("", old), 30)
+            assert wait_until(lambda: len(servers.listeners()) == MANY, 30)
+            restart.await_queue(QUEUED)
+            master.signal(signal.SIGQUIT)
+            assert wait_until(lambda: len(servers.listeners()) == FEW, 30)
+            assert master.ended(timeout_s=30)
+        return load.stop()
+
+
+def test_an_upgrade_to_fewer_workers_loses_connections(nginx: Server, tmp_path: Path) -> None:
+    ledger = upgrade(tmp_path)
+    print(ledger)
+    assert ledger.answered
+    assert ledger.reset
+
+
+def test_an_upgrade_to_fewer_workers_when_attached_loses_none(tool: Tool, nginx: Server, tmp_path: Path) -> None:
+    tool.ok("attach", servers.PORT)
+    ledger = upgrade(tmp_path)
+    print(ledger)
+    assert ledger.lost == 0
+    assert ledger.answered > QUEUED
+    assert tool.ok("status", servers.PORT)["groups"][0]["counters"]["migrated_established"] > 0
