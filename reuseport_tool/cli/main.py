@@ -23,6 +23,7 @@ _VERBS = {
     "migrate-req": "migrate_req",
     "sockets": "sockets",
     "destroy": "destroy",
+    "autolowat": "autolowat",
     "check": "check",
     "bench": "bench",
 }

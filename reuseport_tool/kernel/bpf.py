@@ -7,6 +7,7 @@ import ctypes
 import enum
 import errno
 import os
+import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from reuseport_tool.kernel import capabilities, libc
 
 T = TypeVar("T", bound=ctypes.Structure)
 
+_F_NO_PREALLOC = 1
+
 
 class Command(enum.IntEnum):
     MAP_CREATE = 0
@@ -28,6 +31,7 @@ class Command(enum.IntEnum):
     OBJ_GET = 7
     PROG_GET_FD_BY_ID = 13
     OBJ_GET_INFO_BY_FD = 15
+    BTF_LOAD = 18
     RAW_TRACEPOINT_OPEN = 17
     LINK_CREATE = 28
     ENABLE_STATS = 32
@@ -39,6 +43,7 @@ class MapType(enum.IntEnum):
     PERCPU_ARRAY = 6
     ARRAY_OF_MAPS = 12
     REUSEPORT_SOCKARRAY = 20
+    SK_STORAGE = 24
     RINGBUF = 27
 
 
@@ -52,6 +57,20 @@ class _MapCreate(ctypes.Structure):
         ("inner_map_fd", ctypes.c_uint32),
         ("numa_node", ctypes.c_uint32),
         ("map_name", ctypes.c_char * 16),
+        ("map_ifindex", ctypes.c_uint32),
+        ("btf_fd", ctypes.c_uint32),
+        ("btf_key_type_id", ctypes.c_uint32),
+        ("btf_value_type_id", ctypes.c_uint32),
+    ]
+
+
+class _BtfLoad(ctypes.Structure):
+    _fields_ = [
+        ("btf", ctypes.c_uint64),
+        ("btf_log_buf", ctypes.c_uint64),
+        ("btf_size", ctypes.c_uint32),
+        ("btf_log_size", ctypes.c_uint32),
+        ("btf_log_level", ctypes.c_uint32),
     ]
 
 
@@ -207,6 +226,22 @@ class Map(Handle):
             return cls(libc.bpf(Command.MAP_CREATE, attr, "create map"))
 
     @classmethod
+    def create_socket_storage(cls, name: str, value_size: int) -> Map:
+        """An SK_STORAGE map (Linux 5.2), whose value begins with a struct bpf_spin_lock."""
+        with translated(f"creating the map {name}"), _locked_value(value_size) as types:
+            attr = _MapCreate(
+                map_type=MapType.SK_STORAGE,
+                key_size=4,
+                value_size=value_size,
+                map_flags=_F_NO_PREALLOC,
+                map_name=name.encode()[:15],
+                btf_fd=types.fd,
+                btf_key_type_id=1,
+                btf_value_type_id=4,
+            )
+            return cls(libc.bpf(Command.MAP_CREATE, attr, "create map"))
+
+    @classmethod
     def open(cls, path: str) -> Map:
         """BPF_OBJ_GET of a pinned map. Raises FileNotFoundError."""
         return cls(_obj_get(path))
@@ -273,6 +308,24 @@ class Program(Handle):
     def info(self) -> ProgramInfo:
         info = _object_info(self.fd, _ProgInfo())
         return ProgramInfo(info.id, info.name.decode(), bytes(info.tag).hex(), info.run_time_ns, info.run_cnt)
+
+
+def _locked_value(size: int) -> Handle:
+    """BTF of `int` (type 1) and of struct { struct bpf_spin_lock lock; int words[]; } (type 4)."""
+    names = b"\0int\0bpf_spin_lock\0val\0value\0lock\0words\0"
+
+    def at(name: bytes) -> int:
+        return names.index(b"\0" + name + b"\0") + 1
+
+    words = (size - 4) // 4
+    types = struct.pack("=IIII", at(b"int"), 1 << 24, 4, 32)
+    types += struct.pack("=IIIIII", at(b"bpf_spin_lock"), 4 << 24 | 1, 4, at(b"val"), 1, 0)
+    types += struct.pack("=IIIIII", 0, 3 << 24, 0, 1, 1, words)
+    types += struct.pack("=III", at(b"value"), 4 << 24 | 2, size)
+    types += struct.pack("=IIIIII", at(b"lock"), 2, 0, at(b"words"), 3, 32)
+    header = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(names))
+    data = ctypes.create_string_buffer(header + types + names, len(header + types + names))
+    return Handle(libc.bpf(Command.BTF_LOAD, _BtfLoad(btf=ctypes.addressof(data), btf_size=len(data)), "load BTF"))
 
 
 def _object_info(fd: int, info: T) -> T:

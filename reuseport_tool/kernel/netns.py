@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import socket
 import sys
@@ -61,6 +62,30 @@ def enter(path: str) -> None:
 def identity() -> int:
     """The inode of the calling thread's namespace, as in `net:[4026531840]`."""
     return os.stat(_CURRENT).st_ino
+
+
+def reachable() -> list[str]:
+    """A path of every namespace that a process is in or that has a name."""
+    paths = {}
+    for pattern in ("/proc/[0-9]*/ns/net", f"{_RUN_NETNS}/*"):
+        for path in glob.glob(pattern):
+            with contextlib.suppress(OSError):
+                paths[os.stat(path).st_ino] = path
+    return list(paths.values())
+
+
+@contextlib.contextmanager
+def visit(path: str) -> Iterator[None]:
+    """The calling thread in another namespace, and back in its own at the end. Raises as enter()."""
+    saved = os.open(_CURRENT, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        enter(path)
+        try:
+            yield
+        finally:
+            libc.setns(saved, CLONE_NEWNET)
+    finally:
+        os.close(saved)
 
 
 def cookie() -> int:
