@@ -12,7 +12,9 @@
  *
  * ROLE is what this end does: RECEIVES, SENDS or both.
  */
+#ifndef FRAMES_MAX
 #define FRAMES_MAX 256
+#endif
 #include "autolowat.h"
 
 enum role { RECEIVES = 1, SENDS = 2 };

@@ -26,6 +26,8 @@ from reuseport_tool.operations.framing_lab import DEADLINE_S, rpc_frame
 from reuseport_tool.operations.waiting import wait_until
 from tests.tool import Tool
 
+pytestmark = pytest.mark.needs("AutoLOWAT paired")
+
 PORT = 9000
 FRAME = rpc_frame(100, 150)
 # TCP_DELACK_MAX of 200 ms, and what a busy machine adds.
