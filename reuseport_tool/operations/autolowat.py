@@ -21,7 +21,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from reuseport_tool.errors import Conflict, NotFound, UsageError
+from reuseport_tool.errors import Conflict, NotFound, Unsupported, UsageError
 from reuseport_tool.kernel import autolowat as kernel
 from reuseport_tool.kernel import bpffs, cgroup, netns
 from reuseport_tool.models import (
@@ -179,6 +179,7 @@ def detach(folder: Path, root: Path | None) -> AutolowatDetached:
 
     Raises:
         NotFound: nothing is attached to this cgroup.
+        Unsupported: the kernel has no iterator that may set socket options.
     """
     base = _base(bpffs.find(root))
     pins = base / str(_identity(folder))
@@ -191,6 +192,11 @@ def detach(folder: Path, root: Path | None) -> AutolowatDetached:
         maps.set_working(False)
         # A program that was running when this was set had its socket locked, and the walk locks each.
         found = _walk_everywhere(maps, Engine(_plan(maps).engine), int(pins.name))
+        if _following(found):
+            raise Unsupported(
+                f"this kernel does not let {_following(found)} sockets be given SO_RCVLOWAT 1 by an iterator",
+                hint="the programs stay attached until these connections end: they give up with the next segment",
+            )
         _clean(pins)
         return AutolowatDetached(str(folder), len(found))
 
