@@ -20,7 +20,7 @@ import pytest
 from reuseport_tool.kernel import autolowat as kernel
 from reuseport_tool.kernel import cgroup
 from reuseport_tool.models import Engine, Role
-from reuseport_tool.operations import framing_lab
+from reuseport_tool.operations import check_rpc_framing, framing_lab
 from reuseport_tool.operations.autolowat import Plan
 from reuseport_tool.operations.framing_lab import DEADLINE_S, rpc_frame
 from reuseport_tool.operations.waiting import wait_until
@@ -94,15 +94,20 @@ def test_native_on_a_kernel_without_the_hook(tool: Tool, group: Path) -> None:
 
 
 @pytest.mark.vm
-@pytest.mark.parametrize("engine", ["auto", "paired"])
-def test_check_rpc_framing(tool: Tool, engine: str) -> None:
-    """On a kernel with the hook auto is native; elsewhere once is enough."""
-    if engine == "auto" and kernel.missing_for_native():
+@pytest.mark.parametrize("engine", Engine)
+def test_every_case_of_the_check(root: None, engine: Engine) -> None:
+    if engine is Engine.NATIVE and kernel.missing_for_native():
         return
-    report = tool.ok("check", "rpc-framing", "--engine", engine)
+    report = check_rpc_framing.check(engine, lambda *_: None)
+    assert [case for case in report.cases if not case.ok] == []
+    assert {case.family for case in report.cases} == {"ipv4", "ipv6"}
+
+
+def test_check_rpc_framing(tool: Tool) -> None:
+    report = tool.ok("check", "rpc-framing")
     assert report["ok"]
-    assert report["engine"] == (Engine.NATIVE if engine == "auto" else Engine.PAIRED)
-    assert {case["family"] for case in report["cases"]} == {"ipv4", "ipv6"}
+    assert report["engine"] == (Engine.PAIRED if kernel.missing_for_native() else Engine.NATIVE)
+    assert sum(case["frames"] for case in report["cases"]) > 300
     assert all(case["stalls"] == 0 for case in report["cases"])
 
 
