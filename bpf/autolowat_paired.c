@@ -232,6 +232,9 @@ static __always_inline void established(struct bpf_sock_ops *skops, bool active)
 	u32 peer = peer_role(skops, 0), port = active ? bpf_ntohl(skops->remote_port) : skops->local_port;
 	struct state *state;
 
+	/* Another program may have callbacks of its own on other ports. */
+	if (!is_our_port(port))
+		return;
 	if (!fits(peer) || !setting(WORKING)) {
 		bpf_sock_ops_cb_flags_set(skops, skops->bpf_sock_ops_cb_flags & ~OUR_FLAGS);
 		return;

@@ -53,7 +53,7 @@ static __always_inline void prepare_listener(void *sk)
 	u32 flags;
 	u8 now = 0;
 
-	if (!setting(WORKING) || !is_our_port(port) || !is_in_cgroup(sk))
+	if (!LISTENER_FLAGS || !setting(WORKING) || !is_our_port(port) || !is_in_cgroup(sk))
 		return;
 	READ(now, sk, OFF_CB_FLAGS);
 	flags = now | LISTENER_FLAGS;

@@ -155,13 +155,15 @@ def defines(plan: Plan) -> dict[str, int]:
 def _commit(maps: kernel.Maps, plan: Plan, group: int) -> None:
     maps.set_working(True)  # commit point: new connections are followed
     # Listeners that are there already answer the option, too.
-    _walk_everywhere(maps, Engine(plan.engine), group)
+    _walk_everywhere(maps, Engine(plan.engine), group, listeners=True)
 
 
-def _walk_everywhere(maps: kernel.Maps, engine: Engine, group: int) -> list[kernel.Followed]:
+def _walk_everywhere(
+    maps: kernel.Maps, engine: Engine, group: int, *, listeners: bool = False
+) -> list[kernel.Followed]:
     """Walk over the sockets of every network namespace that can be reached."""
     found: list[kernel.Followed] = []
-    with kernel.Walk(engine, maps, group) as walk:
+    with kernel.Walk(engine, maps, group, listeners) as walk:
         for path in netns.reachable():
             with suppress(NotFound), netns.visit(path):
                 found += walk.read()
@@ -220,7 +222,11 @@ def status(root: Path | None) -> AutolowatStatus:
         if root is not None:
             raise
         return AutolowatStatus(())
-    return AutolowatStatus(tuple(_describe(base / str(group), group) for group in _attached(base)))
+    found = []
+    for group in _attached(base):
+        with suppress(FileNotFoundError):  # detached meanwhile
+            found.append(_describe(base / str(group), group))
+    return AutolowatStatus(tuple(found))
 
 
 def _describe(pins: Path, group: int) -> Autolowat:
