@@ -161,6 +161,17 @@ static __always_inline void settle(struct bpf_sock_ops *skops, struct state *sta
 		set_lowat(skops, state, wanted(raw_sock(skops, OFF_SOCK_OPS_SK), &stream, state));
 }
 
+/* Nothing has come since: there is nothing to mend. */
+static __always_inline void settle_on_sending(struct bpf_sock_ops *skops, struct state *state)
+{
+	u32 received = skops->rcv_nxt;
+
+	if (state->settled == received && !state->doubt && !state->finished)
+		return;
+	settle(skops, state);
+	state->settled = received;
+}
+
 static __always_inline void arm(struct state *state, u32 seq)
 {
 	bpf_spin_lock(&state->lock);
@@ -169,6 +180,7 @@ static __always_inline void arm(struct state *state, u32 seq)
 	bpf_spin_unlock(&state->lock);
 	state->doubt = 0;
 	state->lowat = 1;
+	state->settled = seq;
 	state->armed = 1;
 	count(OPTED_IN, 1);
 }
@@ -213,7 +225,7 @@ static __always_inline void reserve(struct bpf_sock_ops *skops)
 		if (!state)
 			return;
 		if (skops->args[0] != BPF_WRITE_HDR_TCP_CURRENT_MSS)
-			settle(skops, state);
+			settle_on_sending(skops, state);
 		mark = wants_mark(skops, state);
 	}
 	if (mark && setting(WORKING))

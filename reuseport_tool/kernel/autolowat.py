@@ -17,7 +17,7 @@ from reuseport_tool.kernel.program import AttachType, ProgramType, bpf_dir, load
 from reuseport_tool.kernel.socket_iterator import SocketIterator
 from reuseport_tool.models import Engine, FailOpens, Protocol
 
-_STATE_SIZE = 4 * 2 + 4 * 5 + 16 + 4 * 7  # struct state of bpf/autolowat.h
+_STATE_SIZE = 4 * 2 + 4 * 5 + 16 + 4 * 8  # struct state of bpf/autolowat.h
 _SETTINGS = 2
 _WORKING, _ANY_PORT = range(_SETTINGS)
 _PORTS_MAX = 256
