@@ -10,7 +10,7 @@ import click
 
 from reuseport_tool import __version__
 from reuseport_tool.cli.context import Context, examples
-from reuseport_tool.errors import Interrupted, ToolError, UsageError
+from reuseport_tool.errors import Interrupted, MissingCapability, ToolError, UsageError
 from reuseport_tool.models import ErrorReport
 
 _VERBS = {
@@ -63,7 +63,7 @@ class _Verbs(click.Group):
 @click.option("--netns", metavar="NAME|PATH|pid:N", help="Work in this network namespace.")
 @click.option(
     "--bpffs",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),  # whether we may look into it is no matter of usage
     metavar="DIR",
     help="Keep pins in this folder of a bpffs.  [default: /sys/fs/bpf]",
 )
@@ -98,6 +98,11 @@ def run(arguments: list[str]) -> int:
         return _failed(UsageError(error.format_message(), hint=hint), as_json, verbose)
     except ToolError as error:
         return _failed(error, as_json, verbose)
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        hint = "run as its owner or as root, or name a bpffs of your own by --bpffs"
+        return _failed(MissingCapability(f"not permitted: {error.filename}", hint=hint), as_json, verbose)
     except (click.Abort, KeyboardInterrupt):
         return _failed(Interrupted("interrupted"), as_json, verbose)
     except BrokenPipeError:

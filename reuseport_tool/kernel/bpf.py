@@ -144,7 +144,7 @@ def translate(error: OSError, doing: str) -> ToolError:
     if error.errno in (errno.EPERM, errno.EACCES):
         return MissingCapability(
             f"the kernel does not permit {doing}",
-            hint=capabilities.hint("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"),
+            hint=capabilities.hint("CAP_BPF", "CAP_PERFMON"),
         )
     return ToolError(f"{doing} failed: {os.strerror(error.errno or 0)}")
 

@@ -118,6 +118,12 @@ def has_struct(name: str) -> bool:
     return bool(_libbpf().btf__find_by_name_kind(_vmlinux(), name.encode(), _KIND_STRUCT) > 0)
 
 
+def has_field(struct: str, field: str) -> bool:
+    """Whether the running kernel has a struct of that name with that field. Raises Unsupported without BTF."""
+    type_id = _libbpf().btf__find_by_name_kind(_vmlinux(), struct.encode(), _KIND_STRUCT)
+    return bool(type_id > 0 and _find(type_id, field))
+
+
 def _find(type_id: int, name: str) -> tuple[int, int] | None:
     """Offset in bits and type id of a member, searching anonymous members in depth."""
     lib, btf = _libbpf(), _vmlinux()

@@ -107,12 +107,21 @@ def throw_away() -> Iterator[None]:
         except OSError as error:
             raise _translate(error, "a new one") from error
         try:
-            links.loopback_up()
+            _loopback_up()
             yield
         finally:
             libc.setns(saved, CLONE_NEWNET)
     finally:
         os.close(saved)
+
+
+def _loopback_up() -> None:
+    try:
+        links.loopback_up()
+    except PermissionError as error:
+        raise MissingCapability(
+            "setting up a network namespace is not permitted", hint=capabilities.hint("CAP_NET_ADMIN")
+        ) from error
 
 
 def _translate(error: OSError, path: str) -> Exception:

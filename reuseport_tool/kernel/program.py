@@ -217,7 +217,7 @@ def _load_error(source: Path, function: str, error: Exception, log: str) -> Tool
     if "super-user" in text or os.strerror(errno.EPERM) in text:
         return MissingCapability(
             "loading a BPF program is not permitted",
-            hint=capabilities.hint("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"),
+            hint=capabilities.hint("CAP_BPF", "CAP_PERFMON"),
         )
     if "Unknown program" in text:
         return ProgramRejected(

@@ -292,13 +292,16 @@ class _Follower:
         if not entries:
             return
         self._owners.learn(entries, self._hints)
-        known = State.exists(folder)
-        if known and not first:
+        known, interrupted = State.exists(folder), state.is_interrupted(folder)
+        if known and (interrupted or not first):
             with State.open(folder) as opened:
                 if opened.has_listeners(opened.working):
                     self._join(group, opened, entries)
                     self._attached.add(group)
                     return
+        if interrupted:
+            self._tell_once(FollowEvent(Happening.FAILED, str(group), detail=f"a reload of {group} was interrupted"))
+            return
         members = tuple(Member(entry, self._owners.of(entry.cookie)) for entry in entries)
         if not first and not all(member.holders for member in members):
             self._obstacle = f"no process holds a listener on {group}"

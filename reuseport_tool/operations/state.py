@@ -48,19 +48,24 @@ def group_folder(root: Path, group: Endpoint) -> Path:
 
 def folder_name(group: Endpoint) -> str:
     """A name without dots and colons: tcp4_10-0-0-1_80, tcp6_fe80--1_80_eth0."""
-    address = (group.address or "").replace(".", "-").replace(":", "-")
+    address = (group.address or "").replace(".", "+" if group.is_ipv6 else "-").replace(":", "-")
     version = 6 if group.is_ipv6 else 4
-    device = "_" + group.device.replace(".", "-") if group.device else ""
+    device = "_" + group.device.replace(".", ":") if group.device else ""  # no device has a colon in its name
     return f"{group.protocol}{version}_{address}_{group.port}{device}"
 
 
 def endpoint_of(folder: str) -> Endpoint | None:
     """The endpoint of a folder's name, None when the name is not one of ours."""
-    match = re.fullmatch(r"(tcp|udp)(4|6)_([0-9a-f-]+)_(\d+)(?:_(.+))?", folder)
+    match = re.fullmatch(r"(tcp|udp)(4|6)_([0-9a-f+-]+)_(\d+)(?:_(.+))?", folder)
     if match is None:
         return None
-    address = match[3].replace("-", "." if match[2] == "4" else ":")
-    return Endpoint(Protocol(match[1]), address, int(match[4]), match[5])
+    address = match[3].replace("-", "." if match[2] == "4" else ":").replace("+", ".")
+    group = Endpoint(Protocol(match[1]), address, int(match[4]), match[5].replace(":", ".") if match[5] else None)
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        return None
+    return group if folder_name(group) == folder and 1 <= group.port <= 65535 else None
 
 
 def pinned(root: Path, endpoint: Endpoint) -> list[Endpoint]:
@@ -101,9 +106,14 @@ def locked(root: Path, group: Endpoint, wait_s: float = 0.0, *, at_once: bool = 
         yield folder
 
 
+def is_interrupted(folder: Path) -> bool:
+    """Whether a reload of the group, whose lock the caller holds, was killed."""
+    return (folder / JOURNAL).exists()
+
+
 def refuse_interrupted(folder: Path, group: Endpoint) -> None:
     """Raises Conflict when a reload of the group, whose lock the caller holds, was killed."""
-    if (folder / JOURNAL).exists():
+    if is_interrupted(folder):
         raise Conflict(
             f"a reload of {group} was interrupted",
             hint=f"'reload {group} --resume' finishes it, '--abort' undoes it; 'status' shows where it was",

@@ -36,6 +36,7 @@ from reuseport_tool.kernel.bytecode import Verdict
 from reuseport_tool.kernel.sockarray import SockArray
 from reuseport_tool.operations import doctor
 from tests.kernel.needs import answer, expected_here, require
+from tests.tool import TIMEOUT_S
 
 PYTHON = sys.executable
 # epoll_wait and epoll_pwait on x86-64, epoll_pwait where there is the generic table of system calls.
@@ -347,7 +348,7 @@ def test_without_any_rights() -> None:
         [*UNPRIVILEGED, PYTHON, "-m", "reuseport_tool", "--json", "doctor"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert (done.returncode, done.stderr) == (3, "")
@@ -367,7 +368,7 @@ def test_with_some_rights_the_rest_is_named() -> None:
         ["setpriv", *keep, PYTHON, "-m", "reuseport_tool", "--json", "doctor"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=TIMEOUT_S,
         check=False,
     )
     report = json.loads(done.stdout)
