@@ -36,6 +36,7 @@ struct state {
 	u32 peer;		/* enum role of the other end */
 	u32 announce;		/* mark segments without data, too */
 	u32 flags;		/* callbacks that we switched on */
+	u32 settled;		/* rcv_nxt when the mark was last computed on sending */
 };
 
 #ifndef READ

@@ -4,7 +4,9 @@
  * the receive queue, in sequence, and after every recvmsg(). SO_RCVLOWAT is the end of the last whole frame in the
  * queue, and where there is none the end of the first one; while its header is incomplete, the header's.
  */
+#ifndef FRAMES_MAX
 #define FRAMES_MAX 100
+#endif
 #include "autolowat.h"
 
 #define TCP_BPF_SOCK_OPS_CB_FLAGS 1008

@@ -12,7 +12,9 @@
  *
  * ROLE is what this end does: RECEIVES, SENDS or both.
  */
+#ifndef FRAMES_MAX
 #define FRAMES_MAX 256
+#endif
 #include "autolowat.h"
 
 enum role { RECEIVES = 1, SENDS = 2 };
@@ -159,6 +161,17 @@ static __always_inline void settle(struct bpf_sock_ops *skops, struct state *sta
 		set_lowat(skops, state, wanted(raw_sock(skops, OFF_SOCK_OPS_SK), &stream, state));
 }
 
+/* Nothing has come since: there is nothing to mend. */
+static __always_inline void settle_on_sending(struct bpf_sock_ops *skops, struct state *state)
+{
+	u32 received = skops->rcv_nxt;
+
+	if (state->settled == received && !state->doubt && !state->finished)
+		return;
+	settle(skops, state);
+	state->settled = received;
+}
+
 static __always_inline void arm(struct state *state, u32 seq)
 {
 	bpf_spin_lock(&state->lock);
@@ -167,6 +180,7 @@ static __always_inline void arm(struct state *state, u32 seq)
 	bpf_spin_unlock(&state->lock);
 	state->doubt = 0;
 	state->lowat = 1;
+	state->settled = seq;
 	state->armed = 1;
 	count(OPTED_IN, 1);
 }
@@ -211,7 +225,7 @@ static __always_inline void reserve(struct bpf_sock_ops *skops)
 		if (!state)
 			return;
 		if (skops->args[0] != BPF_WRITE_HDR_TCP_CURRENT_MSS)
-			settle(skops, state);
+			settle_on_sending(skops, state);
 		mark = wants_mark(skops, state);
 	}
 	if (mark && setting(WORKING))
@@ -230,6 +244,9 @@ static __always_inline void established(struct bpf_sock_ops *skops, bool active)
 	u32 peer = peer_role(skops, 0), port = active ? bpf_ntohl(skops->remote_port) : skops->local_port;
 	struct state *state;
 
+	/* Another program may have callbacks of its own on other ports. */
+	if (!is_our_port(port))
+		return;
 	if (!fits(peer) || !setting(WORKING)) {
 		bpf_sock_ops_cb_flags_set(skops, skops->bpf_sock_ops_cb_flags & ~OUR_FLAGS);
 		return;

@@ -53,7 +53,7 @@ static __always_inline void prepare_listener(void *sk)
 	u32 flags;
 	u8 now = 0;
 
-	if (!setting(WORKING) || !is_our_port(port) || !is_in_cgroup(sk))
+	if (!LISTENER_FLAGS || !setting(WORKING) || !is_our_port(port) || !is_in_cgroup(sk))
 		return;
 	READ(now, sk, OFF_CB_FLAGS);
 	flags = now | LISTENER_FLAGS;
@@ -66,8 +66,9 @@ static __always_inline void give_back(void *sk, struct state *state)
 	u32 flags;
 	u8 now = 0;
 
-	if (state->armed)
-		bpf_setsockopt(sk, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof(one));
+	/* Where the kernel refuses, the record says that it is still armed. */
+	if (state->armed && bpf_setsockopt(sk, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof(one)))
+		return;
 	READ(now, sk, OFF_CB_FLAGS);
 	flags = now & ~state->flags;
 	bpf_setsockopt(sk, SOL_TCP, TCP_BPF_SOCK_OPS_CB_FLAGS, &flags, sizeof(flags));

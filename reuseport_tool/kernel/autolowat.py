@@ -17,7 +17,7 @@ from reuseport_tool.kernel.program import AttachType, ProgramType, bpf_dir, load
 from reuseport_tool.kernel.socket_iterator import SocketIterator
 from reuseport_tool.models import Engine, FailOpens, Protocol
 
-_STATE_SIZE = 4 * 2 + 4 * 5 + 16 + 4 * 7  # struct state of bpf/autolowat.h
+_STATE_SIZE = 4 * 2 + 4 * 5 + 16 + 4 * 8  # struct state of bpf/autolowat.h
 _SETTINGS = 2
 _WORKING, _ANY_PORT = range(_SETTINGS)
 _PORTS_MAX = 256
@@ -196,10 +196,13 @@ class Walk:
 
     A walk goes over the sockets of the calling thread's network namespace, each of them locked. While AutoLOWAT is
     not working it gives every socket SO_RCVLOWAT 1.
+
+    Args:
+        listeners: also let those of the cgroup answer the option of the engine paired.
     """
 
-    def __init__(self, engine: Engine, maps: Maps, cgroup_id: int) -> None:
-        flags = _WRITE_HDR_OPT_CB_FLAG if engine is Engine.PAIRED else 0
+    def __init__(self, engine: Engine, maps: Maps, cgroup_id: int, listeners: bool) -> None:
+        flags = _WRITE_HDR_OPT_CB_FLAG if listeners and engine is Engine.PAIRED else 0
         defines = {**maps.defines(), **_offsets(_WALK_OFFSETS), "CGROUP_ID": cgroup_id, "LISTENER_FLAGS": flags}
         self._iterator = SocketIterator(Protocol.TCP, "autolowat_walk.c", defines)
 

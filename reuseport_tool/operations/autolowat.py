@@ -21,7 +21,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from reuseport_tool.errors import Conflict, NotFound, UsageError
+from reuseport_tool.errors import Conflict, NotFound, Unsupported, UsageError
 from reuseport_tool.kernel import autolowat as kernel
 from reuseport_tool.kernel import bpffs, cgroup, netns
 from reuseport_tool.models import (
@@ -155,13 +155,15 @@ def defines(plan: Plan) -> dict[str, int]:
 def _commit(maps: kernel.Maps, plan: Plan, group: int) -> None:
     maps.set_working(True)  # commit point: new connections are followed
     # Listeners that are there already answer the option, too.
-    _walk_everywhere(maps, Engine(plan.engine), group)
+    _walk_everywhere(maps, Engine(plan.engine), group, listeners=True)
 
 
-def _walk_everywhere(maps: kernel.Maps, engine: Engine, group: int) -> list[kernel.Followed]:
+def _walk_everywhere(
+    maps: kernel.Maps, engine: Engine, group: int, *, listeners: bool = False
+) -> list[kernel.Followed]:
     """Walk over the sockets of every network namespace that can be reached."""
     found: list[kernel.Followed] = []
-    with kernel.Walk(engine, maps, group) as walk:
+    with kernel.Walk(engine, maps, group, listeners) as walk:
         for path in netns.reachable():
             with suppress(NotFound), netns.visit(path):
                 found += walk.read()
@@ -179,6 +181,7 @@ def detach(folder: Path, root: Path | None) -> AutolowatDetached:
 
     Raises:
         NotFound: nothing is attached to this cgroup.
+        Unsupported: the kernel has no iterator that may set socket options.
     """
     base = _base(bpffs.find(root))
     pins = base / str(_identity(folder))
@@ -191,6 +194,11 @@ def detach(folder: Path, root: Path | None) -> AutolowatDetached:
         maps.set_working(False)
         # A program that was running when this was set had its socket locked, and the walk locks each.
         found = _walk_everywhere(maps, Engine(_plan(maps).engine), int(pins.name))
+        if _following(found):
+            raise Unsupported(
+                f"this kernel does not let {_following(found)} sockets be given SO_RCVLOWAT 1 by an iterator",
+                hint="the programs stay attached until these connections end: they give up with the next segment",
+            )
         _clean(pins)
         return AutolowatDetached(str(folder), len(found))
 
@@ -214,7 +222,11 @@ def status(root: Path | None) -> AutolowatStatus:
         if root is not None:
             raise
         return AutolowatStatus(())
-    return AutolowatStatus(tuple(_describe(base / str(group), group) for group in _attached(base)))
+    found = []
+    for group in _attached(base):
+        with suppress(FileNotFoundError):  # detached meanwhile
+            found.append(_describe(base / str(group), group))
+    return AutolowatStatus(tuple(found))
 
 
 def _describe(pins: Path, group: int) -> Autolowat:

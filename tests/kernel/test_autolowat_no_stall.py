@@ -31,6 +31,8 @@ from reuseport_tool.operations import framing_lab
 from reuseport_tool.operations.autolowat import Plan
 from tests.kernel.wire import FAR, Chances, Wire, wire
 
+pytestmark = pytest.mark.needs("AutoLOWAT paired")
+
 PORT = 9000
 FRAMES = int(os.environ.get("REUSEPORT_TOOL_FRAMES", "6000"))
 PER_RUN = 200

@@ -155,6 +155,10 @@ def _structure_is_missing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(btf, "offset", lambda struct, field: offset(struct + "_no_such", field))
 
 
+def _links_do_nothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(bpf, "attach_cgroup", lambda *_: bpf.Handle(-1))
+
+
 def _device_is_not_made(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(links, "veth", lambda *_: None)
 
@@ -185,6 +189,8 @@ def _syn_data_is_ignored(patch: pytest.MonkeyPatch) -> None:
         ("BTF", _structure_is_missing),
         ("TCP iterator", _structure_is_missing),
         ("bpf_sock_destroy", _function_is_missing),
+        ("AutoLOWAT paired", _structure_is_missing),
+        ("AutoLOWAT paired", _links_do_nothing),
         ("veth", _device_is_not_made),
         ("BPF statistics", _statistics_stay_off),
         ("TCP Fast Open server", _syn_data_is_ignored),
