@@ -14,14 +14,14 @@ from tests.tool import TIMEOUT_S, Tool
 
 
 class Follower:
-    """A context manager; the process is ended with it."""
+    """A context manager; the process is ended with it. It has the priority of the unit that is shipped."""
 
     def __init__(self, tool: Tool, folder: Path, *arguments: object, **environment: str) -> None:
         number = len(list(folder.glob("follower-*.out")))
         self._out, self._err = folder / f"follower-{number}.out", folder / f"follower-{number}.err"
         with self._out.open("w") as out, self._err.open("w") as err:
             self._process = subprocess.Popen(
-                tool.command("attach", *arguments, "--follow"),
+                ["nice", "-n", "-5", *tool.command("attach", *arguments, "--follow")],
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
