@@ -12,6 +12,16 @@ from typing import Any
 from reuseport_tool.operations.waiting import wait_until
 from tests.tool import TIMEOUT_S, Tool
 
+PRIORITY = -15  # Nice= of the unit file
+
+
+def prefer(leader: int) -> None:
+    """Give a new session the unit file's priority: with autogroups (sched(7)) a nice value counts inside only."""
+    os.setpriority(os.PRIO_PROCESS, leader, PRIORITY)
+    group = Path(f"/proc/{leader}/autogroup")
+    if group.exists():
+        group.write_text(str(PRIORITY))
+
 
 class Follower:
     """A context manager; the process is ended with it. It has the priority of the unit that is shipped."""
@@ -21,12 +31,13 @@ class Follower:
         self._out, self._err = folder / f"follower-{number}.out", folder / f"follower-{number}.err"
         with self._out.open("w") as out, self._err.open("w") as err:
             self._process = subprocess.Popen(
-                ["nice", "-n", "-5", *tool.command("attach", *arguments, "--follow")],
+                tool.command("attach", *arguments, "--follow"),
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
                 env={**os.environ, **environment},
             )
+        prefer(self._process.pid)
 
     @property
     def pid(self) -> int:
