@@ -717,6 +717,148 @@ class BenchSockets:
     duration_s: float
 
 
+class Engine(enum.StrEnum):
+    NATIVE = "native"
+    PAIRED = "paired"
+
+
+class Role(enum.StrEnum):
+    """What this end of a paired connection does."""
+
+    BOTH = "both"
+    RECEIVER = "receiver"
+    SENDER = "sender"
+
+
+@dataclass(frozen=True)
+class FailOpens:
+    """How often following a socket ended in doubt, by reason (enum doubt of bpf/framing.h)."""
+
+    length: int
+    too_many: int
+    load: int
+    order: int
+    urgent: int
+    unmarked: int
+    race: int
+    application: int
+    refused: int
+
+
+@dataclass(frozen=True)
+class AutolowatAttachment:
+    """What is attached to one cgroup. `result` is attached or unchanged. No `ports` means any."""
+
+    cgroup: str
+    engine: str
+    framing: str
+    ports: tuple[int, ...]
+    role: str
+    result: str
+
+
+@dataclass(frozen=True)
+class AutolowatDetached:
+    """`sockets` were followed and are at SO_RCVLOWAT 1 now."""
+
+    cgroup: str
+    sockets: int
+
+
+@dataclass(frozen=True)
+class Autolowat:
+    """One cgroup's AutoLOWAT. Counts are of the time since it was attached, `sockets` and `following` of now.
+
+    Attributes:
+        sockets: connections that could be followed; `following`: those that are.
+        agreed: connections whose other end has the tool; None for the engine native, which needs no other end.
+        wakeups_saved: segments that completed no frame.
+    """
+
+    cgroup: str
+    engine: str
+    framing: str
+    ports: tuple[int, ...]
+    role: str
+    working: bool
+    sockets: int
+    following: int
+    agreed: int | None
+    opted_in: int
+    frames: int
+    wakeups_saved: int
+    fail_opens: FailOpens
+
+
+@dataclass(frozen=True)
+class AutolowatStatus:
+    attachments: tuple[Autolowat, ...]
+
+
+@dataclass(frozen=True)
+class FramingCase:
+    """One case of `check rpc-framing`. A stall is a frame that the reader had to be given by a deadline."""
+
+    name: str
+    family: str
+    frames: int
+    wakeups: int
+    stalls: int
+    ok: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class CheckRpcFraming:
+    kernel: str
+    engine: str
+    ok: bool
+    cases: tuple[FramingCase, ...]
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class FramingArm:
+    """One way to wait for frames of one size, over all rounds.
+
+    Attributes:
+        name: off, rcvlowat (set once by the application, to the size of all frames), native or paired.
+        wakeups_per_frame: returns of epoll_wait at the receiver.
+        syscalls_per_frame: of the receiver: epoll_wait, recv, and the send of the answer.
+        cpu_us_per_frame: CPU time of both processes, the kernel's work for them included.
+        cpu_relative, speed_relative: CPU per frame and frames per second, divided by those of `off` in the round.
+        p50_us, p99_us: from the first send of a frame to its answer.
+    """
+
+    name: str
+    wakeups_per_frame: float
+    syscalls_per_frame: float
+    cpu_us_per_frame: float
+    cpu_relative: Ratio
+    frames_per_s: float
+    speed_relative: Ratio
+    p50_us: float
+    p99_us: float
+
+
+@dataclass(frozen=True)
+class FramingSize:
+    """Frames of `size` bytes, sent in `segments` pieces, `frames` in each round."""
+
+    size: int
+    segments: int
+    frames: int
+    arms: tuple[FramingArm, ...]
+
+
+@dataclass(frozen=True)
+class BenchRpcFraming:
+    kernel: str
+    rounds: int
+    sizes: tuple[FramingSize, ...]
+    duration_s: float
+
+
 @dataclass(frozen=True)
 class Spread:
     """A median over rounds with the first and third quartile, in the unit of its field."""

@@ -1,4 +1,4 @@
-"""bench select|reload|sockets"""
+"""bench select|reload|sockets|rpc-framing"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 from reuseport_tool.cli import render
 from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.models import Protocol
-from reuseport_tool.operations import bench_reload, bench_select, bench_sockets
+from reuseport_tool.operations import bench_reload, bench_rpc_framing, bench_select, bench_sockets
 
 
 @click.group("bench", short_help="Measure what the programs cost, side by side in one run.")
@@ -126,4 +126,25 @@ def sockets(ctx: Context, rounds: int, sizes: tuple[int, ...], protocols: tuple[
             progress(done, total)
 
         report = bench_sockets.bench(rising, chosen, rounds, step)
+    render.show(report, ctx.json)
+
+
+@command.command(
+    "rpc-framing",
+    short_help="Wake-ups and CPU of each frame, with and without AutoLOWAT.",
+    epilog=examples(
+        "reuseport-tool bench rpc-framing",
+        "reuseport-tool --json bench rpc-framing --rounds 50 | jq '.sizes[] | select(.segments > 2)'",
+    ),
+)
+@click.option("--rounds", type=click.IntRange(2, 1000), default=15, show_default=True, help="Turns of each arm.")
+@pass_context
+def rpc_framing(ctx: Context, rounds: int) -> None:
+    """Send frames in 1 to 64 segments and wait for an answer to each, in a throw-away network namespace.
+
+    The arms take turns: plain sockets outside of the cgroup (`off`), SO_RCVLOWAT set by the application to the
+    size of all frames, and each engine that this kernel has. Server and client are processes of their own.
+    """
+    with render.progress("rounds") as progress:
+        report = bench_rpc_framing.bench(rounds, progress)
     render.show(report, ctx.json)

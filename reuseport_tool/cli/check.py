@@ -1,4 +1,4 @@
-"""check hot-reload"""
+"""check hot-reload|rpc-framing"""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import click
 
 from reuseport_tool.cli import render
 from reuseport_tool.cli.context import Context, examples, pass_context
-from reuseport_tool.models import Way
-from reuseport_tool.operations import check_hot_reload
+from reuseport_tool.models import Engine, Way
+from reuseport_tool.operations import check_hot_reload, check_rpc_framing
 
 
 @click.group("check", short_help="Prove on this kernel that it works, in namespaces of its own.")
@@ -50,5 +50,34 @@ def hot_reload(ctx: Context, connections: int, ways: tuple[str, ...]) -> int:
     chosen = [Way(way) for way in ways] or list(Way)
     with render.progress("cases") as progress:
         report = check_hot_reload.check(ctx.bpffs, connections, chosen, progress)
+    render.show(report, ctx.json)
+    return 0 if report.ok else 1
+
+
+@command.command(
+    "rpc-framing",
+    epilog=examples(
+        "reuseport-tool check rpc-framing",
+        "reuseport-tool --json check rpc-framing --engine paired | jq '.cases[] | select(.ok | not)'",
+    )
+    + "\n\nExits with 0 only if every case came out as expected, with 4 where the kernel has no such engine.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", *(engine.value for engine in Engine)]),
+    default="auto",
+    show_default=True,
+    help="As for autolowat attach.",
+)
+@pass_context
+def rpc_framing(ctx: Context, engine: str) -> int:
+    """Send frames in every way, read them in every way, and look when the reader is woken.
+
+    Each piece is a segment of its own, which is made sure of. After each, SO_RCVLOWAT and whether a reader
+    in epoll_wait would be woken must be as they should.
+    """
+    chosen = None if engine == "auto" else Engine(engine)
+    with render.progress("cases") as progress:
+        report = check_rpc_framing.check(chosen, progress)
     render.show(report, ctx.json)
     return 0 if report.ok else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import click
 
 from reuseport_tool import __version__
 from reuseport_tool.cli.context import Context, examples
-from reuseport_tool.errors import Interrupted, ToolError, UsageError
+from reuseport_tool.errors import Interrupted, MissingCapability, ToolError, UsageError
 from reuseport_tool.models import ErrorReport
 
 _VERBS = {
@@ -23,6 +24,7 @@ _VERBS = {
     "migrate-req": "migrate_req",
     "sockets": "sockets",
     "destroy": "destroy",
+    "autolowat": "autolowat",
     "check": "check",
     "bench": "bench",
 }
@@ -62,7 +64,7 @@ class _Verbs(click.Group):
 @click.option("--netns", metavar="NAME|PATH|pid:N", help="Work in this network namespace.")
 @click.option(
     "--bpffs",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),  # whether we may look into it is no matter of usage
     metavar="DIR",
     help="Keep pins in this folder of a bpffs.  [default: /sys/fs/bpf]",
 )
@@ -97,11 +99,20 @@ def run(arguments: list[str]) -> int:
         return _failed(UsageError(error.format_message(), hint=hint), as_json, verbose)
     except ToolError as error:
         return _failed(error, as_json, verbose)
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        hint = "run as its owner or as root, or name a bpffs of your own by --bpffs"
+        return _failed(MissingCapability(f"not permitted: {error.filename}", hint=hint), as_json, verbose)
     except (click.Abort, KeyboardInterrupt):
         return _failed(Interrupted("interrupted"), as_json, verbose)
     except BrokenPipeError:
         sys.stdout = None  # the reader is gone; nothing to flush
         return 1
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        return _failed(ToolError("too many open files", hint="raise the limit: ulimit -n"), as_json, verbose)
 
 
 def _failed(error: ToolError, as_json: bool, verbose: bool) -> int:

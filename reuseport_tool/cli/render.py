@@ -678,3 +678,79 @@ def _destroyed(model: models.Destroy) -> str:
     kinds = {"listeners": model.listeners, "half-open": model.request_sockets, "time_wait": model.time_wait}
     left = ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
     return done + (f"; left alone: {left}" if left else "")
+
+
+@table.register
+def _autolowat_attachment(model: models.AutolowatAttachment, console: Console) -> None:
+    done = "already attached" if model.result == "unchanged" else "attached"
+    _say(console, f"{model.cgroup}  {done}: engine {model.engine}, framing {model.framing}, {_ports(model.ports)}")
+
+
+def _ports(ports: Sequence[int]) -> str:
+    return f"ports {', '.join(map(str, ports))}" if ports else "sockets that opt in"
+
+
+@table.register
+def _autolowat_detached(model: models.AutolowatDetached, console: Console) -> None:
+    _say(console, f"{model.cgroup}  detached; {_counted(model.sockets, 'socket')} at SO_RCVLOWAT 1")
+
+
+@table.register
+def _autolowat_status(model: models.AutolowatStatus, console: Console) -> None:
+    if not model.attachments:
+        console.print("AutoLOWAT is attached to no cgroup.")
+    for entry in model.attachments:
+        _say(
+            console,
+            Text(entry.cgroup, style="bold")
+            + Text(f"  engine {entry.engine}, framing {entry.framing}, {_ports(entry.ports)}, role {entry.role}"),
+        )
+        if not entry.working:
+            _say(console, Text("  not working: an attach or detach was cut off; run it again", style="yellow"))
+        agreed = "" if entry.agreed is None else f"agreed {entry.agreed}, "
+        _say(console, f"  sockets {entry.sockets}, following {entry.following}; {agreed}opted in {entry.opted_in}")
+        _say(console, f"  frames {entry.frames}, wake-ups saved {entry.wakeups_saved}; fail-opens: {_fails(entry)}")
+
+
+def _fails(entry: models.Autolowat) -> str:
+    reasons = dataclasses.asdict(entry.fail_opens)
+    return ", ".join(f"{name} {number}" for name, number in reasons.items() if number) or "none"
+
+
+@table.register
+def _check_rpc_framing(model: models.CheckRpcFraming, console: Console) -> None:
+    made = _table("case", "family", "frames", "wake-ups", "stalls", "", right=("frames", "wake-ups", "stalls"))
+    for case in model.cases:
+        style = "" if case.ok else "red"
+        _row(
+            made,
+            *(case.name, case.family, case.frames, case.wakeups, case.stalls),
+            "ok" if case.ok else f"FAILED: {case.detail}",
+            style=style,
+        )
+    console.print(made)
+    verdict = "every case came out as expected" if model.ok else "FAILED"
+    _say(console, f"{model.kernel}, engine {model.engine}: {verdict}, {model.duration_s:.1f} s")
+
+
+@table.register
+def _bench_rpc_framing(model: models.BenchRpcFraming, console: Console) -> None:
+    numbers = ("bytes", "segments", "wake-ups", "syscalls", "CPU µs", "CPU", "frames/s", "speed", "p50 µs", "p99 µs")
+    made = _table("bytes", "segments", "arm", *numbers[2:], right=numbers)
+    for size in model.sizes:
+        for arm in size.arms:
+            is_base = arm.name == "off"
+            _row(
+                made,
+                *(size.size, size.segments, arm.name, f"{arm.wakeups_per_frame:.2f}", f"{arm.syscalls_per_frame:.2f}"),
+                *(f"{arm.cpu_us_per_frame:.1f}", None if is_base else _ratio(arm.cpu_relative)),
+                *(f"{arm.frames_per_s:.0f}", None if is_base else _ratio(arm.speed_relative)),
+                *(f"{arm.p50_us:.0f}", f"{arm.p99_us:.0f}"),
+            )
+    console.print(made)
+    note = (
+        f"Linux {model.kernel}, {model.rounds} rounds, {model.duration_s:.0f} s. For each frame: wake-ups and system "
+        "calls of the receiver, CPU time of both ends. CPU and speed relative to off in the same round: median ± half "
+        "the interquartile range."
+    )
+    _say(console, Text(note, style="dim"))

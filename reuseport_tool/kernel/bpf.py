@@ -7,16 +7,19 @@ import ctypes
 import enum
 import errno
 import os
+import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
-from reuseport_tool.errors import MissingCapability, ToolError
+from reuseport_tool.errors import Conflict, MissingCapability, ToolError
 from reuseport_tool.kernel import capabilities, libc
 
 T = TypeVar("T", bound=ctypes.Structure)
+
+_F_NO_PREALLOC = 1
 
 
 class Command(enum.IntEnum):
@@ -28,6 +31,7 @@ class Command(enum.IntEnum):
     OBJ_GET = 7
     PROG_GET_FD_BY_ID = 13
     OBJ_GET_INFO_BY_FD = 15
+    BTF_LOAD = 18
     RAW_TRACEPOINT_OPEN = 17
     LINK_CREATE = 28
     ENABLE_STATS = 32
@@ -39,6 +43,7 @@ class MapType(enum.IntEnum):
     PERCPU_ARRAY = 6
     ARRAY_OF_MAPS = 12
     REUSEPORT_SOCKARRAY = 20
+    SK_STORAGE = 24
     RINGBUF = 27
 
 
@@ -52,6 +57,20 @@ class _MapCreate(ctypes.Structure):
         ("inner_map_fd", ctypes.c_uint32),
         ("numa_node", ctypes.c_uint32),
         ("map_name", ctypes.c_char * 16),
+        ("map_ifindex", ctypes.c_uint32),
+        ("btf_fd", ctypes.c_uint32),
+        ("btf_key_type_id", ctypes.c_uint32),
+        ("btf_value_type_id", ctypes.c_uint32),
+    ]
+
+
+class _BtfLoad(ctypes.Structure):
+    _fields_ = [
+        ("btf", ctypes.c_uint64),
+        ("btf_log_buf", ctypes.c_uint64),
+        ("btf_size", ctypes.c_uint32),
+        ("btf_log_size", ctypes.c_uint32),
+        ("btf_log_level", ctypes.c_uint32),
     ]
 
 
@@ -125,7 +144,7 @@ def translate(error: OSError, doing: str) -> ToolError:
     if error.errno in (errno.EPERM, errno.EACCES):
         return MissingCapability(
             f"the kernel does not permit {doing}",
-            hint=capabilities.hint("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"),
+            hint=capabilities.hint("CAP_BPF", "CAP_PERFMON"),
         )
     return ToolError(f"{doing} failed: {os.strerror(error.errno or 0)}")
 
@@ -166,10 +185,24 @@ class Handle:
             libc.bpf(Command.OBJ_PIN, attr, "pin")
 
 
-def _obj_get(path: str) -> int:
+def _obj_get(path: str, kind: str) -> int:
     name = ctypes.create_string_buffer(path.encode())
     attr = _Object(pathname=ctypes.addressof(name))
-    return libc.bpf(Command.OBJ_GET, attr, f"open pin {path}")
+    try:
+        fd = libc.bpf(Command.OBJ_GET, attr, f"open pin {path}")
+    except PermissionError as error:
+        if os.path.isdir(path):
+            raise _not_a(kind, path) from error
+        raise
+    # The name of the file behind it is the only thing that tells (kernel/bpf/syscall.c, anon_inode_getfd()).
+    if os.readlink(f"/proc/self/fd/{fd}") == f"anon_inode:bpf-{kind}":
+        return fd
+    os.close(fd)
+    raise _not_a(kind, path)
+
+
+def _not_a(kind: str, path: str) -> Conflict:
+    return Conflict(f"{path} is not a {kind}", hint="it is not this tool's: look at it, then remove it")
 
 
 class Map(Handle):
@@ -207,9 +240,25 @@ class Map(Handle):
             return cls(libc.bpf(Command.MAP_CREATE, attr, "create map"))
 
     @classmethod
+    def create_socket_storage(cls, name: str, value_size: int) -> Map:
+        """An SK_STORAGE map (Linux 5.2), whose value begins with a struct bpf_spin_lock."""
+        with translated(f"creating the map {name}"), _locked_value(value_size) as types:
+            attr = _MapCreate(
+                map_type=MapType.SK_STORAGE,
+                key_size=4,
+                value_size=value_size,
+                map_flags=_F_NO_PREALLOC,
+                map_name=name.encode()[:15],
+                btf_fd=types.fd,
+                btf_key_type_id=1,
+                btf_value_type_id=4,
+            )
+            return cls(libc.bpf(Command.MAP_CREATE, attr, "create map"))
+
+    @classmethod
     def open(cls, path: str) -> Map:
-        """BPF_OBJ_GET of a pinned map. Raises FileNotFoundError."""
-        return cls(_obj_get(path))
+        """BPF_OBJ_GET of a pinned map. Raises FileNotFoundError, and Conflict for anything else than a map."""
+        return cls(_obj_get(path, "map"))
 
     def lookup(self, key: int) -> bytes:
         """The value under a key. Raises OSError (ENOENT for an empty slot)."""
@@ -262,8 +311,8 @@ class Program(Handle):
 
     @classmethod
     def open(cls, path: str) -> Program:
-        """BPF_OBJ_GET of a pinned program. Raises FileNotFoundError."""
-        return cls(_obj_get(path))
+        """BPF_OBJ_GET of a pinned program. Raises FileNotFoundError, and Conflict for anything else than a program."""
+        return cls(_obj_get(path, "prog"))
 
     @classmethod
     def by_id(cls, program_id: int) -> Program:
@@ -273,6 +322,24 @@ class Program(Handle):
     def info(self) -> ProgramInfo:
         info = _object_info(self.fd, _ProgInfo())
         return ProgramInfo(info.id, info.name.decode(), bytes(info.tag).hex(), info.run_time_ns, info.run_cnt)
+
+
+def _locked_value(size: int) -> Handle:
+    """BTF of `int` (type 1) and of struct { struct bpf_spin_lock lock; int words[]; } (type 4)."""
+    names = b"\0int\0bpf_spin_lock\0val\0value\0lock\0words\0"
+
+    def at(name: bytes) -> int:
+        return names.index(b"\0" + name + b"\0") + 1
+
+    words = (size - 4) // 4
+    types = struct.pack("=IIII", at(b"int"), 1 << 24, 4, 32)
+    types += struct.pack("=IIIIII", at(b"bpf_spin_lock"), 4 << 24 | 1, 4, at(b"val"), 1, 0)
+    types += struct.pack("=IIIIII", 0, 3 << 24, 0, 1, 1, words)
+    types += struct.pack("=III", at(b"value"), 4 << 24 | 2, size)
+    types += struct.pack("=IIIIII", at(b"lock"), 2, 0, at(b"words"), 3, 32)
+    header = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(names))
+    data = ctypes.create_string_buffer(header + types + names, len(header + types + names))
+    return Handle(libc.bpf(Command.BTF_LOAD, _BtfLoad(btf=ctypes.addressof(data), btf_size=len(data)), "load BTF"))
 
 
 def _object_info(fd: int, info: T) -> T:

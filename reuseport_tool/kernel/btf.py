@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import functools
+import struct
+from pathlib import Path
 
 from reuseport_tool.errors import Unsupported
 
@@ -49,8 +51,8 @@ def _vmlinux() -> int:
     return int(handle)
 
 
-def offset(struct: str, field: str) -> int:
-    """The offset in bytes of `field` (dotted for nested structs) in `struct` of the running kernel.
+def offset(type_name: str, field: str) -> int:
+    """The offset in bytes of `field` (dotted for nested structs) in a struct of the running kernel.
 
     Fields of anonymous structs and unions are found, too.
 
@@ -58,14 +60,14 @@ def offset(struct: str, field: str) -> int:
         Unsupported: no BTF, no such struct or no such field.
     """
     lib, btf = _libbpf(), _vmlinux()
-    type_id = lib.btf__find_by_name_kind(btf, struct.encode(), _KIND_STRUCT)
+    type_id = lib.btf__find_by_name_kind(btf, type_name.encode(), _KIND_STRUCT)
     if type_id < 0:
-        raise Unsupported(f"the kernel has no struct {struct}")
+        raise Unsupported(f"the kernel has no struct {type_name}")
     total = 0
     for name in field.split("."):
         found = _find(type_id, name)
         if found is None:
-            raise Unsupported(f"the kernel's struct {struct} has no {field}")
+            raise Unsupported(f"the kernel's struct {type_name} has no {field}")
         bits, type_id = found
         total += bits
     return total // 8
@@ -83,6 +85,29 @@ def function(name: str) -> int:
     return int(type_id)
 
 
+@functools.cache
+def enumerator(name: str) -> int | None:
+    """The value of an enum's constant in the running kernel, None when there is none of that name.
+
+    Read from the raw data, because libbpf finds no constants: a member of an enum is name_off, value.
+    """
+    try:
+        data = Path("/sys/kernel/btf/vmlinux").read_bytes()
+    except OSError as error:
+        raise Unsupported("the kernel has no type information", hint="it needs CONFIG_DEBUG_INFO_BTF") from error
+    _, _, _, header, types, types_size, strings, strings_size = struct.unpack_from("=HBBIIIII", data)
+    at = data.find(b"\0" + name.encode() + b"\0", header + strings, header + strings + strings_size) + 1
+    if not at:
+        return None
+    entry, begin = struct.pack("=I", at - header - strings), header + types
+    found = data.find(entry, begin, begin + types_size)
+    while found >= 0:
+        if (found - begin) % 4 == 0:
+            return int(struct.unpack_from("=I", data, found + 4)[0])
+        found = data.find(entry, found + 1, begin + types_size)
+    return None
+
+
 def has_union(name: str) -> bool:
     """Whether the running kernel has a union of that name. Raises Unsupported without BTF."""
     return bool(_libbpf().btf__find_by_name_kind(_vmlinux(), name.encode(), _KIND_UNION) > 0)
@@ -91,6 +116,12 @@ def has_union(name: str) -> bool:
 def has_struct(name: str) -> bool:
     """Whether the running kernel has a struct of that name. Raises Unsupported without BTF."""
     return bool(_libbpf().btf__find_by_name_kind(_vmlinux(), name.encode(), _KIND_STRUCT) > 0)
+
+
+def has_field(struct: str, field: str) -> bool:
+    """Whether the running kernel has a struct of that name with that field. Raises Unsupported without BTF."""
+    type_id = _libbpf().btf__find_by_name_kind(_vmlinux(), struct.encode(), _KIND_STRUCT)
+    return bool(type_id > 0 and _find(type_id, field))
 
 
 def _find(type_id: int, name: str) -> tuple[int, int] | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from reuseport_tool.errors import MissingCapability, NotFound, ProgramRejected, ToolError, Unsupported
 from reuseport_tool.kernel import (
+    autolowat,
     bpf,
     bpffs,
     btf,
@@ -37,7 +38,7 @@ from reuseport_tool.kernel.bytecode import Verdict
 from reuseport_tool.kernel.loopback import Moved
 from reuseport_tool.kernel.program import AttachType, ProgramType
 from reuseport_tool.kernel.sockarray import SockArray
-from reuseport_tool.models import Feature
+from reuseport_tool.models import Engine, Feature
 
 MIGRATION_BY_PROGRAM = "migration by program"
 MIGRATION_WAKES = "migration wakes readers"
@@ -437,6 +438,49 @@ def _fast_open() -> str:
     return "took data from a SYN"
 
 
+# Four bytes that say how many follow; few frames in a segment, which the verifier is quick with.
+_PROBE_FRAMING = {
+    "FRAMING_KIND": 0,
+    "FRAMING_OFFSET": 0,
+    "FRAMING_WIDTH": 4,
+    "FRAMING_BIG": 1,
+    "FRAMING_ADD": 4,
+    "FRAMING_HEADER": 4,
+    "FRAMING_MAX": 100,
+    "FRAMES_MAX": 4,
+    "ROLE": 3,
+    "ARM_PORTS": 1,
+    "ARM_ACTIVE": 1,
+}
+
+
+def _autolowat(engine: Engine) -> str:
+    with netns.throw_away(), cgroup.throw_away() as folder, ExitStack() as stack:
+        maps = autolowat.Maps.create(stack, [_PORT], "")
+        programs = autolowat.load(engine, maps, _PROBE_FRAMING)
+        for program_ in programs.values():
+            stack.callback(program_.close)
+        fd = cgroup.open_folder(folder)
+        stack.callback(os.close, fd)
+        for link in autolowat.attach(engine, programs, fd).values():
+            stack.callback(link.close)
+        maps.set_working(True)
+        lowat = _lowat_of_a_begun_frame()
+    if lowat != 4 + 7:
+        raise Unsupported(f"the programs run, and SO_RCVLOWAT is {lowat} instead of {4 + 7}")
+    return "SO_RCVLOWAT was the length of a frame that had begun"
+
+
+def _lowat_of_a_begun_frame() -> int:
+    with loopback.listener(_PORT) as listening, loopback.connect(_PORT) as client:
+        loopback.wait_queued(listening)
+        with listening.accept()[0] as server:
+            server.setblocking(False)
+            client.sendall(b"\0\0\0\7x")
+            loopback.wait_received(server, 5)
+            return server.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+
+
 _NETNS = ("CAP_SYS_ADMIN",)
 _GROUP = ("CAP_SYS_ADMIN", "CAP_BPF")
 _PROBES = (
@@ -459,5 +503,7 @@ _PROBES = (
     Probe("bpf_sock_destroy", "6.5", (), _sock_destroy),
     Probe("cgroup v2", "4.5", (), _cgroup2),
     Probe("BPF statistics", "5.8", _GROUP, _statistics),
+    Probe("AutoLOWAT paired", "5.18", (*_GROUP, "CAP_NET_ADMIN"), functools.partial(_autolowat, Engine.PAIRED)),
+    Probe("AutoLOWAT native", "none yet", (*_GROUP, "CAP_NET_ADMIN"), functools.partial(_autolowat, Engine.NATIVE)),
     Probe("TCP Fast Open server", "3.7", ("CAP_SYS_ADMIN", "CAP_NET_ADMIN"), _fast_open),
 )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import select
 import socket
+import sys
+import termios
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -55,6 +59,15 @@ def wait_queued(sock: socket.socket) -> None:
     """Return when a connection waits in the listener. Raises ToolError after a second."""
     if not select.select([sock], [], [], _QUEUED_TIMEOUT_S)[0]:
         raise ToolError("a connection over loopback did not arrive", hint="is loopback filtered?")
+
+
+def wait_received(sock: socket.socket, size: int) -> None:
+    """Return when so many bytes wait in the socket, whether or not it is readable. Raises ToolError after a second."""
+    deadline = time.monotonic() + _QUEUED_TIMEOUT_S
+    while int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder) < size:
+        if time.monotonic() > deadline:
+            raise ToolError("data over loopback did not arrive", hint="is loopback filtered?")
+        time.sleep(0.001)
 
 
 def migrate(closing: socket.socket, target: socket.socket) -> Moved:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import socket
 import sys
@@ -63,6 +64,30 @@ def identity() -> int:
     return os.stat(_CURRENT).st_ino
 
 
+def reachable() -> list[str]:
+    """A path of every namespace that a process is in or that has a name."""
+    paths = {}
+    for pattern in ("/proc/[0-9]*/ns/net", f"{_RUN_NETNS}/*"):
+        for path in glob.glob(pattern):
+            with contextlib.suppress(OSError):
+                paths[os.stat(path).st_ino] = path
+    return list(paths.values())
+
+
+@contextlib.contextmanager
+def visit(path: str) -> Iterator[None]:
+    """The calling thread in another namespace, and back in its own at the end. Raises as enter()."""
+    saved = os.open(_CURRENT, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        enter(path)
+        try:
+            yield
+        finally:
+            libc.setns(saved, CLONE_NEWNET)
+    finally:
+        os.close(saved)
+
+
 def cookie() -> int:
     """SO_NETNS_COOKIE (Linux 5.14) of the calling thread's namespace: what bpf_get_netns_cookie() calls it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -82,12 +107,21 @@ def throw_away() -> Iterator[None]:
         except OSError as error:
             raise _translate(error, "a new one") from error
         try:
-            links.loopback_up()
+            _loopback_up()
             yield
         finally:
             libc.setns(saved, CLONE_NEWNET)
     finally:
         os.close(saved)
+
+
+def _loopback_up() -> None:
+    try:
+        links.loopback_up()
+    except PermissionError as error:
+        raise MissingCapability(
+            "setting up a network namespace is not permitted", hint=capabilities.hint("CAP_NET_ADMIN")
+        ) from error
 
 
 def _translate(error: OSError, path: str) -> Exception:

@@ -11,7 +11,8 @@ import re
 import struct
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,20 @@ _CALL, _PSEUDO_KFUNC_CALL = 0x85, 2
 
 
 class ProgramType(enum.IntEnum):
+    CGROUP_SKB = 8
+    SOCK_OPS = 13
     CGROUP_SOCK = 9
     RAW_TRACEPOINT = 17
     SK_REUSEPORT = 21
+    CGROUP_SOCKOPT = 25
     TRACING = 26
 
 
 class AttachType(enum.IntEnum):
     NONE = -1
+    CGROUP_INET_INGRESS = 0
+    CGROUP_SOCK_OPS = 3
+    CGROUP_SETSOCKOPT = 22
     CGROUP_INET4_POST_BIND = 12
     CGROUP_INET6_POST_BIND = 13
     TRACE_ITER = 28
@@ -54,10 +61,21 @@ def load(
     defines: Mapping[str, int],
     kfunc: int | None = None,
 ) -> Program:
-    """Compile `source` with -D for each define and load `function` of it.
+    """Compile `source` and load one function of it; see load_all()."""
+    kfuncs = () if kfunc is None else (kfunc,)
+    return load_all(source, {function: (kind, attach_type)}, defines, kfuncs)[0]
+
+
+def load_all(
+    source: Path,
+    functions: Mapping[str, tuple[ProgramType, AttachType]],
+    defines: Mapping[str, int],
+    kfuncs: Sequence[int] = (),
+) -> list[Program]:
+    """Compile `source` with -D for each define and load functions of it, in the order given.
 
     Args:
-        kfunc: BTF id of a kernel function that the program calls. C calls it through a constant, as if
+        kfuncs: BTF ids of kernel functions that the programs call. C calls each through a constant, as if
             it were a helper of that number.
 
     Raises:
@@ -67,30 +85,43 @@ def load(
         Unsupported: the python3-bpfcc package is missing.
     """
     bpf_class = _bcc()
-    with _captured_stderr() as captured:
+    with _captured_stderr() as captured, ExitStack() as stack:
         try:
             module = bpf_class(src_file=os.fsencode(source), cflags=_cflags(defines))
         except Exception as error:  # BCC raises nothing more specific
             raise _compile_error(source, captured()) from error
-        try:
-            if kfunc is not None:
-                return Program(_load_with_kfunc(module, function, kind, attach_type, kfunc))
-            loaded = module.load_func(function.encode(), int(kind), attach_type=int(attach_type))
-            return Program(os.dup(loaded.fd))
-        except Exception as error:
-            raise _load_error(source, function, error, captured()) from error
-        finally:
-            module.cleanup()  # BCC would keep its own descriptor, and so the maps, until the process ends
+        stack.callback(module.cleanup)  # BCC would keep its own descriptors, and so the maps, until the process ends
+        programs = []
+        with ExitStack() as loaded:
+            for function, (kind, attach_type) in functions.items():
+                try:
+                    programs.append(loaded.enter_context(_load_one(module, function, kind, attach_type, kfuncs)))
+                except Exception as error:
+                    raise _load_error(source, function, error, captured()) from error
+            loaded.pop_all()
+        return programs
 
 
-def _load_with_kfunc(module: Any, function: str, kind: ProgramType, attach_type: AttachType, kfunc: int) -> int:
-    """The fd of `function`, loaded with its calls of number `kfunc` marked as calls of a kernel function."""
+def _load_one(module: Any, function: str, kind: ProgramType, attach_type: AttachType, kfuncs: Sequence[int]) -> Program:
+    if kfuncs:
+        return Program(_load_with_kfuncs(module, function, kind, attach_type, kfuncs))
+    loaded = module.load_func(function.encode(), int(kind), attach_type=int(attach_type))
+    return Program(os.dup(loaded.fd))
+
+
+def _load_with_kfuncs(
+    module: Any, function: str, kind: ProgramType, attach_type: AttachType, kfuncs: Sequence[int]
+) -> int:
+    """The fd of `function`, loaded with its calls of the numbers `kfuncs` marked as calls of kernel functions."""
     from bcc import lib
 
     name = function.encode()
-    code = ctypes.create_string_buffer(mark_kfunc_calls(module.dump_func(name), kfunc))
+    code = module.dump_func(name)
+    for kfunc in kfuncs:
+        code = mark_kfunc_calls(code, kfunc)
+    buffer = ctypes.create_string_buffer(code)
     fd = lib.bcc_func_load(
-        *(module.module, int(kind), name, code, len(code) - 1),
+        *(module.module, int(kind), name, buffer, len(code)),
         *(lib.bpf_module_license(module.module), lib.bpf_module_kern_version(module.module)),
         *(0, None, 0, None, int(attach_type)),
     )
@@ -186,7 +217,7 @@ def _load_error(source: Path, function: str, error: Exception, log: str) -> Tool
     if "super-user" in text or os.strerror(errno.EPERM) in text:
         return MissingCapability(
             "loading a BPF program is not permitted",
-            hint=capabilities.hint("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"),
+            hint=capabilities.hint("CAP_BPF", "CAP_PERFMON"),
         )
     if "Unknown program" in text:
         return ProgramRejected(

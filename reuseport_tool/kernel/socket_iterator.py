@@ -212,11 +212,13 @@ def exactly_once(protocol: Protocol) -> bool | None:
     The iterators keep a batch of sockets of one bucket. Since "bpf: udp: Avoid socket skips and repeats
     during iteration" (Linux 6.16) and its counterpart for TCP (6.17) they remember by cookie where they were
     in it, in a union made for that, which is the trace of the change in BTF. Before, they remembered a
-    number, which is wrong as soon as a socket of the bucket comes or goes.
+    number, which is wrong as soon as a socket of the bucket comes or goes. So did the iterators without a batch
+    (TCP before 5.15, UDP before 6.6), whose trace is a field that they had in the state of /proc/net/tcp and udp.
     """
-    if not btf.has_struct(f"bpf_{protocol}_iter_state"):
-        return None
-    return btf.has_union(f"bpf_{protocol}_iter_batch_item")
+    if btf.has_union(f"bpf_{protocol}_iter_batch_item"):
+        return True
+    numbered = btf.has_struct(f"bpf_{protocol}_iter_state") or btf.has_field(f"{protocol}_iter_state", "bpf_seq_afinfo")
+    return False if numbered else None
 
 
 @functools.cache

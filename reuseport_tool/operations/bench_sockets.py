@@ -75,6 +75,7 @@ def _measure(
 ) -> Iterator[SocketsSize]:
     with ExitStack() as stack:
         stack.enter_context(netns.throw_away())
+        sysctl.write("net.ipv4.ip_unprivileged_port_start", "0")
         sysctl.write("net.ipv4.ip_local_port_range", "1024 65535")
         sysctl.write("net.core.somaxconn", str(_HOLDS))
         there = 0

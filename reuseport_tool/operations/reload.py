@@ -736,7 +736,8 @@ class _Run:
         if self.listeners is None or self._half_open_behind():
             self._warn("net.ipv4.tcp_migrate_req stays on: half-open connections of the old side may still need it")
             return
-        sysctl.write(sysctl.TCP_MIGRATE_REQ, self.migrate_req_before)
+        if sysctl.read(sysctl.TCP_MIGRATE_REQ) != self.migrate_req_before:  # where it could not be set there is no need
+            sysctl.write(sysctl.TCP_MIGRATE_REQ, self.migrate_req_before)
         self.migrate_req_before = None
 
     def _report(self, result: str, migrated: Migrated) -> Reload:

@@ -48,19 +48,24 @@ def group_folder(root: Path, group: Endpoint) -> Path:
 
 def folder_name(group: Endpoint) -> str:
     """A name without dots and colons: tcp4_10-0-0-1_80, tcp6_fe80--1_80_eth0."""
-    address = (group.address or "").replace(".", "-").replace(":", "-")
+    address = (group.address or "").replace(".", "+" if group.is_ipv6 else "-").replace(":", "-")
     version = 6 if group.is_ipv6 else 4
-    device = "_" + group.device.replace(".", "-") if group.device else ""
+    device = "_" + group.device.replace(".", ":") if group.device else ""  # no device has a colon in its name
     return f"{group.protocol}{version}_{address}_{group.port}{device}"
 
 
 def endpoint_of(folder: str) -> Endpoint | None:
     """The endpoint of a folder's name, None when the name is not one of ours."""
-    match = re.fullmatch(r"(tcp|udp)(4|6)_([0-9a-f-]+)_(\d+)(?:_(.+))?", folder)
+    match = re.fullmatch(r"(tcp|udp)(4|6)_([0-9a-f+-]+)_(\d+)(?:_(.+))?", folder)
     if match is None:
         return None
-    address = match[3].replace("-", "." if match[2] == "4" else ":")
-    return Endpoint(Protocol(match[1]), address, int(match[4]), match[5])
+    address = match[3].replace("-", "." if match[2] == "4" else ":").replace("+", ".")
+    group = Endpoint(Protocol(match[1]), address, int(match[4]), match[5].replace(":", ".") if match[5] else None)
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        return None
+    return group if folder_name(group) == folder and 1 <= group.port <= 65535 else None
 
 
 def pinned(root: Path, endpoint: Endpoint) -> list[Endpoint]:
@@ -258,7 +263,7 @@ class State:
 
     @contextlib.contextmanager
     def sockarray(self, generation: int) -> Iterator[SockArray]:
-        """Raises NotFound when there is no such generation."""
+        """Raises NotFound when there is no such generation, Conflict when its pin is not one of ours."""
         try:
             array = bpf.Map.open(str(self._pin(generation)))
         except FileNotFoundError as error:
@@ -266,6 +271,8 @@ class State:
                 f"no generation {generation}", hint=f"there are: {', '.join(map(str, self.generations())) or 'none'}"
             ) from error
         with array:
+            if array.type != bpf.MapType.REUSEPORT_SOCKARRAY:
+                raise _foreign(self.folder)
             yield SockArray(array)
 
     def slots(self, generation: int) -> list[tuple[int, int]]:

@@ -89,8 +89,10 @@ class Url:
                 path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
                 asked.request("GET", path, headers={"Connection": "close", "User-Agent": "reuseport-tool"})
                 status = asked.getresponse().status
-        except (OSError, http.client.HTTPException) as error:
+        except OSError as error:
             raise ToolError(f"{self.text} does not answer: {error or type(error).__name__}") from error
+        except http.client.HTTPException as error:
+            raise ToolError(f"{self.text} does not answer in HTTP: {type(error).__name__}") from error
         finally:
             asked.close()
         if status not in _OK:

@@ -99,7 +99,6 @@ def test_changing_the_policy_keeps_the_generation(tool: Tool, server: Start) -> 
     assert tool.ok("attach", PORT)["attached"][0]["result"] == "unchanged"
 
 
-@pytest.mark.vm
 def test_a_policy_of_ones_own(tool: Tool, server: Start, tmp_path: Path) -> None:
     processes = {name: server(name) for name in "ab"}
     source = tmp_path / "second_slot.c"

@@ -36,6 +36,7 @@ from reuseport_tool.kernel.bytecode import Verdict
 from reuseport_tool.kernel.sockarray import SockArray
 from reuseport_tool.operations import doctor
 from tests.kernel.needs import answer, expected_here, require
+from tests.tool import TIMEOUT_S
 
 PYTHON = sys.executable
 # epoll_wait and epoll_pwait on x86-64, epoll_pwait where there is the generic table of system calls.
@@ -154,6 +155,10 @@ def _structure_is_missing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(btf, "offset", lambda struct, field: offset(struct + "_no_such", field))
 
 
+def _links_do_nothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(bpf, "attach_cgroup", lambda *_: bpf.Handle(-1))
+
+
 def _device_is_not_made(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(links, "veth", lambda *_: None)
 
@@ -184,6 +189,8 @@ def _syn_data_is_ignored(patch: pytest.MonkeyPatch) -> None:
         ("BTF", _structure_is_missing),
         ("TCP iterator", _structure_is_missing),
         ("bpf_sock_destroy", _function_is_missing),
+        ("AutoLOWAT paired", _structure_is_missing),
+        ("AutoLOWAT paired", _links_do_nothing),
         ("veth", _device_is_not_made),
         ("BPF statistics", _statistics_stay_off),
         ("TCP Fast Open server", _syn_data_is_ignored),
@@ -341,7 +348,7 @@ def test_without_any_rights() -> None:
         [*UNPRIVILEGED, PYTHON, "-m", "reuseport_tool", "--json", "doctor"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert (done.returncode, done.stderr) == (3, "")
@@ -361,7 +368,7 @@ def test_with_some_rights_the_rest_is_named() -> None:
         ["setpriv", *keep, PYTHON, "-m", "reuseport_tool", "--json", "doctor"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=TIMEOUT_S,
         check=False,
     )
     report = json.loads(done.stdout)

@@ -21,4 +21,17 @@ def test_effective(mask: str, expected: set[str]) -> None:
 
 
 def test_effective_reads_the_own_process() -> None:
-    assert capabilities.effective() <= {"CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE"}
+    assert capabilities.effective() <= set(capabilities._NUMBERS)
+
+
+@pytest.mark.parametrize(
+    ("held", "hint"),
+    [
+        ({"CAP_BPF"}, "run as root, or grant CAP_PERFMON"),
+        ({"CAP_NET_ADMIN"}, "run as root, or grant CAP_BPF and CAP_PERFMON"),
+        ({"CAP_BPF", "CAP_PERFMON"}, "run as root, or grant CAP_BPF and CAP_PERFMON"),
+    ],
+)
+def test_a_hint_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, held: set[str], hint: str) -> None:
+    monkeypatch.setattr(capabilities, "effective", lambda: frozenset(held))
+    assert capabilities.hint("CAP_BPF", "CAP_PERFMON") == hint

@@ -9,12 +9,19 @@
 hot-reload: `reuseport-tool check hot-reload` says "ok"; or "asleep" where all came out as expected but that
 nobody was woken; or "unsupported" where the tool says that this kernel cannot migrate.
 
+exactly-once: `reuseport-tool sockets` shows a listener and both ends of its connection once each; whether it says
+that the kernel promises that.
+
+destroy: `reuseport-tool destroy` ends an accepted connection, and nothing else; the engine that it took.
+
 Each argument is a proof and what it must find. The findings go to $VM_RESULTS/proofs.json, and the
 exit status is 1 when one is not as expected.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import json
 import os
@@ -22,9 +29,11 @@ import select
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+from reuseport_tool.kernel import sockets
 from vagrant.guest import rcvq
 
 TOOL = Path(__file__).resolve().parents[2] / ".venv" / "bin" / "reuseport-tool"
@@ -73,6 +82,49 @@ def hot_reload() -> tuple[str, str]:
         return "ok", text
     asleep = all(case["woken"] is False and case["survived"] == case["connections"] for case in wrong)
     return ("asleep" if wrong and asleep else "wrong"), text
+
+
+def exactly_once() -> tuple[str, str]:
+    with _connection() as sockets_of_ours:
+        report = _json("sockets")
+        seen = [entry["cookie"] for entry in report["sockets"]]
+        counts = [seen.count(_cookie(sock)) for sock in sockets_of_ours]
+    if counts != [1, 1, 1]:
+        return "broken", f"saw listener, client and accepted socket {counts} times"
+    return {True: "yes", False: "no"}.get(report["exactly_once"], "unknown"), "saw each of three sockets once"
+
+
+def destroy() -> tuple[str, str]:
+    with _connection() as (listener, client, accepted), _connection(listener) as (_, other, _spared):
+        report = _json("destroy", "--cookie", _cookie(accepted), "--yes")
+        errors = [sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) for sock in (accepted, client, other, listener)]
+    if errors != [errno.ECONNABORTED, errno.ECONNRESET, 0, 0]:
+        return "broken", f"errors {errors}"
+    return report["engine"], "one of two connections ended"
+
+
+def _json(*arguments: object) -> Any:
+    """What a command that must succeed says."""
+    done = subprocess.run([TOOL, "--json", *map(str, arguments)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"reuseport-tool {arguments[0]} failed: {done.stderr}")
+    return json.loads(done.stdout)
+
+
+@contextlib.contextmanager
+def _connection(
+    listener: socket.socket | None = None,
+) -> Iterator[tuple[socket.socket, socket.socket, socket.socket]]:
+    """A listener, its client and the accepted end."""
+    with contextlib.ExitStack() as stack:
+        listener = listener or stack.enter_context(_listener())
+        client = stack.enter_context(socket.create_connection(ADDRESS, CONNECT_DEADLINE_S))
+        select.select([listener], [], [], CONNECT_DEADLINE_S)
+        yield listener, client, stack.enter_context(listener.accept()[0])
+
+
+def _cookie(sock: socket.socket) -> int:
+    return sockets.cookie(sock.fileno())
 
 
 @functools.cache
@@ -126,6 +178,8 @@ PROOFS: dict[str, Callable[[], tuple[str, str]]] = {
     "migration": migration,
     "wakes": wakes,
     "hot-reload": hot_reload,
+    "exactly-once": exactly_once,
+    "destroy": destroy,
     "rcvq": rcvq.prove,
 }
 

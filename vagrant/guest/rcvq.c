@@ -41,12 +41,26 @@ static __always_inline void add(u32 key, u32 amount)
 		__sync_fetch_and_add(value, amount);
 }
 
+/*
+ * How many bytes of the segment were queued before: a retransmitted one may begin in what is there already,
+ * and rcv_nxt has not moved yet.
+ */
+static __always_inline u32 known(struct bpf_sock_ops *skops)
+{
+	void *skb = NULL;
+	u32 seq = 0;
+
+	bpf_probe_read_kernel(&skb, sizeof(skb), to_kern_ctx(skops) + SKB_OFFSET);
+	bpf_probe_read_kernel(&seq, sizeof(seq), skb + SEQ_OFFSET);
+	return skops->rcv_nxt - seq;
+}
+
 static __always_inline void queued(struct bpf_sock_ops *skops)
 {
 	u32 length = skops->skb_len, word = 0;
 
 	add(QUEUED, 1);
-	add(BYTES, length);
+	add(BYTES, length - known(skops));
 	if (length >= 4 && length < 0x10000 && !bpf_skb_load_bytes(skops, length - 4, &word, 4))
 		see(LAST_WORD, word);
 }

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from reuseport_tool.errors import ToolError
+from reuseport_tool.kernel import btf
 from reuseport_tool.kernel.bpf import Map, MapType
 from vagrant.guest import hooks
 
@@ -174,7 +176,7 @@ def case_fast_open(bench: Bench) -> None:
 
 
 def case_out_of_order(bench: Bench) -> None:
-    """Segments that waited out of order pass it in order, each once, when the hole is filled."""
+    """Segments that waited out of order pass it in order, each byte once, when the hole is filled."""
     bench.reset()
     with pair() as (client, server):
         assert bench.opt_in(server) == 0
@@ -303,11 +305,11 @@ def sockmap() -> Iterator[Map]:
 
 
 def put(sockets: Map, sock: socket.socket) -> int:
-    """0, or the errno of the refusal."""
+    """0, or the errno of the refusal, -1 when it has none."""
     try:
         sockets.update_u32(0, sock.fileno())
-    except OSError as error:
-        return error.errno or -1
+    except ToolError as error:
+        return getattr(error.__cause__, "errno", -1)
     return 0
 
 
@@ -328,7 +330,7 @@ def prove() -> tuple[str, str]:
 def passes(name: str, case: Callable[[Bench], None], ready: Bench) -> bool:
     try:
         case(ready)
-    except (AssertionError, OSError) as error:
+    except (AssertionError, OSError, ToolError) as error:
         print(f"rcvq {name}: FAILED at line {error.__traceback__ and last_line(error)}: {error}", flush=True)
         return False
     print(f"rcvq {name}: ok. {(case.__doc__ or '').strip()}", flush=True)
@@ -353,6 +355,8 @@ def bench(op: int, flag: int, kfunc: int, cast: int) -> Iterator[Bench]:
     with settings, seen, hooks.own_cgroup("rcvq-proof") as cgroup:
         defines = {"RCVQ_OP": op, "RCVQ_FLAG": flag, "RCVLOWAT_ID": kfunc, "CAST_ID": cast}
         defines |= {"SETTINGS_FD": settings.fd, "SEEN_FD": seen.fd}
+        defines |= {"SKB_OFFSET": btf.offset("bpf_sock_ops_kern", "skb")}
+        defines |= {"SEQ_OFFSET": btf.offset("sk_buff", "cb") + btf.offset("tcp_skb_cb", "seq")}
         module = hooks.compile_file(Path(__file__).with_suffix(".c"), defines)
         for name, kind, where in (
             ("rcvq", hooks.SOCK_OPS, hooks.ATTACH_SOCK_OPS),

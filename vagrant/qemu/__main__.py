@@ -10,6 +10,7 @@ import argparse
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 from vagrant.qemu import kernels, machine, matrix
@@ -65,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("kernel", metavar="KERNEL", help=f"one of: {', '.join(kernels.load())}")
         if name == "run":
             sub.add_argument("command", metavar="COMMAND")
+        if name == "test":
+            sub.add_argument("--report", type=Path, metavar="FILE", help="write what `matrix` needs to know, as JSON")
         sub.add_argument("--deadline", type=float, metavar="SECONDS", help="for the whole run")
         sub.set_defaults(verb=verb)
     sub = verbs.add_parser("matrix", help="test every kernel, print the table and write docs/kernels.md")
@@ -76,7 +79,10 @@ def _parser() -> argparse.ArgumentParser:
 def _test(options: argparse.Namespace) -> int:
     kernel = kernels.find(options.kernel)
     machine.check_host()
-    outcome = matrix.run_tests(kernel, image(kernel), options.deadline)
+    bootable = image(kernel)
+    outcome = matrix.run_tests(kernel, bootable, options.deadline)
+    if options.report:
+        matrix.write_report(options.report, bootable, outcome)
     say(f"{kernel.name}: {'passed' if outcome.status == 0 else 'tests FAILED'} in {outcome.duration_s:.0f} s")
     return FAILED if outcome.status else 0
 

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vagrant.qemu.cache import cache_dir, locked, say
+from vagrant.qemu.cache import cache_dir, locked, need_space, say
 from vagrant.qemu.errors import VmError, from_os
 
 UPDATE_AFTER_S = 24 * 3600
+LISTS_MB = 200
 KEYRINGS = ("debian-archive-keyring.pgp", "debian-archive-keyring.gpg")
 
 
@@ -71,6 +72,8 @@ class Apt:
         with locked(self.dir / "lock", f"the package lists of {self.suite}"):
             if stamp.exists() and time.time() - stamp.stat().st_mtime < UPDATE_AFTER_S:
                 return
+            # On a disk that fills meanwhile apt-get may hang.
+            need_space(self.dir, LISTS_MB, f"reading the package lists of {self.suite}")
             self._configure()
             try:
                 run(["apt-get", "-qq", "-o", "APT::Update::Error-Mode=any", "update"], env=self._env)

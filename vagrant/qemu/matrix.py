@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
+import os
 import shlex
-from collections.abc import Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from vagrant.qemu import machine
-from vagrant.qemu.cache import CHECKOUT, say
-from vagrant.qemu.errors import VmError, VmLost
-from vagrant.qemu.images import Image, image
+from vagrant.qemu.cache import CHECKOUT, POLL_S, say
+from vagrant.qemu.errors import VmLost
+from vagrant.qemu.images import Image
 from vagrant.qemu.kernels import Kernel
+from vagrant.qemu.runfolder import run_folder
 
 DOCUMENT = CHECKOUT / "docs" / "kernels.md"
+# An emulated VM keeps a core busy.
+AT_A_TIME = min(2, os.cpu_count() or 1)
 MARKS = {True: "yes", False: "no", None: "?"}
 
 
@@ -43,13 +52,14 @@ def run_tests(kernel: Kernel, bootable: Image, deadline_s: float | None = None) 
 
 
 def run(kernels: Sequence[Kernel], *, complete: bool) -> int:
-    """Test each kernel and print the table. The worst exit code.
+    """Test the kernels, AT_A_TIME of them together, and print the table. The worst exit code.
 
-    The document is written when the run is `complete` and every VM gave its verdict.
+    The output of each is printed as a whole when it is done. The document is written when the run is
+    `complete` and every VM gave its verdict.
     """
-    rows = [_row(kernel) for kernel in kernels]
+    rows = _rows(kernels)
     table = _table(rows)
-    print(table)
+    print(table, flush=True)
     if complete and all(row.version for row in rows):
         DOCUMENT.parent.mkdir(exist_ok=True)
         DOCUMENT.write_text(_document(table, rows))
@@ -57,24 +67,68 @@ def run(kernels: Sequence[Kernel], *, complete: bool) -> int:
     return max(row.exit_code for row in rows)
 
 
-def _row(kernel: Kernel) -> Row:
-    say(f"== {kernel.name}")
-    try:
-        bootable = image(kernel)
-        outcome = run_tests(kernel, bootable)
-    except VmError as error:
-        say(f"error: {error.message}")
-        return Row(kernel, "", {}, "VM lost" if isinstance(error, VmLost) else "not run", 0, error.exit_code)
-    verdict = "passed" if outcome.status == 0 else "FAILED"
+def _rows(kernels: Sequence[Kernel]) -> list[Row]:
+    waiting, rows = list(kernels), dict[str, Row]()
+    running: list[_Test] = []
+    with run_folder() as folder, contextlib.ExitStack() as stack:
+        while waiting or running:
+            while waiting and len(running) < AT_A_TIME:
+                running.append(stack.enter_context(_Test(waiting.pop(0), folder)))
+            time.sleep(POLL_S)
+            for test in [test for test in running if test.ended()]:
+                running.remove(test)
+                test.show()
+                rows[test.kernel.name] = test.row()
+    return [rows[kernel.name] for kernel in kernels]
+
+
+class _Test:
+    """`vagrant.qemu test` of one kernel as a process, so that its output is apart and a fault of it stays its own."""
+
+    def __init__(self, kernel: Kernel, folder: Path) -> None:
+        self.kernel = kernel
+        self._log = folder / f"{kernel.name}.log"
+        self._report = folder / f"{kernel.name}.json"
+
+    def __enter__(self) -> _Test:
+        say(f"== {self.kernel.name}: started")
+        command = [sys.executable, "-m", "vagrant.qemu", "test", self.kernel.name, "--report", str(self._report)]
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def show(self) -> None:
+        print(f"== {self.kernel.name}\n{self._log.read_text(errors='replace')}", flush=True)
+
+    def row(self) -> Row:
+        code = self._process.returncode
+        if not self._report.exists():
+            return Row(self.kernel, "", {}, "VM lost" if code == VmLost.exit_code else "not run", 0, code or 1)
+        report = json.loads(self._report.read_text())
+        verdict = "passed" if code == 0 else "FAILED"
+        features = _features(report["results"])
+        return Row(self.kernel, report["version"], features, verdict, report["duration_s"], code)
+
+
+def write_report(path: Path, bootable: Image, outcome: machine.Outcome) -> None:
+    """What a row is made of, for the process that makes the table."""
     version = f"{bootable.package} {bootable.version}"
-    return Row(kernel, version, _features(outcome), verdict, outcome.duration_s, 1 if outcome.status else 0)
+    report = {"version": version, "results": outcome.results, "duration_s": outcome.duration_s}
+    path.write_text(json.dumps(report))
 
 
-def _features(outcome: machine.Outcome) -> dict[str, str]:
+def _features(results: Mapping[str, str]) -> dict[str, str]:
     """By `doctor`, and by the proofs under their own names."""
-    doctor = json.loads(outcome.results.get("doctor.json") or "{}")
+    doctor = json.loads(results.get("doctor.json") or "{}")
     found = {feature["name"]: MARKS[feature["available"]] for feature in doctor.get("features", [])}
-    proofs = json.loads(outcome.results.get("proofs.json") or "{}")
+    proofs = json.loads(results.get("proofs.json") or "{}")
     return found | {f"{name} (proof)": value for name, value in proofs.items()}
 
 

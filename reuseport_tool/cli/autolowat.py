@@ -1,0 +1,86 @@
+"""autolowat attach|detach|status"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from reuseport_tool.cli import render
+from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.errors import UsageError
+from reuseport_tool.models import Engine, Role
+from reuseport_tool.operations import autolowat
+
+_CGROUP = click.option(
+    "--cgroup", "folder", type=click.Path(path_type=Path), required=True, metavar="DIR", help="A folder of cgroup2."
+)
+
+
+@click.group("autolowat", short_help="One wake-up for each RPC frame instead of one for each segment.")
+def command() -> None:
+    """Set SO_RCVLOWAT by the length in each frame's header, so that a reader is woken when a frame is there."""
+
+
+def ports(text: str) -> list[int]:
+    """Read `80,8080-8090`. Raises UsageError."""
+    found: list[int] = []
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        if not all(word.isascii() and word.isdigit() for word in (first, last or first)):
+            raise UsageError(f"not a port: {part!r}", hint="write --ports 443,8080-8090")
+        found += range(int(first), int(last or first) + 1)
+    if not all(0 < port < 65536 for port in found):
+        raise UsageError(f"not ports: {text!r}", hint="they are from 1 to 65535")
+    return found
+
+
+@command.command(
+    "attach",
+    epilog=examples(
+        "reuseport-tool autolowat attach --cgroup /sys/fs/cgroup/web --framing http2 --ports 50051",
+        "reuseport-tool autolowat attach --cgroup /sys/fs/cgroup/rpc --framing rpc",
+        "reuseport-tool autolowat attach --cgroup DIR --framing length:offset=4,width=4,order=big,includes=frame",
+    ),
+)
+@_CGROUP
+@click.option("--framing", required=True, metavar="SPEC", help="rpc, thrift, kafka, postgres, dns, http2, or length:…")
+@click.option("--ports", "listed", default="", metavar="LIST", help="Opt every connection on these ports in.")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", *(engine.value for engine in Engine)]),
+    default="auto",
+    show_default=True,
+    help="native needs a kernel with the hook; paired needs this tool on both ends.",
+)
+@click.option(
+    "--role",
+    type=click.Choice([role.value for role in Role]),
+    default=Role.BOTH.value,
+    show_default=True,
+    help="What this end does, of the engine paired.",
+)
+@pass_context
+def attach(ctx: Context, folder: Path, framing: str, listed: str, engine: str, role: str) -> None:
+    """Follow the frames of connections that are made in the cgroup from now on.
+
+    Without --ports an application opts a socket in: setsockopt(fd, 0xdeadbeef, 0x8badf00d, &(int){1}, 4).
+    Each framing with an example: docs/autolowat.md.
+    """
+    chosen = None if engine == "auto" else Engine(engine)
+    render.show(autolowat.attach(folder, framing, ports(listed), chosen, Role(role), ctx.bpffs), ctx.json)
+
+
+@command.command("detach", epilog=examples("reuseport-tool autolowat detach --cgroup /sys/fs/cgroup/web"))
+@_CGROUP
+@pass_context
+def detach(ctx: Context, folder: Path) -> None:
+    """Take the programs away. Every socket is at SO_RCVLOWAT 1 then; traffic may go on meanwhile."""
+    render.show(autolowat.detach(folder, ctx.bpffs), ctx.json)
+
+
+@command.command("status", epilog=examples("reuseport-tool autolowat status"))
+@pass_context
+def status(ctx: Context) -> None:
+    """Show where it is attached, what it follows, what it has saved, and why it gave sockets up."""
+    render.show(autolowat.status(ctx.bpffs), ctx.json)
