@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from reuseport_tool.errors import Conflict, NotFound, ToolError, Unsupported
+from reuseport_tool.errors import Conflict, MissingCapability, NotFound, ToolError, Unsupported
 from reuseport_tool.kernel import bpffs, iterator, notify, processes
 from reuseport_tool.kernel.diag import BoundSocket
 from reuseport_tool.kernel.listen_events import ListenEvent, ListenEvents
@@ -188,7 +188,15 @@ class _Follower:
         self._again: Iterator[float] = iter(())
 
     def start(self) -> None:
-        """The first look, whose errors end the follower."""
+        """The first look, whose errors end the follower, unless a listener that just closes is the reason."""
+        for wait_s in _AGAIN_S:
+            try:
+                return self._first_look()
+            except (NotFound, MissingCapability):
+                time.sleep(wait_s)
+        return self._first_look()
+
+    def _first_look(self) -> None:
         present = discover.sockets_of(self._endpoint)
         self._seen = {entry.cookie for entries in present.values() for entry in entries}
         self._again = iter(_AGAIN_S)
@@ -316,6 +324,8 @@ class _Follower:
                 renew=False,
             )
         except NotFound as error:  # one closed meanwhile, or is on its way from one process to another
+            if first:
+                raise
             self._obstacle = error.message
             return
         with opened:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.follower import Follower
+from tests.follower import PRIORITY, Follower
 from tests.kernel.conftest import PORT
 from tests.kernel.test_rights import PoorTool
 from tests.tool import Tool
@@ -39,6 +39,10 @@ def test_systemd_understands_it(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_its_priority_is_that_of_the_tests() -> None:
+    assert f"Nice={PRIORITY}" in UNIT.read_text().splitlines()
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])

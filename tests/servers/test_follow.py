@@ -5,6 +5,7 @@
 3. With the tool the follower registers each new listener; in the middle it is killed by SIGKILL, and another one
    takes up what is attached. Each listener is to be in its slot 100 ms after its listen(), by the test's own
    watch of the map, but for those that came while no follower ran.
+   Follower and watch have the priority of the unit file.
 4. Without the tool the very same respawns must lose connections.
 """
 
@@ -15,7 +16,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -25,9 +25,8 @@ import pytest
 
 from reuseport_tool.models import Endpoint, Protocol
 from reuseport_tool.operations import state
-from reuseport_tool.operations.state import State
 from reuseport_tool.operations.waiting import wait_until
-from tests.follower import Follower
+from tests.follower import Follower, prefer
 from tests.servers import restart, servers
 from tests.servers.load import Load
 from tests.tool import Tool
@@ -68,24 +67,27 @@ class Workers:
         self._process.wait()
 
 
-class Watch(threading.Thread):
-    """Notes when each cookie is first seen in a slot, as CLOCK_MONOTONIC nanoseconds."""
+class Watch:
+    """tests/servers/watch.py with the follower's priority. A context manager."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(daemon=True)
-        self.seen: dict[int, int] = {}
-        self.done = threading.Event()
-        self._state = State.open(folder)
+    def __init__(self, folder: Path, told: Path) -> None:
+        self._told = told
+        command = [sys.executable, "-m", "tests.servers.watch", str(folder)]
+        with told.open("w") as out:
+            self._process = subprocess.Popen(command, stdout=out, start_new_session=True)
+        prefer(self._process.pid)
 
-    def stop(self) -> None:
-        self.done.set()
-        self.join()
+    def __enter__(self) -> Watch:
+        return self
 
-    def run(self) -> None:
-        with self._state:
-            while not self.done.wait(0.001):
-                for cookie in self._state.registered():
-                    self.seen.setdefault(cookie, time.monotonic_ns())
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def seen(self) -> dict[int, int]:
+        """cookie → nanoseconds."""
+        lines = self._told.read_text().splitlines(keepends=True)
+        return {int(line.split()[0]): int(line.split()[1]) for line in lines if line.endswith("\n")}
 
 
 @pytest.fixture
@@ -111,9 +113,8 @@ def test_respawned_workers_with_a_follower_lose_none(tool: Tool, workers: Worker
     assert tool.bpffs is not None
     with ExitStack() as stack:
         follower = stack.enter_context(Follower(tool, tmp_path, servers.PORT))
-        watch = Watch(state.group_folder(tool.bpffs, GROUP))
-        stack.callback(watch.stop)
-        watch.start()
+        watch = stack.enter_context(Watch(state.group_folder(tool.bpffs, GROUP), tmp_path / "seen"))
+        assert wait_until(lambda: len(watch.seen()) == WORKERS, 10)
         load = stack.enter_context(Load(servers.ADDRESS, servers.PORT, CLIENTS))
         killed_ns = back_ns = 0
         for number in range(RESPAWNS):
@@ -127,19 +128,20 @@ def test_respawned_workers_with_a_follower_lose_none(tool: Tool, workers: Worker
             if killed_ns and not back_ns and follower.events("following"):
                 back_ns = time.monotonic_ns()
         ledger = load.stop()
-        assert wait_until(lambda: workers.listened()[-1][1] in watch.seen, 5)
+        assert wait_until(lambda: workers.listened()[-1][1] in watch.seen(), 5)
     print(ledger)
     assert ledger.lost == 0
     assert killed_ns < back_ns
-    judge(workers, watch, killed_ns, back_ns)
+    judge(workers, watch.seen(), killed_ns, back_ns)
 
 
-def judge(workers: Workers, watch: Watch, killed_ns: int, back_ns: int) -> None:
+def judge(workers: Workers, seen: dict[int, int], killed_ns: int, back_ns: int) -> None:
     """When the listeners were registered that began to listen while a follower ran, and the last ones before."""
     delays_s, meanwhile = [], 0
     for _, cookie, began_ns in workers.listened()[WORKERS:]:
         if began_ns < killed_ns - SOON_S * 1e9 or began_ns > back_ns:
-            delays_s.append((watch.seen[cookie] - began_ns) / 1e9)
+            assert cookie in seen, "closed again before it was registered"
+            delays_s.append((seen[cookie] - began_ns) / 1e9)
         else:
             meanwhile += 1
     print(
