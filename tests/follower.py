@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reuseport_tool.operations.waiting import wait_until
-from tests.tool import Tool
-
-_DEADLINE_S = 20.0
+from tests.tool import TIMEOUT_S, Tool
 
 
 class Follower:
@@ -54,7 +52,7 @@ class Follower:
         def arrived() -> bool:
             return self._process.poll() is not None or len(self.events(name)) >= count
 
-        assert wait_until(arrived, _DEADLINE_S), f"no {count} {name}: {self.events()}"
+        assert wait_until(arrived, TIMEOUT_S), f"no {count} {name}: {self.events()}"
         assert len(self.events(name)) >= count, f"ended: {self.events()} {self._err.read_text()}"
         return self.events(name)
 
@@ -64,7 +62,7 @@ class Follower:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """The exit code."""
         self.send(number)
-        return self._process.wait(timeout=_DEADLINE_S)
+        return self._process.wait(timeout=TIMEOUT_S)
 
     def cost(self) -> tuple[float, int]:
         """CPU seconds (user and system) and context switches so far, of all its threads."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from pathlib import Path
@@ -108,6 +109,10 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         sys.stdout = None  # the reader is gone; nothing to flush
         return 1
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        return _failed(ToolError("too many open files", hint="raise the limit: ulimit -n"), as_json, verbose)
 
 
 def _failed(error: ToolError, as_json: bool, verbose: bool) -> int:

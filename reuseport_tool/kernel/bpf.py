@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
-from reuseport_tool.errors import MissingCapability, ToolError
+from reuseport_tool.errors import Conflict, MissingCapability, ToolError
 from reuseport_tool.kernel import capabilities, libc
 
 T = TypeVar("T", bound=ctypes.Structure)
@@ -185,10 +185,24 @@ class Handle:
             libc.bpf(Command.OBJ_PIN, attr, "pin")
 
 
-def _obj_get(path: str) -> int:
+def _obj_get(path: str, kind: str) -> int:
     name = ctypes.create_string_buffer(path.encode())
     attr = _Object(pathname=ctypes.addressof(name))
-    return libc.bpf(Command.OBJ_GET, attr, f"open pin {path}")
+    try:
+        fd = libc.bpf(Command.OBJ_GET, attr, f"open pin {path}")
+    except PermissionError as error:
+        if os.path.isdir(path):
+            raise _not_a(kind, path) from error
+        raise
+    # The name of the file behind it is the only thing that tells (kernel/bpf/syscall.c, anon_inode_getfd()).
+    if os.readlink(f"/proc/self/fd/{fd}") == f"anon_inode:bpf-{kind}":
+        return fd
+    os.close(fd)
+    raise _not_a(kind, path)
+
+
+def _not_a(kind: str, path: str) -> Conflict:
+    return Conflict(f"{path} is not a {kind}", hint="it is not this tool's: look at it, then remove it")
 
 
 class Map(Handle):
@@ -243,8 +257,8 @@ class Map(Handle):
 
     @classmethod
     def open(cls, path: str) -> Map:
-        """BPF_OBJ_GET of a pinned map. Raises FileNotFoundError."""
-        return cls(_obj_get(path))
+        """BPF_OBJ_GET of a pinned map. Raises FileNotFoundError, and Conflict for anything else than a map."""
+        return cls(_obj_get(path, "map"))
 
     def lookup(self, key: int) -> bytes:
         """The value under a key. Raises OSError (ENOENT for an empty slot)."""
@@ -297,8 +311,8 @@ class Program(Handle):
 
     @classmethod
     def open(cls, path: str) -> Program:
-        """BPF_OBJ_GET of a pinned program. Raises FileNotFoundError."""
-        return cls(_obj_get(path))
+        """BPF_OBJ_GET of a pinned program. Raises FileNotFoundError, and Conflict for anything else than a program."""
+        return cls(_obj_get(path, "prog"))
 
     @classmethod
     def by_id(cls, program_id: int) -> Program:

@@ -59,16 +59,20 @@ def find_or_mount(folder: Path | None) -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and those above it, each for its owner's eyes only. Raises MissingCapability."""
+    """Create a folder and those above it, each for its owner's eyes only. Raises MissingCapability, Conflict."""
     try:
         # One by one: mkdir(parents=True) gives the mode to the last one only.
         for each in (*reversed(folder.parents), folder):
-            if not each.exists():
+            if not each.is_dir():
                 each.mkdir(exist_ok=True, mode=0o700)
     except PermissionError as error:
         raise MissingCapability(
             f"not permitted to write to {folder.parent}",
             hint="run as root, or name a bpffs of your own by --bpffs: mount -t bpf bpf DIR && chown USER DIR",
+        ) from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise Conflict(
+            f"not a folder: {error.filename}", hint="it is not this tool's: look at it, then remove it"
         ) from error
 
 

@@ -77,12 +77,14 @@ def attach_group(
     *,
     listeners: iterator.TcpListeners | None = None,
     belongs: Callable[[State, int], bool] = lambda _opened, _cookie: True,
+    renew: bool = True,
 ) -> tuple[State, str, list[int]]:
     """Attach to one group whose lock the caller holds.
 
     Args:
         listeners: an iterator that is loaded already.
         belongs: whether a listener is to be registered, where something is attached already.
+        renew: make a new generation when all listeners of the working one have closed. It takes milliseconds (RCU).
 
     Returns the open state, what was done (attached, replaced, unchanged), and the cookies of the
     listeners that were newly registered.
@@ -98,7 +100,7 @@ def attach_group(
                     on_failure.enter_context(opened)
                     result = _reattach(opened, attached, policy, source, fds)
                     mine = {cookie: fd for cookie, fd in fds.items() if belongs(opened, cookie)}
-                    registered = _register(opened, mine)
+                    registered = _register(opened, mine, renew)
                     on_failure.pop_all()
                 return opened, result, registered
             opened.close()
@@ -203,13 +205,13 @@ def _reattach(
     return "replaced" if attached is not None else "attached"
 
 
-def _register(opened: State, fds: dict[int, int]) -> list[int]:
+def _register(opened: State, fds: dict[int, int], renew: bool) -> list[int]:
     """Put the listeners that are in no generation yet into the working one."""
     known = opened.registered()
     new = {cookie: fd for cookie, fd in fds.items() if cookie not in known}
     if not new:
         return []
-    if not opened.has_listeners(opened.working):
+    if not opened.has_listeners(opened.working) and (renew or opened.working not in opened.generations()):
         number = opened.next_generation()
         opened.create_generation(number)
         registered = _fill(opened, number, new)

@@ -13,7 +13,6 @@ All arms make the same system calls before the one that is timed; only the group
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
@@ -24,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -40,7 +39,7 @@ QUEUED = (1, 16, 256, 1024, 4096)
 PROGRAM, MINIMAL, SYSCTL = "program", "minimal", "sysctl"
 
 _ADDRESS, _PORT, _OTHER_PORT = "127.0.0.1", 9000, 9001
-_SPARE_FDS = 64
+SPARE_FDS = 64
 _ANSWER = b"answered"
 
 
@@ -96,7 +95,9 @@ class _Bench:
 
 
 def measure(sizes: Sequence[int], rounds: int, on_round: Callable[[], None]) -> tuple[CloseSize, ...]:
-    """Measure in the calling thread's network namespace, which is to be a throw-away one, inside of descriptors().
+    """Measure in the calling thread's network namespace, which is to be a throw-away one.
+
+    The caller has room for max(sizes) + SPARE_FDS open files.
 
     Args:
         rounds: how often each arm is measured with each size, at least 2, in an order that changes.
@@ -122,20 +123,6 @@ def measure(sizes: Sequence[int], rounds: int, on_round: Callable[[], None]) -> 
 def _minimal() -> bpf.Program:
     source = program.bpf_dir() / "bench_pass.c"
     return program.load(source, "bench_pass", ProgramType.SK_REUSEPORT, AttachType.SK_REUSEPORT_SELECT_OR_MIGRATE, {})
-
-
-@contextlib.contextmanager
-def descriptors(sizes: Sequence[int]) -> Iterator[None]:
-    """Room for as many open files as measure() needs. Raises ToolError where the hard limit is lower."""
-    wanted = max(sizes) + _SPARE_FDS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        raise ToolError(f"{wanted} open files are needed, and {hard} are allowed", hint="raise it: ulimit -Hn")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def _turn(bench: _Bench, size: int, arm: str, samples: _Samples) -> None:

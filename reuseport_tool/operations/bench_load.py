@@ -66,10 +66,20 @@ class Load:
     Args:
         clients: connections at a time.
         slow: so many of them send their request only `delay_s` after they have connected.
+        timeout_s: a connection without a whole answer for so long is timed out.
     """
 
-    def __init__(self, address: str, port: int, clients: int, slow: int = 0, delay_s: float = 0.0) -> None:
-        words = (address, port, "--clients", clients, "--slow", slow, "--delay", delay_s)
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        clients: int,
+        slow: int = 0,
+        delay_s: float = 0.0,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self._timeout_s = timeout_s
+        words = (address, port, "--clients", clients, "--slow", slow, "--delay", delay_s, "--timeout", timeout_s)
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, *map(str, words)],
             stdin=subprocess.PIPE,
@@ -87,7 +97,10 @@ class Load:
     def await_warm(self) -> None:
         """Wait until the clients are out of step: twice as many answers as there are clients. Raises ToolError."""
         assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], 2 * TIMEOUT_S)[0] or not self._process.stdout.readline():
+        if (
+            not select.select([self._process.stdout], [], [], 2 * self._timeout_s)[0]
+            or not self._process.stdout.readline()
+        ):
             raise ToolError("the load gets no answers")
 
     def mark(self) -> None:
@@ -99,7 +112,7 @@ class Load:
 
     def stop(self) -> Ledger:
         """No new connections; the open ones are seen to their end. Raises ToolError when the load broke down."""
-        out, _ = self._process.communicate(timeout=TIMEOUT_S + 10)
+        out, _ = self._process.communicate(timeout=self._timeout_s + 10)
         if self._process.returncode:
             raise ToolError(f"the load ended with {self._process.returncode}", hint="its own message is above")
         return Ledger(**json.loads(out.splitlines()[-1]))
@@ -120,6 +133,7 @@ class _Loop:
     def __init__(self, options: argparse.Namespace) -> None:
         self._address = (options.address, options.port)
         self._delay_s: float = options.delay
+        self._timeout_s: float = options.timeout
         self._open: dict[int, _Connection] = {}  # in the order of their beginning
         self._waiting: collections.deque[_Connection] = collections.deque()  # slow ones, likewise
         self._epoll = select.epoll()
@@ -212,7 +226,7 @@ class _Loop:
     def _give_up(self, now: float) -> None:
         while self._open:
             oldest = next(iter(self._open.values()))
-            if now - oldest.begun < TIMEOUT_S:
+            if now - oldest.begun < self._timeout_s:
                 return
             self._end(oldest, "timed_out")
 
@@ -245,6 +259,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, required=True)
     parser.add_argument("--slow", type=int, default=0)
     parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--timeout", type=float, default=TIMEOUT_S)
     options = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

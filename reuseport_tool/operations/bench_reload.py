@@ -24,7 +24,7 @@ from pathlib import Path
 from reuseport_tool.errors import ToolError
 from reuseport_tool.kernel import bpffs, mib, netns, sysctl
 from reuseport_tool.models import BenchReload, Endpoint, Protocol, ReloadArm
-from reuseport_tool.operations import bench_close, bench_server, detach, discover, lab
+from reuseport_tool.operations import bench_close, bench_server, detach, discover, lab, room
 from reuseport_tool.operations.bench_close import spread
 from reuseport_tool.operations.bench_load import Ledger, Load
 from reuseport_tool.operations.waiting import wait_until
@@ -194,7 +194,7 @@ def bench(
     """
     start = time.perf_counter()
     samples = {arm.name: _Samples() for arm in _ARMS if _absent(arm) == ""}
-    with bench_close.descriptors(queued), netns.throw_away(), lab.private_pins(root) as pins:
+    with room.descriptors(max(queued) + bench_close.SPARE_FDS), netns.throw_away(), lab.private_pins(root) as pins:
         sysctl.write("net.core.somaxconn", "4096")
         bpffs.make_folder(pins / "kept")  # a run removes the empty folders that it leaves
         order = random.Random(0)

@@ -25,6 +25,7 @@ from reuseport_tool.errors import NotFound, ToolError, Unsupported
 from reuseport_tool.kernel import bpf, loopback, netns, program, sockets
 from reuseport_tool.kernel.program import AttachType, ProgramType
 from reuseport_tool.models import BenchSelect, Policy, Ratio, SelectArm
+from reuseport_tool.operations import room
 from reuseport_tool.operations.scratch import Scratch
 
 LISTENERS = (1, 16, 256)
@@ -33,6 +34,7 @@ NONE, PASS, SELECT, OURS = "none", "bench_pass", "bench_select", "hash"
 
 _FIRST_PORT = 9000
 _BACKLOG = 4096
+_SPARE_FDS = 64
 _BATCH = 128  # connections open at a time: with the listeners fewer descriptors than the usual limit of 1024
 _WARM_UP = 16
 _ACCEPT_TIMEOUT_S = 10.0
@@ -91,6 +93,7 @@ def select(rounds: int, connections: int, on_round: Callable[[], None] = lambda:
     """
     start = time.perf_counter()
     with ExitStack() as stack:
+        stack.enter_context(room.descriptors(sum(LISTENERS) + _BATCH + _SPARE_FDS))
         stack.enter_context(netns.throw_away())
         _statistics().close()  # fail now rather than after the rounds
         benches = [_bench(stack, number) for number in LISTENERS]

@@ -313,6 +313,7 @@ class _Follower:
                 *(wanted.policy, wanted.source, folder),
                 listeners=self._listeners,
                 belongs=self._belongs,
+                renew=False,
             )
         except NotFound as error:  # one closed meanwhile, or is on its way from one process to another
             self._obstacle = error.message

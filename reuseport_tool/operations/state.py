@@ -263,7 +263,7 @@ class State:
 
     @contextlib.contextmanager
     def sockarray(self, generation: int) -> Iterator[SockArray]:
-        """Raises NotFound when there is no such generation."""
+        """Raises NotFound when there is no such generation, Conflict when its pin is not one of ours."""
         try:
             array = bpf.Map.open(str(self._pin(generation)))
         except FileNotFoundError as error:
@@ -271,6 +271,8 @@ class State:
                 f"no generation {generation}", hint=f"there are: {', '.join(map(str, self.generations())) or 'none'}"
             ) from error
         with array:
+            if array.type != bpf.MapType.REUSEPORT_SOCKARRAY:
+                raise _foreign(self.folder)
             yield SockArray(array)
 
     def slots(self, generation: int) -> list[tuple[int, int]]:

@@ -153,3 +153,15 @@ def test_without_rights() -> None:
     assert done.returncode == 3
     assert "CAP_" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("limit", "code"), [("-Sn 60", 0), ("-n 60", 1), ("-n 7", 1)])
+def test_few_descriptors(root: None, limit: str, code: int) -> None:
+    """A low soft limit is raised, a low hard one is an error."""
+    command = f"{sys.executable} -m reuseport_tool bench select --rounds 2 --connections 8"
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit {limit}; exec {command}"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert bool(code) == ("open files" in done.stderr)
+    assert "Traceback" not in done.stderr

@@ -39,13 +39,16 @@ VERBS: dict[str, tuple[tuple[object, ...], tuple[str, ...], tuple[str, ...]]] = 
     "map list": (("map", "list"), (), ()),
     "status": (("status", PORT), (), ()),
     "reload": (("reload", PORT, *NEW), BPF, ()),
-    "reload drain": (("reload", PORT, "--strategy", "drain", *NEW), BPF, ()),
     "reload sysctl": (("reload", PORT, "--strategy", "sysctl", *NEW), (*BPF, "net_admin"), ()),
     "reload --new-pid": (("reload", PORT, "--new-pid", "{new}", "--old-pid", "{old}"), BPF, (*SEE, "kill")),
     "migrate-req": (("migrate-req", "on"), ("net_admin",), ()),
     "sockets": (("sockets", "--pid", "{old}"), BPF, ()),
     "destroy": (("destroy", "--endpoint", PORT, "--state", "established", "--yes"), BPF, ()),
-    "check": (("check", "hot-reload"), ("sys_admin", "net_admin", "net_raw"), ()),
+    "check": (
+        ("check", "hot-reload", "--strategy", "bpf-migrate", "--connections", 1),
+        ("sys_admin", "net_admin", "net_raw"),
+        (),
+    ),
     "bench select": (("bench", "select", "--rounds", 2, "--connections", 8), ("sys_admin", "net_admin"), ()),
     "bench sockets": (
         ("bench", "sockets", "--sockets", 20, "--rounds", 2, "--protocol", "tcp"),

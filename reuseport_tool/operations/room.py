@@ -1,0 +1,26 @@
+"""Room for open files."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from collections.abc import Iterator
+
+from reuseport_tool.errors import ToolError
+
+
+@contextlib.contextmanager
+def descriptors(wanted: int) -> Iterator[None]:
+    """The soft limit raised to so many, within the hard one, until the end.
+
+    Raises ToolError where the hard limit is lower.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise ToolError(f"{wanted} open files are needed, and {hard} are allowed", hint="raise it: ulimit -Hn")
+    if soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,0 +1,202 @@
+"""State folders with foreign, broken or missing pins: every verb gives an exit code and a message, never a traceback.
+
+The verbs run in forked children of this process, in which everything is imported already.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from reuseport_tool.cli.main import run
+from reuseport_tool.kernel import bpf, bpffs, bytecode, loopback, netns, sockets
+from reuseport_tool.models import Endpoint, Policy, Protocol
+from reuseport_tool.operations import attach, state
+from tests.servers import restart
+
+PORT = 8080
+GROUP = Endpoint(Protocol.TCP, "127.0.0.1", PORT)
+CODES = (0, 1, 2, 3, 6, 7, 8)
+DEADLINE_S = 30
+VERBS = {
+    "status": ("status", PORT),
+    "status of all": ("status",),
+    "map list": ("map", "list"),
+    "map show": ("map", "show", PORT),
+    "map add": ("map", "add", PORT),
+    "map switch": ("map", "switch", PORT, 1),
+    "map remove": ("map", "remove", PORT, "--generation", 1, "--slot", 0),
+    "attach": ("attach", PORT),
+    "attach another": ("attach", PORT, "--policy", "cpu"),
+    "resume": ("reload", PORT, "--resume"),
+    "abort": ("reload", PORT, "--abort"),
+    "reload": ("reload", PORT, "--start-timeout", "0.1", "--no-probe", "--", "true"),
+    "detach": ("detach", PORT),
+}
+PINS = ("program", *state._SHAPES, "generation_1", "program_next", "../journal")
+VERBS_EACH = int(os.environ.get("FUZZ_VERBS_EACH", "13"))
+BESIDE = [("next_1", "a folder"), (f"next_{os.getpid()}", "a hash"), ("odd", "a folder"), ("../odd", "a program")]
+ODD_NAMES = ("generation_x", "generation_7", "generation_99999999999999999999", "generation_01", "working", "odd")
+
+
+def array(size: int, elements: int, value: bytes = b"") -> bpf.Map:
+    made = bpf.Map.create(bpf.MapType.ARRAY, "fuzz", value_size=size, max_entries=elements)
+    made.update(0, value.ljust(size, b"\xff"))
+    return made
+
+
+THINGS: dict[str, Callable[[], bpf.Handle] | None] = {
+    "nothing": None,
+    "a folder": None,
+    "a program": lambda: bytecode.load(bytecode.Verdict.PASS),
+    "a hash": lambda: bpf.Map.create(bpf.MapType.HASH, "fuzz", key_size=8, value_size=8, max_entries=4),
+    "a small array": lambda: array(4, 1),
+    "a journal of nonsense": lambda: array(65536, 1, (7).to_bytes(4, "little") + b'{"a":1}'),
+    "a sockarray": lambda: bpf.Map.create(bpf.MapType.REUSEPORT_SOCKARRAY, "fuzz", value_size=8, max_entries=3),
+}
+
+
+class Stage:
+    """A group with our program, whose pins are made anew again and again without compiling anything."""
+
+    def __init__(self, stack: ExitStack, pins: Path) -> None:
+        self.pins = pins
+        self.folder = state.group_folder(pins, GROUP)
+        self.listener = stack.enter_context(loopback.listener(PORT))
+        self._maps = state.new_maps(stack)
+        defines = state.defines(self._maps.maps)
+        self._program = stack.enter_context(attach.load_policy(Policy.HASH, None, defines))
+
+    def fresh(self) -> None:
+        """Attached, with an empty generation 1."""
+        bpffs.remove_folder(self.pins / "reuseport-tool")
+        bpffs.make_folder(self.folder)
+        opened = self._maps.pin(self.folder, self._program)  # closed by the stage
+        opened.create_generation(1)
+        opened.switch(1)
+        sockets.attach_program(self.listener.fileno(), self._program)
+
+    def put(self, pin: str, thing: str) -> None:
+        put(self.folder / "state" / pin, thing)
+
+    def serves(self) -> None:
+        with socket.create_connection(("127.0.0.1", PORT), timeout=5):
+            assert select.select([self.listener], [], [], 5)[0]
+            self.listener.accept()[0].close()
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    with ExitStack() as stack:
+        stack.enter_context(netns.throw_away())
+        yield Stage(stack, stack.enter_context(restart.own_bpffs()))
+
+
+def answer(pins: Path, *words: object) -> tuple[int, str]:
+    """Exit code of a command line, and everything that it printed."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(DEADLINE_S)
+        os.dup2(writing, 1)
+        os.dup2(writing, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        code = 99
+        try:
+            code = run(["--bpffs", str(pins), *map(str, words)])
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    os.close(writing)
+    with open(reading, errors="replace") as printed:
+        text = printed.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
+
+
+def check(pins: Path, *words: object) -> int:
+    code, text = answer(pins, *words)
+    assert code in CODES, (words, code, text)
+    assert "Traceback" not in text, (words, text)
+    assert text.strip(), (words, code)
+    return code
+
+
+def put(path: Path, thing: str) -> None:
+    """Have a thing at a path, in place of what is there."""
+    if path.is_dir():
+        bpffs.remove_folder(path)
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make = THINGS[thing]
+    if thing == "a folder":
+        path.mkdir()
+    elif make is not None:
+        with make() as handle:
+            handle.pin(str(path))
+
+
+ALL = [(pin, thing) for pin in PINS for thing in THINGS]
+
+
+@pytest.mark.parametrize("turn", range(len(THINGS)))
+def test_one_broken_pin(stage: Stage, turn: int) -> None:
+    """Every pin and every thing; each with some of the verbs, which take turns."""
+    for number, (pin, thing) in list(enumerate(ALL))[turn :: len(THINGS)]:
+        stage.fresh()
+        stage.put(pin, thing)
+        for verb in list(VERBS.values())[(turn + number // len(THINGS)) % VERBS_EACH :: VERBS_EACH]:
+            check(stage.pins, *verb)
+        stage.serves()
+
+
+@settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=12,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(
+    broken=st.dictionaries(st.sampled_from([*PINS, *ODD_NAMES]), st.sampled_from(sorted(THINGS)), max_size=4),
+    beside=st.lists(st.sampled_from(BESIDE), max_size=2),
+    verbs=st.lists(st.sampled_from(sorted(VERBS)), min_size=2, max_size=3),
+)
+def test_a_broken_folder(stage: Stage, broken: dict[str, str], beside: list[tuple[str, str]], verbs: list[str]) -> None:
+    stage.fresh()
+    for pin, thing in broken.items():
+        stage.put(pin, thing)
+    for name, thing in beside:
+        put(stage.folder / name, thing)
+    for verb in verbs:
+        check(stage.pins, *VERBS[verb])
+    stage.serves()
+
+
+@pytest.mark.parametrize("verb", ["status", "attach", "detach"])
+def test_what_is_no_state_at_all(stage: Stage, verb: str) -> None:
+    """Folders and pins in the place of the folders above, and names that are no group's."""
+    root = stage.pins / "reuseport-tool"
+    for path, thing in ((root, "a hash"), (root / str(netns.identity()), "a program"), (stage.folder, "a small array")):
+        bpffs.remove_folder(root) if root.is_dir() else root.unlink(missing_ok=True)
+        put(path, thing)
+        check(stage.pins, *VERBS[verb])
+    root.unlink() if root.is_file() else bpffs.remove_folder(root)
+    for name in ("tcp4_999-1-1-1_80", "tcp4_127-0-0-1_08080", "tcp6__80", "odd"):
+        put(stage.folder.parent / name / "state" / "program", "a hash")
+    check(stage.pins, *VERBS[verb])
+    stage.serves()
