@@ -88,7 +88,6 @@ def bind(kind: int = socket.SOCK_STREAM) -> socket.socket:
     return sock
 
 
-@pytest.mark.vm
 def test_a_respawned_worker_is_registered_and_a_stranger_is_not(
     tool: Tool, tmp_path: Path, prefork: Callable[[int], Any], server: Callable[..., Any]
 ) -> None:
@@ -109,7 +108,6 @@ def test_a_respawned_worker_is_registered_and_a_stranger_is_not(
     assert sorted(flag for _, flag in listeners(tool).values()) == ["foreign", "working", "working"]
 
 
-@pytest.mark.vm
 def test_it_may_begin_before_the_server_and_again_after_it(
     tool: Tool, tmp_path: Path, server: Callable[..., Any]
 ) -> None:
@@ -137,7 +135,6 @@ def test_a_lone_worker_is_soon_registered(tool: Tool, tmp_path: Path, prefork: C
             assert tool.ok("status", PORT)["groups"][0]["program"]["policy"] == "hash"
 
 
-@pytest.mark.vm
 def test_a_new_server_is_left_to_the_reload(
     tool: Tool, tmp_path: Path, server: Callable[..., Any], prefork: Callable[[int], Any]
 ) -> None:
@@ -163,7 +160,6 @@ def test_a_reload_takes_a_new_server_that_was_registered_with_the_old(
     assert ask() == "new"
 
 
-@pytest.mark.vm
 def test_nothing_is_registered_while_the_group_is_locked(
     tool: Tool, tmp_path: Path, prefork: Callable[[int], Any]
 ) -> None:
@@ -180,7 +176,6 @@ def test_nothing_is_registered_while_the_group_is_locked(
         assert cookie in registered(tool)
 
 
-@pytest.mark.vm
 def test_a_reload_and_its_workers_under_a_follower(
     tool: Tool, tmp_path: Path, prefork: Callable[[int], Any], end_owners: None
 ) -> None:
