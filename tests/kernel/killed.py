@@ -163,6 +163,7 @@ def torture(kills: int, seed: int) -> tuple[dict[str, object], bool]:
                 ends[_step(bpffs)] += 1
                 ends[settle(chance.choice(["resume", "abort"]), bpffs)] += 1
                 seen = picture(bpffs)
+                print(f"{done} of {kills} killed, {dict(ends)}", file=sys.stderr)
                 if seen != dataclasses.replace(seen, listeners=1, owners=1, unregistered=0, interrupted=False):
                     wrong.append(f"killed after {moment_s:.4f} s: {seen}")
             ledger = load.stop()
