@@ -71,14 +71,14 @@ def test_a_share_is_accurate(tool: Tool, server: Start, percent: int, policy: st
 def test_steps_end_in_the_switch(tool: Tool, server: Start) -> None:
     server("old")
     with Asking() as asking:
-        options = ("--canary", "10,50,100", "--step", "700ms")
+        options = ("--canary", "20,50,100", "--step", "1500ms")
         report = tool.ok("reload", PORT, *options, "--", *server_command("new"))
         assert ask() == "new"
     assert asking.answers.keys() == {"old", "new"}
-    assert [step["percent"] for step in report["canary"]] == [10, 50]
+    assert [step["percent"] for step in report["canary"]] == [20, 50]
     for step in report["canary"]:
         total = step["to_new"] + step["to_old"]
-        assert total > 200
+        assert total > 100
         # As even as the golden section is over so few: a handful of connections either way.
         assert abs(step["to_new"] - total * step["percent"] / 100) <= 5
     assert tool.ok("status", PORT)["groups"][0]["canary"] is None
