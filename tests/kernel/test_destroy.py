@@ -199,14 +199,14 @@ def test_a_socket_that_is_not_as_it_was_is_spared(world: World, end: Callable[..
 @pytest.mark.parametrize("engine", list(Engine))
 def test_what_closes_meanwhile_is_gone(world: World, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     victims = {cookie(sock) for sock in world.accepted[:2]}
-    end = destroy._end
+    end = destroy.end
 
     def close_one_first(*arguments: object) -> object:
         world.clients[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, churn.RESET_ON_CLOSE)
         world.clients[0].close()
         return end(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(destroy, "_end", close_one_first)
+    monkeypatch.setattr(destroy, "end", close_one_first)
     report = destroy.destroy(Filter(cookies=tuple(victims)), None, act=True, engine=engine)
     assert sorted(ending.result for ending in report.endings) == ["ended", "gone"]
 
