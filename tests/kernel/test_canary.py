@@ -79,8 +79,8 @@ def test_steps_end_in_the_switch(tool: Tool, server: Start) -> None:
     for step in report["canary"]:
         total = step["to_new"] + step["to_old"]
         assert total > 100
-        # As even as the golden section is over so few: a handful of connections either way.
-        assert abs(step["to_new"] - total * step["percent"] / 100) <= 5
+        # One percentage point; and a handful of connections, as the counters are not read at the very instants.
+        assert abs(step["to_new"] - total * step["percent"] / 100) <= max(5, total / 100)
     assert tool.ok("status", PORT)["groups"][0]["canary"] is None
 
 

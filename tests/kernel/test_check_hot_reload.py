@@ -203,7 +203,9 @@ def test_the_exit_code_tells(pins: Path, monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_ctrl_c_leaves_nothing(pins: Path) -> None:
-    command = [sys.executable, "-m", "reuseport_tool", "--bpffs", str(pins), "check", "hot-reload"]
+    # A shell without job control starts what runs in the background with SIGINT ignored.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "reuseport_tool", "--bpffs", str(pins)]
+    command += ["check", "hot-reload"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         wait_until(lambda: any(pins.glob("*/*/*bpf-drain")))
         process.send_signal(signal.SIGINT)
