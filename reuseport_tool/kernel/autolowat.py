@@ -122,7 +122,7 @@ class Maps:
     def defines(self) -> dict[str, int]:
         return {f"{name.upper()}_FD": entry.fd for name, entry in self.by_name().items()} | {
             "NONBLOCK": os.O_NONBLOCK,
-            **_offsets(_OFFSETS),
+            **btf.offsets(_OFFSETS),
         }
 
     def text(self) -> str:
@@ -140,10 +140,6 @@ class Maps:
 
     def fail_opens(self) -> FailOpens:
         return FailOpens(*(self.count(_FAIL_OPENS + 1 + doubt) for doubt in range(_DOUBTS)))
-
-
-def _offsets(fields: Mapping[str, tuple[str, str]]) -> dict[str, int]:
-    return {name: btf.offset(*field) for name, field in fields.items()}
 
 
 def load(engine: Engine, maps: Maps, defines: Mapping[str, int]) -> dict[str, bpf.Program]:
@@ -167,7 +163,7 @@ def load(engine: Engine, maps: Maps, defines: Mapping[str, int]) -> dict[str, bp
         numbers = {name: btf.function(kfunc) for name, kfunc in _KFUNCS.items()}
         kfuncs = tuple(numbers.values())
         numbers |= {name: btf.enumerator(constant) or 0 for name, constant in _HOOK.items()}
-        numbers |= _offsets(_NATIVE_OFFSETS)
+        numbers |= btf.offsets(_NATIVE_OFFSETS)
     source, functions = bpf_dir() / f"autolowat_{engine}.c", _PROGRAMS[engine]
     programs = load_all(source, functions, {**maps.defines(), **numbers, **defines}, kfuncs)
     return dict(zip(functions, programs, strict=True))
@@ -203,7 +199,7 @@ class Walk:
 
     def __init__(self, engine: Engine, maps: Maps, cgroup_id: int, listeners: bool) -> None:
         flags = _WRITE_HDR_OPT_CB_FLAG if listeners and engine is Engine.PAIRED else 0
-        defines = {**maps.defines(), **_offsets(_WALK_OFFSETS), "CGROUP_ID": cgroup_id, "LISTENER_FLAGS": flags}
+        defines = {**maps.defines(), **btf.offsets(_WALK_OFFSETS), "CGROUP_ID": cgroup_id, "LISTENER_FLAGS": flags}
         self._iterator = SocketIterator(Protocol.TCP, "autolowat_walk.c", defines)
 
     def read(self) -> list[Followed]:

@@ -6,6 +6,7 @@ import ctypes
 import ctypes.util
 import functools
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 from reuseport_tool.errors import Unsupported
@@ -71,6 +72,11 @@ def offset(type_name: str, field: str) -> int:
         bits, type_id = found
         total += bits
     return total // 8
+
+
+def offsets(fields: Mapping[str, tuple[str, str]]) -> dict[str, int]:
+    """The offset() of several fields, by the names that a program is compiled with. Raises Unsupported."""
+    return {name: offset(*field) for name, field in fields.items()}
 
 
 def function(name: str) -> int:

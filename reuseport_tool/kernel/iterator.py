@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from reuseport_tool.errors import Unsupported
 from reuseport_tool.kernel import btf
-from reuseport_tool.kernel.bpf import Program
-from reuseport_tool.kernel.program import AttachType, ProgramType, bpf_dir, load
+from reuseport_tool.kernel.socket_iterator import SocketIterator
+from reuseport_tool.models import Protocol
 
 _OFFSETS = {
     "OFF_STATE": ("sock_common", "skc_state"),
@@ -81,20 +79,10 @@ class TcpListeners:
     """
 
     def __init__(self) -> None:
-        defines = {name: btf.offset(*field) for name, field in _OFFSETS.items()}
-        self._program: Program = load(
-            bpf_dir() / "tcp_listeners.c", "bpf_iter__tcp", ProgramType.TRACING, AttachType.TRACE_ITER, defines
-        )
-        from bcc import lib
-
-        self._lib = lib
-        self._link = lib.bcc_iter_attach(self._program.fd, None, 0)
-        if self._link < 0:
-            raise Unsupported("the kernel has no iterator over TCP sockets", hint="it came with Linux 5.9")
+        self._iterator = SocketIterator(Protocol.TCP, "tcp_listeners.c", btf.offsets(_OFFSETS))
 
     def close(self) -> None:
-        os.close(self._link)
-        self._program.close()
+        self._iterator.close()
 
     def read(self) -> Snapshot:
         listeners: dict[int, ListenerInfo] = {}
@@ -114,10 +102,6 @@ class TcpListeners:
         return Snapshot(listeners, requests)
 
     def _records(self) -> Iterator[_Record]:
-        fd = self._lib.bcc_iter_create(self._link)
-        if fd < 0:
-            raise Unsupported("the iterator over TCP sockets cannot be opened")
-        with os.fdopen(fd, "rb") as file:
-            data = file.read()
+        data = self._iterator.read()
         for start in range(0, len(data), ctypes.sizeof(_Record)):
             yield _Record.from_buffer_copy(data, start)

@@ -134,7 +134,7 @@ class _Reader:
 
 
 def _attach_tcp(defines: Mapping[str, int]) -> list[bpf.Handle]:
-    offsets = {name: btf.offset(*field) for name, field in _OFFSETS.items()}
+    offsets = btf.offsets(_OFFSETS)
     constants = {**defines, **offsets, "NETNS": netns.identity()}
     source = bpf_dir() / "tcp_listen_events.c"
     with load(source, source.stem, ProgramType.RAW_TRACEPOINT, AttachType.NONE, constants) as program:

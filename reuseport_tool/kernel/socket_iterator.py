@@ -163,7 +163,7 @@ class SocketWalk:
 
     def __init__(self, protocol: Protocol) -> None:
         self._protocol = protocol
-        offsets = {name: btf.offset(*field) for name, field in _FIELDS[protocol].items()}
+        offsets = btf.offsets(_FIELDS[protocol])
         defines = {**tuple_offsets(), **offsets}
         self._asks = True
         try:
@@ -196,7 +196,7 @@ def tuple_offsets() -> Mapping[str, int]:
 
     Without CONFIG_IPV6 there are no IPv6 fields, and no socket for which they are read.
     """
-    offsets = {name: btf.offset(*field) for name, field in _TUPLE_FIELDS.items()}
+    offsets = btf.offsets(_TUPLE_FIELDS)
     for name, field in _TUPLE6_FIELDS.items():
         try:
             offsets[name] = btf.offset(*field)
