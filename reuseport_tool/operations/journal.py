@@ -74,7 +74,7 @@ class Record:
 
 
 class Journal:
-    """The pinned copies of a running reload. A context manager; closing it leaves the pins."""
+    """The pinned copies of a running reload; closing it leaves the pins."""
 
     def __init__(self, folders: Iterable[Path]) -> None:
         self._pins = {folder / state.JOURNAL: self._open(folder / state.JOURNAL) for folder in folders}
@@ -104,10 +104,7 @@ class Journal:
         for pin in self._pins:
             pin.unlink(missing_ok=True)
 
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         for entry in self._pins.values():
             entry.close()
 
@@ -161,7 +158,7 @@ def groups(root: Path, endpoint: Endpoint) -> list[Endpoint]:
 
 def _folders(root: Path, endpoint: Endpoint) -> Iterator[Path]:
     for folder in state.folders(root, endpoint):
-        if (folder / state.JOURNAL).exists():
+        if state.is_interrupted(folder):
             yield folder
 
 

@@ -267,7 +267,7 @@ class _Run:
 
     def close(self) -> None:
         self.copies.close()
-        self.journal.__exit__()
+        self.journal.close()
         if self.listeners is not None:
             self.listeners.close()
         for group in self.groups:
@@ -412,7 +412,7 @@ class _Run:
         else:
             for group in self.groups:
                 with self.interrupts.shielded():
-                    group.attach(self.plan.policy)
+                    group.attach(self.plan.policy, self.listeners)
                     self._save()
         if self.plan.run is not None:
             # Held until the new generation works: whatever the command closes stays open that long.
@@ -423,7 +423,7 @@ class _Run:
 
     def _prepare_sysctl(self) -> None:
         for group in self.groups:
-            if attach.attached_program(group.old) is not None:
+            if attach.attached_program(group.old, self.listeners) is not None:
                 raise Conflict(
                     f"{group.endpoint} has a program, which decides instead of the sysctl",
                     hint="use --strategy migrate, or detach the program first",
@@ -828,7 +828,7 @@ class _Run:
         left = self._end_new_side()
         migrated = self._migrated()
         for group in self.groups:
-            group.forget_new_generation()
+            group.forget_new_generation(self.listeners)
         return left, migrated
 
     def _undone(self, error: ToolError | KeyboardInterrupt, gone: bool, left: str, migrated: Migrated) -> ToolError:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from reuseport_tool.errors import NotFound, ToolError
 from reuseport_tool.kernel import processes, sockets
+from reuseport_tool.kernel.iterator import TcpListeners
 from reuseport_tool.models import Counters, Endpoint, Policy
 from reuseport_tool.operations import attach, discover, preflight, state
 from reuseport_tool.operations.discover import Found, Member
@@ -66,11 +67,11 @@ class Group:
         if self.state is not None:
             self.state.close()
 
-    def attach(self, policy: Policy | None) -> None:
+    def attach(self, policy: Policy | None, listeners: TcpListeners | None) -> None:
         """Attach our program, if it is not yet: from here connections that wait already are safe."""
         self.close()
         if self.old.members:
-            self.state, result, _ = attach.attach_group(self.old, policy, None, self.folder)
+            self.state, result, _ = attach.attach_group(self.old, policy, None, self.folder, listeners=listeners)
             self.attached_before &= result != "attached"
         else:
             self.open()
@@ -187,7 +188,7 @@ class Group:
         if self.is_switched and self.old_generation is not None:
             self.state.switch(self.old_generation)
 
-    def forget_new_generation(self) -> None:
+    def forget_new_generation(self, listeners: TcpListeners | None) -> None:
         """Remove what this reload made, after the new side's listeners have closed."""
         if self.state is not None:
             if self.new_generation is not None:
@@ -195,13 +196,13 @@ class Group:
             self.state.close()
             self.state = None
         if not self.attached_before:
-            self._detach()
+            self._detach(listeners)
 
-    def _detach(self) -> None:
+    def _detach(self, listeners: TcpListeners | None) -> None:
         if State.exists(self.folder):
             with State.open(self.folder) as opened:
                 ours = opened.policy().id
-            if attach.attached_program(self.old) in (None, ours):
+            if attach.attached_program(self.old, listeners) in (None, ours):
                 with contextlib.suppress(NotFound), discover.descriptors(self.old.members[:1]) as fds:
                     sockets.detach_program(next(iter(fds.values())))
         state.clean(self.folder)
