@@ -254,7 +254,6 @@ def test_a_generation_that_died_falls_back(tool: Tool, server: Start) -> None:
     assert group(tool)["counters"]["fallback"] == 1
 
 
-@pytest.mark.vm
 def test_a_dead_member_is_skipped(tool: Tool, server: Start) -> None:
     servers = [server(name) for name in "abc"]
     tool.ok("attach", PORT, "--policy", "round-robin")

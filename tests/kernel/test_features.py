@@ -44,7 +44,7 @@ EPOLL_WAIT = ("232", "281", "22")
 UNPRIVILEGED = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"]
 
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("root")]
+pytestmark = pytest.mark.usefixtures("root")
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,7 @@ def descriptors() -> list[str]:
     return sorted(kind for kind in kinds if kind not in ("anon_inode:bpf-prog", "anon_inode:btf"))
 
 
+@pytest.mark.vm
 def test_every_feature_that_this_kernel_is_new_enough_for_is_there() -> None:
     found = features.probe_all()
     assert [feature for feature in found if expected_here(feature) and not feature.available] == []
@@ -204,11 +205,13 @@ def test_the_answer_is_no_without_what_it_stands_on(
     assert answer(name).available is False
 
 
+@pytest.mark.vm
 def test_nothing_moves_without_sysctl_or_program() -> None:
     assert not features.moved_by_sysctl(enabled=False).accepted
     assert not features.moved_by_program(program.AttachType.SK_REUSEPORT_SELECT).accepted
 
 
+@pytest.mark.vm
 def test_the_wake_up_is_seen_by_epoll_as_by_a_sleeping_thread() -> None:
     """The probe polls after the fact; here a thread really sleeps in epoll_wait(2), and must agree."""
     require("migration by sysctl")
@@ -276,6 +279,7 @@ def test_a_listener_that_nobody_announced_counts_as_not_woken(monkeypatch: pytes
         features._moved.cache_clear()
 
 
+@pytest.mark.vm
 def test_wakes_could_not_be_told_where_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     _sysctl_moves_nothing(monkeypatch)
     assert answer(features.MIGRATION_WAKES).available is None
@@ -289,6 +293,7 @@ def test_asking_is_cheap_enough_for_every_reload() -> None:
     assert time.perf_counter() - start < 0.05
 
 
+@pytest.mark.vm
 def test_bpffs_is_mountable_where_none_is(monkeypatch: pytest.MonkeyPatch) -> None:
     def nowhere(_folder: object) -> Path:
         raise NotFound("no bpffs is mounted")
@@ -309,6 +314,7 @@ def test_bpffs_that_was_named_must_be_one(tmp_path: Path) -> None:
     assert str(tmp_path) in found["bpffs"].detail
 
 
+@pytest.mark.vm
 def test_doctor_proves_the_tool_s_own_program() -> None:
     require(features.MIGRATION_BY_PROGRAM)
     report = doctor.doctor(None)

@@ -71,7 +71,6 @@ def test_new_pid(tool: Tool, server: Start, clients: Clients, address: str) -> N
     assert report["new"]["pids"] == [new.pid]
 
 
-@pytest.mark.vm
 def test_run_saves_even_a_restart_without_overlap(tool: Tool, server: Start, clients: Clients) -> None:
     old = server("old", "--deaf")
     clients.connect(QUEUED)

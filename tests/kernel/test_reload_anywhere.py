@@ -15,13 +15,14 @@ from reuseport_tool.kernel import features
 from tests.kernel.conftest import PORT, Clients, ask, server_command, snapshot
 from tests.tool import Tool
 
-pytestmark = [pytest.mark.usefixtures("end_owners"), pytest.mark.vm]
+pytestmark = pytest.mark.usefixtures("end_owners")
 QUEUED = 50
 MOST = 500
 INTERVAL_S = 0.02
 Start = Callable[..., subprocess.Popen[str]]
 
 
+@pytest.mark.vm
 def test_the_default_strategy_loses_none(tool: Tool, server: Start, clients: Clients) -> None:
     server("old")
     clients.connect(QUEUED)
@@ -32,6 +33,7 @@ def test_the_default_strategy_loses_none(tool: Tool, server: Start, clients: Cli
     assert ask() == "new"
 
 
+@pytest.mark.vm
 def test_what_was_queued_during_the_reload_is_answered(tool: Tool, server: Start, clients: Clients) -> None:
     """Connections that arrive all the while: none is reset, each is answered by one side or the other."""
     server("old")
@@ -49,6 +51,7 @@ def test_what_was_queued_during_the_reload_is_answered(tool: Tool, server: Start
     assert ask() == "new"
 
 
+@pytest.mark.vm
 def test_drain_waits_for_the_old_side(tool: Tool, server: Start, clients: Clients) -> None:
     server("old")
     clients.connect(QUEUED)
@@ -77,6 +80,7 @@ def test_a_failed_health_command_rolls_back(tool: Tool, server: Start, clients: 
     assert ask() == "old"
 
 
+@pytest.mark.vm
 def test_a_strategy_that_this_kernel_lacks_is_refused(tool: Tool, server: Start) -> None:
     server("old")
     if features.migration_works():

@@ -27,15 +27,17 @@ machine.BOOT_DEADLINE_S = 2.0
 command.image = lambda kernel: Image(Path("vmlinuz"), "stand-in", "1")
 sys.exit(command.main(sys.argv[2:]))
 """
-# It knows the run's folder by --rwdir, and leaves the pid of a child that only the runner can end.
+# It knows the run's folder by --rwdir and the pipe of the guest's stdout by a port's path, and leaves the pid of a
+# child that only the runner can end.
 STAND_IN = """#!/bin/bash
+for word; do case $word in *,id=vm.stdout,path=*) stdout=${word##*/} ;; esac; done
 while [ "$1" != --rwdir ]; do shift; done
 folder=$2
 hang() { sleep 1000 & echo $! > "$CHILD"; wait; }
 """
 VERDICT = 'touch "$folder/booted"; echo 7 > "$folder/verdict"'
 PANIC = 'touch "$folder/booted"; echo "Kernel panic - not syncing: Attempted to kill init!"; exit 1'
-HANG = 'touch "$folder/booted"; hang'
+HANG = 'touch "$folder/booted"; echo "== doctor" >&$stdout; hang'
 NO_BOOT = "hang"
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -70,7 +72,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     [
         (VERDICT, 7, "emulated"),
         (PANIC, 101, "without a verdict: Kernel panic - not syncing: Attempted to kill init!"),
-        (HANG, 101, "no verdict within 3 s"),
+        (HANG, 101, "no verdict within 3 s (the command was at: == doctor)"),
         (NO_BOOT, 101, "not booted within 2 s"),
     ],
     ids=["verdict", "panic", "hang", "no boot"],

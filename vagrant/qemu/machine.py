@@ -27,6 +27,7 @@ from vagrant.qemu.runfolder import end_qemu, run_folder
 BOOT_DEADLINE_S = 240.0
 POWER_OFF_DEADLINE_S = 60.0
 TERM_GRACE_S = 5.0
+OUTPUT_KEPT = 200
 MEMORY = "2G"
 # Folders of the host that the guest may write to; what it writes stays in the guest's memory.
 SCRATCH = ("/etc", "/var", "/tmp", "/root", "/home", "/opt", "/srv", "/usr", "/lib")
@@ -102,6 +103,7 @@ class _Vm:
         self._folder = folder
         self._console: deque[str] = deque(maxlen=400)
         self._pending = b""
+        self._output = b""
         self._panic: str | None = None
 
     def __enter__(self) -> _Vm:
@@ -149,9 +151,11 @@ class _Vm:
             pass
 
     def reason(self) -> str:
-        """The kernel's last words, as the end of a sentence."""
+        """The kernel's last words, or what the command was at, as the end of a sentence."""
         if self._panic:
             return f": {self._panic}"
+        if said := self._output.split(b"\n")[-1].decode(errors="replace").strip():
+            return f" (the command was at: {said})"
         last = next((line for line in reversed(self._console) if line.strip()), "")
         return f" (last on its console: {last})" if last else ""
 
@@ -173,6 +177,7 @@ class _Vm:
             else:
                 sink.write(data)
                 sink.flush()
+                self._output = (self._output + data).rstrip(b"\n")[-OUTPUT_KEPT:]
         return moved
 
     def _keep(self, data: bytes) -> None:
