@@ -22,6 +22,7 @@ from reuseport_tool.kernel.bpf import Program
 
 _INSTRUCTION = struct.Struct("=BBhi")
 _CALL, _PSEUDO_KFUNC_CALL = 0x85, 2
+_LOAD_64, _PSEUDO_MAP_FD = 0x18, 1
 
 
 class ProgramType(enum.IntEnum):
@@ -75,59 +76,88 @@ def load_all(
     """Compile `source` with -D for each define and load functions of it, in the order given.
 
     Args:
-        kfuncs: BTF ids of kernel functions that the programs call. C calls each through a constant, as if
-            it were a helper of that number.
+        kfuncs: as for Module.load().
 
     Raises:
-        ProgramRejected: it does not compile, has no such function, or the verifier refuses it; the
-            compiler's or verifier's text is the error's log.
-        MissingCapability: loading is not permitted.
+        ProgramRejected, MissingCapability, Unsupported: as Module.
+    """
+    with Module(source, defines) as module, ExitStack() as loaded:
+        programs = [
+            loaded.enter_context(module.load(function, kind, attach_type, kfuncs=kfuncs))
+            for function, (kind, attach_type) in functions.items()
+        ]
+        loaded.pop_all()
+    return programs
+
+
+class Module:
+    """A compiled C file. A context manager; the programs that were loaded of it live on.
+
+    Raises:
+        ProgramRejected: it does not compile; the compiler's text is the error's log.
         Unsupported: the python3-bpfcc package is missing.
     """
-    bpf_class = _bcc()
-    with _captured_stderr() as captured, ExitStack() as stack:
-        try:
-            module = bpf_class(src_file=os.fsencode(source), cflags=_cflags(defines))
-        except Exception as error:  # BCC raises nothing more specific
-            raise _compile_error(source, captured()) from error
-        stack.callback(module.cleanup)  # BCC would keep its own descriptors, and so the maps, until the process ends
-        programs = []
-        with ExitStack() as loaded:
-            for function, (kind, attach_type) in functions.items():
-                try:
-                    programs.append(loaded.enter_context(_load_one(module, function, kind, attach_type, kfuncs)))
-                except Exception as error:
-                    raise _load_error(source, function, error, captured()) from error
-            loaded.pop_all()
-        return programs
 
+    def __init__(self, source: Path, defines: Mapping[str, int]) -> None:
+        bpf_class = _bcc()
+        self._source = source
+        with _captured_stderr() as captured:
+            try:
+                self._module: Any = bpf_class(src_file=os.fsencode(source), cflags=_cflags(defines))
+            except Exception as error:  # BCC raises nothing more specific
+                raise _compile_error(source, captured()) from error
 
-def _load_one(module: Any, function: str, kind: ProgramType, attach_type: AttachType, kfuncs: Sequence[int]) -> Program:
-    if kfuncs:
-        return Program(_load_with_kfuncs(module, function, kind, attach_type, kfuncs))
-    loaded = module.load_func(function.encode(), int(kind), attach_type=int(attach_type))
-    return Program(os.dup(loaded.fd))
+    def load(
+        self,
+        function: str,
+        kind: ProgramType,
+        attach_type: AttachType,
+        *,
+        kfuncs: Sequence[int] = (),
+        maps: Mapping[int, int] | None = None,
+    ) -> Program:
+        """Load one function.
 
+        Args:
+            kfuncs: BTF ids of kernel functions that it calls. C calls each through a constant, as if it
+                were a helper of that number.
+            maps: the descriptors of the maps that C names by other numbers.
 
-def _load_with_kfuncs(
-    module: Any, function: str, kind: ProgramType, attach_type: AttachType, kfuncs: Sequence[int]
-) -> int:
-    """The fd of `function`, loaded with its calls of the numbers `kfuncs` marked as calls of kernel functions."""
-    from bcc import lib
+        Raises:
+            ProgramRejected: there is no such function, or the verifier refuses it; the verifier's text
+                is the error's log.
+            MissingCapability: loading is not permitted.
+        """
+        with _captured_stderr() as captured:
+            try:
+                code = self._module.dump_func(function.encode())
+                for kfunc in kfuncs:
+                    code = mark_kfunc_calls(code, kfunc)
+                return Program(self._load(function, kind, attach_type, link_maps(code, maps or {})))
+            except Exception as error:
+                raise _load_error(self._source, function, error, captured()) from error
 
-    name = function.encode()
-    code = module.dump_func(name)
-    for kfunc in kfuncs:
-        code = mark_kfunc_calls(code, kfunc)
-    buffer = ctypes.create_string_buffer(code)
-    fd = lib.bcc_func_load(
-        *(module.module, int(kind), name, buffer, len(code)),
-        *(lib.bpf_module_license(module.module), lib.bpf_module_kern_version(module.module)),
-        *(0, None, 0, None, int(attach_type)),
-    )
-    if fd < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return int(fd)
+    def _load(self, function: str, kind: ProgramType, attach_type: AttachType, code: bytes) -> int:
+        from bcc import lib
+
+        module = self._module.module
+        fd = lib.bcc_func_load(
+            *(module, int(kind), function.encode(), ctypes.create_string_buffer(code), len(code)),
+            *(lib.bpf_module_license(module), lib.bpf_module_kern_version(module)),
+            *(0, None, 0, None, int(attach_type)),
+        )
+        if fd < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return int(fd)
+
+    def close(self) -> None:
+        self._module.cleanup()  # BCC would keep its own descriptors until the process ends
+
+    def __enter__(self) -> Module:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def mark_kfunc_calls(code: bytes, kfunc: int) -> bytes:
@@ -141,6 +171,19 @@ def mark_kfunc_calls(code: bytes, kfunc: int) -> bytes:
         if operation == _CALL and registers >> 4 == 0 and immediate == kfunc:
             marked[at + 1] = registers & 0x0F | _PSEUDO_KFUNC_CALL << 4
     return bytes(marked)
+
+
+def link_maps(code: bytes, maps: Mapping[int, int]) -> bytes:
+    """The instructions with the descriptors `maps` in place of the numbers that they load as maps.
+
+    Such a load is BPF_LD | BPF_IMM | BPF_DW with src_reg = BPF_PSEUDO_MAP_FD; imm is the descriptor.
+    """
+    linked = bytearray(code)
+    for at in range(0, len(code), _INSTRUCTION.size):
+        operation, registers, offset, immediate = _INSTRUCTION.unpack_from(code, at)
+        if operation == _LOAD_64 and registers >> 4 == _PSEUDO_MAP_FD and immediate in maps:
+            _INSTRUCTION.pack_into(linked, at, operation, registers, offset, maps[immediate])
+    return bytes(linked)
 
 
 def compile_aside(source: Path, defines: Mapping[str, int]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def attach_group(
     folder: Path,
     *,
     listeners: iterator.TcpListeners | None = None,
+    compiled: CompiledPolicy | None = None,
     belongs: Callable[[State, int], bool] = lambda _opened, _cookie: True,
     renew: bool = True,
 ) -> tuple[State, str, list[int]]:
@@ -83,6 +85,7 @@ def attach_group(
 
     Args:
         listeners: an iterator that is loaded already.
+        compiled: the policy, where it is compiled already; used when nothing is attached.
         belongs: whether a listener is to be registered, where something is attached already.
         renew: make a new generation when all listeners of the working one have closed. It takes milliseconds (RCU).
 
@@ -109,7 +112,12 @@ def attach_group(
                 f"{group.endpoint} has a reuseport program that is not this tool's: {_describe(attached)}",
                 hint="detach it with the tool that attached it",
             )
-        return _attach_new(policy or Policy.HASH, source, fds, folder)
+        with (
+            CompiledPolicy(policy or Policy.HASH, source)
+            if compiled is None
+            else contextlib.nullcontext(compiled) as code
+        ):
+            return _attach_new(code, fds, folder)
 
 
 def attached_program(group: Found, loaded: iterator.TcpListeners | None = None) -> int | None:
@@ -142,10 +150,10 @@ def _describe(program_id: int) -> str:
         return f"id {program_id}"
 
 
-def _attach_new(policy: Policy, source: Path | None, fds: dict[int, int], folder: Path) -> tuple[State, str, list[int]]:
+def _attach_new(compiled: CompiledPolicy, fds: dict[int, int], folder: Path) -> tuple[State, str, list[int]]:
     with ExitStack() as stack:
         maps = state.new_maps(stack)
-        loaded = stack.enter_context(load_policy(policy, source, state.defines(maps.maps)))
+        loaded = stack.enter_context(compiled.load(state.link(maps.maps)))
         opened = maps.pin(folder, loaded)
         stack.callback(state.clean, folder)
         opened.create_generation(1)
@@ -157,28 +165,54 @@ def _attach_new(policy: Policy, source: Path | None, fds: dict[int, int], folder
         return opened, "attached", registered
 
 
-def load_policy(policy: Policy, source: Path | None, defines: dict[str, int]) -> bpf.Program:
-    """Load a policy, able to migrate where the kernel can (SELECT_OR_MIGRATE, Linux 5.14)."""
-    path = source or program.bpf_dir() / f"{policy.value.replace('-', '_')}.c"
-    if source is not None:
-        if not path.stem.isidentifier() or len(path.stem) > _NAME_MAX:
-            raise UsageError(
-                f"{path.name} cannot name a program",
-                hint=f"the file's name is the program's: a C identifier of at most {_NAME_MAX} characters",
-            )
-        program.compile_aside(path, {**defines, "MIGRATE": 1})
-    try:
-        return program.load(
-            path,
-            path.stem,
-            ProgramType.SK_REUSEPORT,
-            AttachType.SK_REUSEPORT_SELECT_OR_MIGRATE,
-            {**defines, "MIGRATE": 1},
-        )
-    except ToolError:
-        if can_migrate():
-            raise
-    return program.load(path, path.stem, ProgramType.SK_REUSEPORT, AttachType.SK_REUSEPORT_SELECT, defines)
+class CompiledPolicy:
+    """A policy that can be loaded over the maps of any number of groups. A context manager.
+
+    It can migrate where the kernel can (SELECT_OR_MIGRATE, Linux 5.14).
+
+    Raises:
+        UsageError: the name of `source` cannot name a program.
+        ProgramRejected, Unsupported: from compiling.
+    """
+
+    def __init__(self, policy: Policy, source: Path | None) -> None:
+        self._path = source or program.bpf_dir() / f"{policy.value.replace('-', '_')}.c"
+        if source is not None:
+            if not source.stem.isidentifier() or len(source.stem) > _NAME_MAX:
+                raise UsageError(
+                    f"{source.name} cannot name a program",
+                    hint=f"the file's name is the program's: a C identifier of at most {_NAME_MAX} characters",
+                )
+            program.compile_aside(source, {**state.DEFINES, "MIGRATE": 1})
+        self._migrating = program.Module(self._path, {**state.DEFINES, "MIGRATE": 1})
+
+    def load(self, maps: Mapping[int, int]) -> bpf.Program:
+        """Load it over the maps that state.link() names. Raises ProgramRejected, MissingCapability."""
+        try:
+            return self._load(self._migrating, AttachType.SK_REUSEPORT_SELECT_OR_MIGRATE, maps)
+        except ToolError:
+            if can_migrate():
+                raise
+        with program.Module(self._path, state.DEFINES) as selecting:
+            return self._load(selecting, AttachType.SK_REUSEPORT_SELECT, maps)
+
+    def _load(self, module: program.Module, attach_type: AttachType, maps: Mapping[int, int]) -> bpf.Program:
+        return module.load(self._path.stem, ProgramType.SK_REUSEPORT, attach_type, maps=maps)
+
+    def close(self) -> None:
+        self._migrating.close()
+
+    def __enter__(self) -> CompiledPolicy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def load_policy(policy: Policy, source: Path | None, maps: Mapping[int, int]) -> bpf.Program:
+    """Compile and load a policy; see CompiledPolicy."""
+    with CompiledPolicy(policy, source) as compiled:
+        return compiled.load(maps)
 
 
 def can_migrate() -> bool:
@@ -198,7 +232,7 @@ def _reattach(
             sockets.attach_program(next(iter(fds.values())), opened.program)
             return "attached"
         return "unchanged"
-    with load_policy(policy or Policy.HASH, source, opened.defines()) as replacement:
+    with load_policy(policy or Policy.HASH, source, opened.link()) as replacement:
         if attached is not None and replacement.info().tag == opened.program.info().tag:
             return "unchanged"
         opened.replace_program(replacement, next(iter(fds.values())))

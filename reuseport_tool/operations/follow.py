@@ -58,7 +58,9 @@ def follow(endpoint: Endpoint, policy: Policy | None, source: Path | None, root:
             with contextlib.suppress(Unsupported):
                 listeners = iterator.TcpListeners()
                 stack.callback(listeners.close)
-        follower = _Follower(endpoint, folder, _Wanted(policy, source), listeners, tell, wakeups)
+        # The compiler takes much longer than a group's first listener may wait for its registration.
+        compiled = stack.enter_context(attach.CompiledPolicy(policy or Policy.HASH, source))
+        follower = _Follower(endpoint, folder, _Wanted(policy, source, compiled), listeners, tell, wakeups)
         follower.start()
         tell(FollowEvent(Happening.FOLLOWING, str(endpoint)))
         notify.notify("READY=1", follower.status())
@@ -128,6 +130,7 @@ class _Wakeups:
 class _Wanted:
     policy: Policy | None
     source: Path | None
+    compiled: attach.CompiledPolicy
 
 
 class _Owners:
@@ -314,12 +317,13 @@ class _Follower:
         if not first and not all(member.holders for member in members):
             self._obstacle = f"no process holds a listener on {group}"
             return
-        wanted = self._wanted if first or not known else _Wanted(None, None)
+        policy, source = (self._wanted.policy, self._wanted.source) if first or not known else (None, None)
         try:
             opened, result, cookies = attach.attach_group(
                 Found(group, members),
-                *(wanted.policy, wanted.source, folder),
+                *(policy, source, folder),
                 listeners=self._listeners,
+                compiled=self._wanted.compiled,
                 belongs=self._belongs,
                 renew=False,
             )

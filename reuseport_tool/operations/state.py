@@ -138,6 +138,12 @@ _SHAPES = {
     "cursors": (bpf.MapType.ARRAY, 4, _CURSORS),
 }
 """By name: type, size of a value in bytes, number of elements."""
+DEFINES = {
+    **{f"{name.upper()}_FD": number for number, name in enumerate(_SHAPES)},
+    "GENERATIONS": GENERATIONS,
+    "MEMBERS_MAX": MEMBERS_MAX,
+}
+"""What the C programs are compiled with (bpf/reuseport.h); link() has the maps that the numbers stand for."""
 
 
 def _shape(entry: bpf.Map) -> tuple[int, int, int]:
@@ -388,9 +394,9 @@ class State:
         self.program.close()
         self.program = bpf.Program.open(str(pin))
 
-    def defines(self) -> dict[str, int]:
-        """What the C programs are compiled with (bpf/reuseport.h)."""
-        return defines(self._maps)
+    def link(self) -> dict[int, int]:
+        """The open maps, as link() has them."""
+        return link(self._maps)
 
     def _pin(self, generation: int) -> Path:
         return self.folder / "state" / f"generation_{generation}"
@@ -400,9 +406,9 @@ def _foreign(folder: Path) -> Conflict:
     return Conflict(f"the pins in {folder / 'state'} are not this tool's", hint="look at them, then remove the folder")
 
 
-def defines(maps: dict[str, bpf.Map]) -> dict[str, int]:
-    fds = {f"{name.upper()}_FD": maps[name].fd for name in _SHAPES}
-    return {**fds, "GENERATIONS": GENERATIONS, "MEMBERS_MAX": MEMBERS_MAX}
+def link(maps: dict[str, bpf.Map]) -> dict[int, int]:
+    """The descriptors of a group's maps by the numbers that stand for them in a compiled policy."""
+    return {number: maps[name].fd for number, name in enumerate(_SHAPES)}
 
 
 def _new_sockarray() -> bpf.Map:

@@ -113,9 +113,10 @@ def test_it_may_begin_before_the_server_and_again_after_it(
 ) -> None:
     with Follower(tool, tmp_path, PORT) as follower:
         assert not follower.events("attached")
-        for name in ("first", "second"):
+        for number, name in enumerate(("first", "second"), start=1):
             process = server(name)
-            follower.await_event("attached", 1 if name == "first" else 2)
+            follower.await_event("attached", number)
+            assert follower.await_event("registered", number)[-1]["delay_s"] < SOON_S
             assert ask() == name
             assert [flag for _, flag in listeners(tool).values()] == ["working"]
             process.terminate()
