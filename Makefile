@@ -12,6 +12,9 @@ TEST_PACKAGES := golang-go systemd-container
 # In a VM or in CI a kernel test that cannot run is an error; "skip" lets it be skipped with its reason.
 export REUSEPORT_TOOL_KERNEL_TESTS ?= require
 
+# The tests mostly wait. Those that measure compare ratios of interleaved arms, which neighbours slow alike.
+PROCESSES ?= 3
+
 # $(1): packages. Installs those that are missing, as root, or says which; elsewhere than on Debian it only names them.
 define install_packages
 	@if ! command -v dpkg-query >/dev/null; then \
@@ -48,7 +51,7 @@ demo: setup ## A server under load: a plain restart, then reuseport-tool reload,
 .PHONY: test
 test: setup lint ## Every test: unit, kernel, servers, packaging, vm (as root)
 	$(call install_packages,vagrant $(TEST_PACKAGES))
-	$(VENV)/bin/pytest --durations=10
+	$(VENV)/bin/pytest -n $(PROCESSES) --dist worksteal --durations=10
 
 .PHONY: soak
 soak: setup ## 100 reloads back to back under load, and 100 plain restarts (about six minutes, as root)

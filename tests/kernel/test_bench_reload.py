@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from reuseport_tool.errors import ToolError
-from reuseport_tool.kernel import libc, netns, sysctl
+from reuseport_tool.kernel import libc, mib, netns, sysctl
 from reuseport_tool.models import BenchReload, ReloadArm
 from reuseport_tool.operations import bench_close, bench_reload
 from reuseport_tool.operations.bench_load import Load
@@ -136,11 +136,16 @@ def test_a_server_that_goes_is_in_the_ledger(in_netns: None) -> None:
         with Load("127.0.0.1", 8080, 16) as load:
             assert wait_until(lambda: any(entry.accept_queue for entry in queue()), 20)
             server.send_signal(signal.SIGKILL)
-            assert wait_until(lambda: server.poll() is not None, 20)
+            assert wait_until(lambda: server.poll() is not None and refused() > 0, 20)
             ledger = load.stop()
     assert ledger.refused > 0
     assert ledger.reset > 0
     assert ledger.lost == ledger.refused + ledger.reset
+
+
+def refused() -> int:
+    """Attempts to connect that failed in this namespace."""
+    return int(mib._values("snmp", "Tcp:")["AttemptFails"])
 
 
 def queue() -> list[bench_reload.discover.diag.BoundSocket]:

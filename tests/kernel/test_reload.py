@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from reuseport_tool.errors import Interrupted
 from reuseport_tool.models import Step, parse_endpoint
 from reuseport_tool.operations import reload
 from reuseport_tool.operations.reload_plan import Plan, Progress
+from reuseport_tool.operations.waiting import wait_until
 from tests.kernel.conftest import PORT, Clients, ask, server_command, snapshot
 from tests.tool import Tool
 
@@ -213,8 +215,6 @@ def test_what_the_new_side_had_queued_goes_back(tool: Tool, server: Start, clien
     server("old")
     command = tool.command("reload", PORT, "--no-probe", "--health-command", "sleep 2; false")
     process = subprocess.Popen([*command, "--health-timeout", "10", "--", *server_command("new", "--deaf")])
-    from reuseport_tool.operations.waiting import wait_until
-
     assert wait_until(lambda: tool.ok("status", PORT)["groups"][0]["working_generation"] == 2, 30)
     clients.connect(10)
     assert process.wait(timeout=60) == 8
@@ -296,15 +296,16 @@ def test_plans_that_make_no_sense(tool: Tool, server: Start) -> None:
     assert ask() == "old"
 
 
-def test_a_second_reload_finds_the_lock_taken(tool: Tool, server: Start) -> None:
+def test_a_second_reload_finds_the_lock_taken(tool: Tool, server: Start, tmp_path: Path) -> None:
     server("old")
+    healthy = tmp_path / "healthy"
+    health = f"while [ ! -e {healthy} ]; do sleep 0.05; done"
     first = subprocess.Popen(
-        tool.command("reload", PORT, "--health-command", "sleep 3", "--", *server_command("new")),
+        tool.command("reload", PORT, "--health-command", health, "--health-timeout", 60, "--", *server_command("new")),
         stdout=subprocess.DEVNULL,
     )
-    from reuseport_tool.operations.waiting import wait_until
-
     assert wait_until(lambda: tool.ok("status", PORT)["groups"][0]["working_generation"] == 2, 30)
     error = tool.fails(7, "reload", PORT, "--", *server_command("second"))
     assert f"process {first.pid}" in error["message"]
+    healthy.touch()
     assert first.wait(timeout=60) == 0
