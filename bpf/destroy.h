@@ -41,3 +41,18 @@ static __always_inline bool is_target(void *sk, u64 cookie)
 	read_tuple(&now, sk);
 	return is_same(&now, &target->tuple) && target->states >> now.state & 1;
 }
+
+/* End the socket if it is one of the targets, and write what came of it. */
+static __always_inline int end_target(struct bpf_iter_meta *meta, void *sk)
+{
+	struct outcome outcome = {};
+
+	if (!sk)
+		return 0;
+	outcome.cookie = socket_cookie(sk);
+	if (!is_target(sk, outcome.cookie))
+		return 0;
+	outcome.error = bpf_sock_destroy(sk);
+	bpf_seq_write(meta->seq, &outcome, sizeof(outcome));
+	return 0;
+}

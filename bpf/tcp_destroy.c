@@ -4,16 +4,5 @@
 
 int bpf_iter__tcp(struct bpf_iter_tcp_context *ctx)
 {
-	struct bpf_iter_meta *meta = ctx->meta;
-	struct outcome outcome = {};
-	void *sk = ctx->sk_common;
-
-	if (!sk)
-		return 0;
-	outcome.cookie = socket_cookie(sk);
-	if (!is_target(sk, outcome.cookie))
-		return 0;
-	outcome.error = bpf_sock_destroy(sk);
-	bpf_seq_write(meta->seq, &outcome, sizeof(outcome));
-	return 0;
+	return end_target(ctx->meta, ctx->sk_common);
 }
