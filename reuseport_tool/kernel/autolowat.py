@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, Self
 
+from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Unsupported
 from reuseport_tool.kernel import bpf, btf
 from reuseport_tool.kernel.program import AttachType, ProgramType, bpf_dir, load_all
@@ -187,7 +187,7 @@ class Followed(NamedTuple):
     lowat: int
 
 
-class Walk:
+class Walk(Closing):
     """The iterator over the sockets of a cgroup's AutoLOWAT. A context manager; raises as SocketIterator.
 
     A walk goes over the sockets of the calling thread's network namespace, each of them locked. While AutoLOWAT is
@@ -205,10 +205,5 @@ class Walk:
     def read(self) -> list[Followed]:
         return [Followed(*entry) for entry in struct.iter_unpack("=II", self._iterator.read())]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._iterator.close()

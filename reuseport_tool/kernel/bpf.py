@@ -11,9 +11,9 @@ import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
+from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Conflict, MissingCapability, ToolError
 from reuseport_tool.kernel import capabilities, libc
 
@@ -158,7 +158,7 @@ def translated(doing: str) -> Iterator[None]:
         raise translate(error, doing) from error
 
 
-class Handle:
+class Handle(Closing):
     """Owner of one file descriptor of a BPF object."""
 
     def __init__(self, fd: int) -> None:
@@ -168,14 +168,6 @@ class Handle:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def pin(self, path: str) -> None:
         """BPF_OBJ_PIN: give the object a name on bpffs, so that it outlives the process."""

@@ -9,9 +9,9 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from reuseport_tool.closing import Closing
 from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
 from reuseport_tool.kernel import bpf, btf, cgroup, netns
 from reuseport_tool.kernel.program import AttachType, ProgramType, bpf_dir, load
@@ -45,7 +45,7 @@ class ListenEvent:
     pid: int | None
 
 
-class ListenEvents:
+class ListenEvents(Closing):
     """What begins to listen on a port of the calling thread's network namespace. A context manager.
 
     Raises:
@@ -90,14 +90,6 @@ class ListenEvents:
 
     def close(self) -> None:
         self._owned.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _ring(size: int) -> bpf.Map:

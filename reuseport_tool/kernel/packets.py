@@ -14,8 +14,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from scapy.arch.linux import L2Socket
 from scapy.layers.inet import IP, TCP
@@ -23,6 +22,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
+from reuseport_tool.closing import Closing
 from reuseport_tool.errors import MissingCapability
 from reuseport_tool.kernel import capabilities, links
 
@@ -105,7 +105,7 @@ class Client:
             self.ack()
 
 
-class Wire:
+class Wire(Closing):
     """A veth pair in the calling thread's namespace, with the clients at its far end.
 
     A context manager; the devices go with the namespace. It belongs to one thread.
@@ -133,14 +133,6 @@ class Wire:
 
     def close(self) -> None:
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def client(self) -> Client:
         """A new client, with a port of its own, that has sent nothing yet."""

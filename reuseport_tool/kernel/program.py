@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from reuseport_tool.closing import Closing
 from reuseport_tool.errors import MissingCapability, ProgramRejected, ToolError, Unsupported
 from reuseport_tool.kernel import capabilities
 from reuseport_tool.kernel.bpf import Program
@@ -90,7 +91,7 @@ def load_all(
     return programs
 
 
-class Module:
+class Module(Closing):
     """A compiled C file. A context manager; the programs that were loaded of it live on.
 
     Raises:
@@ -152,12 +153,6 @@ class Module:
 
     def close(self) -> None:
         self._module.cleanup()  # BCC would keep its own descriptors until the process ends
-
-    def __enter__(self) -> Module:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def mark_kfunc_calls(code: bytes, kfunc: int) -> bytes:

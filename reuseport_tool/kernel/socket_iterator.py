@@ -9,9 +9,9 @@ import os
 import struct
 import time
 from collections.abc import Iterator, Mapping
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
+from reuseport_tool.closing import Closing
 from reuseport_tool.errors import ProgramRejected, Unsupported
 from reuseport_tool.kernel import btf, diag
 from reuseport_tool.kernel.program import AttachType, ProgramType, bpf_dir, load
@@ -81,7 +81,7 @@ class RawSocket(NamedTuple):
 _RECORD = struct.Struct("=QQQ16s16sHHHHIIIIII")
 
 
-class SocketIterator:
+class SocketIterator(Closing):
     """A loaded program of one protocol's iterator. A context manager.
 
     Each walk goes over the sockets of the calling thread's network namespace.
@@ -133,14 +133,6 @@ class SocketIterator:
         os.close(self._link)
         self._program.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 @contextlib.contextmanager
 def collector_paused() -> Iterator[None]:
@@ -154,7 +146,7 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-class SocketWalk:
+class SocketWalk(Closing):
     """Walks whose records are parsed. A context manager; raises as SocketIterator.
 
     Every socket has its cookie: the program asks for it, or, where it cannot (before Linux 5.12), a dump
@@ -181,12 +173,7 @@ class SocketWalk:
         with collector_paused():
             return list(map(RawSocket._make, _RECORD.iter_unpack(data)))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._iterator.close()
 
 

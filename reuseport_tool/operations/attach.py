@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Conflict, ToolError, Unsupported, UsageError
 from reuseport_tool.kernel import bpf, bpffs, features, iterator, program, sockets
 from reuseport_tool.kernel.program import AttachType, ProgramType
@@ -165,7 +166,7 @@ def _attach_new(compiled: CompiledPolicy, fds: dict[int, int], folder: Path) -> 
         return opened, "attached", registered
 
 
-class CompiledPolicy:
+class CompiledPolicy(Closing):
     """A policy that can be loaded over the maps of any number of groups. A context manager.
 
     It can migrate where the kernel can (SELECT_OR_MIGRATE, Linux 5.14).
@@ -201,12 +202,6 @@ class CompiledPolicy:
 
     def close(self) -> None:
         self._migrating.close()
-
-    def __enter__(self) -> CompiledPolicy:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def load_policy(policy: Policy, source: Path | None, maps: Mapping[int, int]) -> bpf.Program:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Conflict, Unsupported
 from reuseport_tool.kernel import bpffs, sockets, wchan
 from reuseport_tool.kernel.iterator import TcpListeners
@@ -42,7 +43,7 @@ def listener(family: Family) -> socket.socket:
     return made
 
 
-class Server:
+class Server(Closing):
     """A server in a thread. It sleeps in epoll_wait(2) and answers each request with its name.
 
     It accepts when it is woken for its listener, but only after watch(): before that it is a server
@@ -65,12 +66,6 @@ class Server:
         self._epoll.register(self._stop, select.EPOLLIN)
         self._thread = threading.Thread(target=self._serve, name=f"server {name}", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         os.eventfd_write(self._stop, 1)

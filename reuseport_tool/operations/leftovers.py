@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 
+from reuseport_tool.closing import Closing
 from reuseport_tool.kernel import processes
 from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.models import Endpoint, Leftovers, Protocol
@@ -16,7 +17,7 @@ _LOOK_S = 0.5
 _TELL_S = 5.0
 
 
-class OldConnections:
+class OldConnections(Closing):
     """Looks again and again at what the old side holds. A context manager.
 
     Args:
@@ -34,10 +35,7 @@ class OldConnections:
             self._walker = stack.enter_context(Walker([Protocol.TCP]))
             self._stack = stack.pop_all()
 
-    def __enter__(self) -> OldConnections:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._stack.close()
 
     def read(self) -> list[Found]:

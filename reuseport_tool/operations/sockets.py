@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from reuseport_tool.closing import Closing
 from reuseport_tool.errors import NotFound, UsageError
 from reuseport_tool.kernel import bpffs, netns, processes
 from reuseport_tool.kernel.processes import Holder
@@ -97,7 +98,7 @@ class Found:
     shown: Socket
 
 
-class Walker:
+class Walker(Closing):
     """The loaded iterators of some protocols. A context manager.
 
     Raises:
@@ -124,10 +125,7 @@ class Walker:
         answers = {exactly_once(protocol) for protocol in self.protocols}
         return False if False in answers else None if None in answers else True
 
-    def __enter__(self) -> Walker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._stack.close()
 
 

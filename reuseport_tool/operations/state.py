@@ -25,6 +25,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Conflict, NotFound, UsageError
 from reuseport_tool.kernel import bpf, bpffs, netns, sockets
 from reuseport_tool.kernel.sockarray import SockArray
@@ -150,7 +151,7 @@ def _shape(entry: bpf.Map) -> tuple[int, int, int]:
     return entry.type, entry.value_size, entry.max_entries
 
 
-class State:
+class State(Closing):
     """The open maps of an attached group. A context manager; closing it leaves the pins."""
 
     def __init__(self, folder: Path, maps: dict[str, bpf.Map], program: bpf.Program) -> None:
@@ -191,12 +192,6 @@ class State:
         self.program.close()
         for entry in self._maps.values():
             entry.close()
-
-    def __enter__(self) -> State:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def working(self) -> int:

@@ -1,4 +1,4 @@
-"""Imports only go down: cli → operations → kernel; errors and models are leaves."""
+"""Imports only go down: cli → operations → kernel; errors, models and closing are leaves."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ PACKAGE = Path(__file__).parents[2] / "reuseport_tool"
 # Which of our layers, and which of the third-party modules, a layer may import.
 OURS = {
     "errors": set(),
+    "closing": set(),
     "models": {"errors"},
-    "kernel": {"kernel", "errors", "models"},
-    "operations": {"operations", "kernel", "errors", "models"},
+    "kernel": {"kernel", "errors", "models", "closing"},
+    "operations": {"operations", "kernel", "errors", "models", "closing"},
     "cli": {"cli", "operations", "kernel", "errors", "models", ""},
 }
 FOREIGN_HOME = {
