@@ -75,14 +75,7 @@ def reload(ctx: Context, rounds: int, clients: int, close_rounds: int) -> None:
     The second part measures close(2) of a listener with 1 to 4,096 connections in its accept queue: the time in which
     the kernel moves them to another listener, with our program and with tcp_migrate_req.
     """
-    with render.progress("rounds") as progress:
-        done, total = 0, rounds + close_rounds
-
-        def step() -> None:
-            nonlocal done
-            done += 1
-            progress(done, total)
-
+    with render.steps("rounds", rounds + close_rounds) as step:
         report = bench_reload.bench(rounds, clients, close_rounds, ctx.bpffs, on_round=step)
     render.show(report, ctx.json)
 
@@ -117,14 +110,7 @@ def sockets(ctx: Context, rounds: int, sizes: tuple[int, ...], protocols: tuple[
     """
     chosen = [Protocol(name) for name in protocols] or list(Protocol)
     rising = sorted(set(sizes))
-    with render.progress("rounds") as progress:
-        done, total = 0, rounds * len(chosen) * len(rising)
-
-        def step() -> None:
-            nonlocal done
-            done += 1
-            progress(done, total)
-
+    with render.steps("rounds", rounds * len(chosen) * len(rising)) as step:
         report = bench_sockets.bench(rising, chosen, rounds, step)
     render.show(report, ctx.json)
 

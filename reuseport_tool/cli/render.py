@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import sys
@@ -462,6 +463,14 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
         with shown:
             task = shown.add_task(label, total=None)
             yield lambda done, total: shown.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def steps(label: str, total: int) -> Iterator[Callable[[], None]]:
+    """A function that shows one more of `total` as done, as progress() does."""
+    with progress(label) as shown:
+        done = itertools.count(1)
+        yield lambda: shown(next(done), total)
 
 
 @contextlib.contextmanager
