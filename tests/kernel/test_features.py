@@ -325,16 +325,16 @@ def test_doctor_proves_the_tool_s_own_program() -> None:
 
 
 def test_doctor_notices_when_its_program_does_not_migrate(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = program.load
+    load = program.Module.load
 
     def select_only(
-        source: Path, function: str, kind: program.ProgramType, attach_type: program.AttachType, defines: dict[str, int]
+        self: program.Module, function: str, kind: program.ProgramType, attach_type: program.AttachType, **options: Any
     ) -> bpf.Program:
         if attach_type is program.AttachType.SK_REUSEPORT_SELECT_OR_MIGRATE:
             raise Unsupported("an old kernel")
-        return load(source, function, kind, attach_type, defines)
+        return load(self, function, kind, attach_type, **options)
 
-    monkeypatch.setattr(program, "load", select_only)
+    monkeypatch.setattr(program.Module, "load", select_only)
     monkeypatch.setattr(features, "loads_migrating_program", lambda: False)
     with pytest.raises(Unsupported, match="selected 1 of 1 connections, migrated 0"):
         doctor._our_program()
