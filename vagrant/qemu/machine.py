@@ -237,7 +237,11 @@ def _virtme() -> Path:
 
 
 def _base(image: Image, folder: Path) -> list[str]:
-    """virtme-run with what a script and a shell have in common."""
+    """virtme-run with what a script and a shell have in common.
+
+    An emulated VM has one CPU: two of them wait for each other in spin locks and interrupts while the host runs
+    something else, and a run takes several times as long.
+    """
     fault = kvm_fault(image.vmlinuz)
     say(f"{image.package} {image.version}, " + ("by KVM" if fault is None else f"emulated: KVM is of no use ({fault})"))
     scratch = [path for path in SCRATCH if Path(path).is_dir() and not Path(path).is_symlink()]
@@ -246,7 +250,7 @@ def _base(image: Image, folder: Path) -> list[str]:
     return [
         *(str(_virtme()), "--kimg", str(image.vmlinuz), "--mods", "auto", "--disable-microvm", "--force-9p"),
         *(["--disable-kvm"] if fault else []),
-        *("--cpus", str(min(2, os.cpu_count() or 1)), "--memory", MEMORY, "--rwdir", str(folder)),
+        *("--cpus", "1" if fault else str(min(2, os.cpu_count() or 1)), "--memory", MEMORY, "--rwdir", str(folder)),
         *(option for path in scratch for option in ("--overlay-rwdir", path)),
         # A kernel without block devices does not guess this name of the 9p share.
         *("--kopt", "root=/dev/root"),
