@@ -17,6 +17,8 @@ from reuseport_tool.kernel import sockets
 
 _BUSY_S = 0.002
 _BACKLOG = 4096
+# More than the load gives an answer: a server that closes on a client which has not sent yet resets it.
+_PATIENCE_S = 60.0
 
 
 def main() -> None:
@@ -76,7 +78,7 @@ def _work(address: str, port: int) -> None:
 
 def _answer(client: socket.socket) -> None:
     with client:
-        client.settimeout(5)
+        client.settimeout(_PATIENCE_S)
         try:
             client.recv(4096)
             time.sleep(_BUSY_S)
