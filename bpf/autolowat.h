@@ -37,6 +37,11 @@ struct state {
 	u32 announce;		/* mark segments without data, too */
 	u32 flags;		/* callbacks that we switched on */
 	u32 settled;		/* rcv_nxt when the mark was last computed on sending */
+	/* Of a sender, which knows where its own frames end. */
+	struct stream out;
+	u32 out_known;		/* `out` is right */
+	u32 out_single;		/* the last frame that began a segment ended with it */
+	u32 out_told;		/* the receiver knows that a frame has begun */
 };
 
 #ifndef READ

@@ -3,8 +3,10 @@
  * AutoLOWAT on a stock kernel, when both ends run it (docs/autolowat.md):
  *
  * 1. Both ends put an option into SYN and SYN+ACK; the client repeats it until it has sent data.
- * 2. The sender marks each segment with data by the option. A marked segment misses the receiver's header
- *    prediction, and so the receiver's program runs with the socket locked before the data is queued.
+ * 2. The sender marks segments with data by the option: where a frame of several segments begins and where it ends, as
+ *    `autolowat_egress` follows them; all of them where it cannot know (ARM_PORTS is 0: the application opts in). A
+ *    marked segment misses the receiver's header prediction, and so the receiver's program runs with the socket
+ *    locked before the data is queued.
  * 3. `autolowat_ingress` has read the payload by then and knows where frames end.
  * 4. `autolowat_paired` sets SO_RCVLOWAT: 1 when the queue holds a whole frame, else what is missing.
  * 5. It also runs whenever the receiver is about to send anything, which it does after data has come, marked or
@@ -140,13 +142,23 @@ static __always_inline u32 wanted(void *sk, struct stream *stream, struct state 
 	return state->lowat > most / 2 && state->lowat <= most ? state->lowat : most;
 }
 
+/*
+ * All that came has been followed and ends with a frame, for which the mark is 1. Without the lock: what changes meanwhile
+ * has its own callback, and a mark of 1 is never wrong.
+ */
+static __always_inline bool is_settled(struct bpf_sock_ops *skops, struct state *state)
+{
+	return state->lowat == 1 && !state->doubt && !state->finished && state->stream.start == skops->rcv_nxt &&
+	       state->stream.next == skops->rcv_nxt;
+}
+
 /* With the socket locked: bring SO_RCVLOWAT up to date, or give up. */
 static __always_inline void settle(struct bpf_sock_ops *skops, struct state *state)
 {
 	struct stream stream;
 	u32 doubt, finished;
 
-	if (!state->armed)
+	if (!state->armed || is_settled(skops, state))
 		return;
 	bpf_spin_lock(&state->lock);
 	stream = state->stream;
@@ -200,31 +212,54 @@ static __always_inline bool wants_option(struct bpf_sock_ops *skops)
 	return fits(peer_role(skops, BPF_LOAD_HDR_OPT_TCP_SYN));
 }
 
+/*
+ * What a receiver must hear of with its socket locked: where a frame of several segments begins, and where it ends. The
+ * rest of such a frame, and frames of one segment, need no mark. Whether a frame will be of one segment is a
+ * guess: as the one before. A wrong one costs a wake-up, because the next segment has the mark then.
+ */
+static __always_inline bool touches_boundary(struct bpf_sock_ops *skops, struct state *state)
+{
+	struct stream *out = &state->out;
+
+	if (!state->out_known)
+		return true;
+	/* Perhaps not new data. */
+	if (skops->snd_nxt != out->next || skops->retrans_out || skops->lost_out)
+		return true;
+	if (out->start == out->next)
+		return !state->out_single;
+	return !state->out_told || !out->known || !after(out->end, out->next + skops->skb_len);
+}
+
 static __always_inline bool wants_mark(struct bpf_sock_ops *skops, struct state *state)
 {
-	bool has_data = skops->args[0] == BPF_WRITE_HDR_TCP_CURRENT_MSS || skops->skb_len > 0;
+	bool has_data = skops->skb_len > 0;
 
 	if (state->announce) {
 		/* The peer will know by our first data. */
-		if (skops->args[0] != BPF_WRITE_HDR_TCP_CURRENT_MSS && has_data)
+		if (has_data)
 			state->announce = 0;
 		return true;
 	}
-	return has_data && ROLE & SENDS && state->peer & RECEIVES;
+	return has_data && ROLE & SENDS && state->peer & RECEIVES && touches_boundary(skops, state);
 }
 
 static __always_inline void reserve(struct bpf_sock_ops *skops)
 {
+	/* The kernel only asks how large a segment may be. */
+	bool sizing = skops->args[0] == BPF_WRITE_HDR_TCP_CURRENT_MSS;
 	struct state *state;
 	bool mark;
 
-	if (skops->args[0] != BPF_WRITE_HDR_TCP_CURRENT_MSS && skops->skb_tcp_flags & TCP_SYN) {
+	if (sizing && ROLE & SENDS) {
+		mark = true;
+	} else if (!sizing && skops->skb_tcp_flags & TCP_SYN) {
 		mark = wants_option(skops);
 	} else {
 		state = state_of(skops, 0);
 		if (!state)
 			return;
-		if (skops->args[0] != BPF_WRITE_HDR_TCP_CURRENT_MSS)
+		if (!sizing)
 			settle_on_sending(skops, state);
 		mark = wants_mark(skops, state);
 	}
@@ -258,6 +293,8 @@ static __always_inline void established(struct bpf_sock_ops *skops, bool active)
 	state->peer = peer;
 	state->announce = active;
 	state->flags = OUR_FLAGS;
+	begin(&state->out, skops->snd_nxt);
+	state->out_known = ARM_PORTS;
 	bpf_sock_ops_cb_flags_set(skops, skops->bpf_sock_ops_cb_flags | OUR_FLAGS);
 	if (ROLE & RECEIVES && peer & SENDS && ARM_PORTS && (!active || ARM_ACTIVE) &&
 	    !is_taken(raw_sock(skops, OFF_SOCK_OPS_SK)))
@@ -335,14 +372,23 @@ static __always_inline bool read_segment(struct __sk_buff *skb, struct segment *
 	return true;
 }
 
-/* Whether TCP will take it: what lies outside of the window must not be believed. */
-static __always_inline bool is_in_window(void *sk, struct segment *segment)
-{
-	u32 wup = 0, window = 0;
+/* A struct tcp_sock whose type the verifier knows (Linux 5.9). */
+static void *(*skc_to_tcp_sock)(void *sk) = (void *)BPF_FUNC_skc_to_tcp_sock;
+#define LOAD(type, sk, offset) (*(type *)((void *)(sk) + (offset)))
 
-	READ(wup, sk, OFF_RCV_WUP);
-	READ(window, sk, OFF_RCV_WND);
-	return segment->flags & TCP_ACK && !after(segment->seq, wup + window);
+/* Whether TCP will take it: what lies outside of the window must not be believed. */
+static __always_inline bool is_in_window(void *tcp, struct segment *segment)
+{
+	return segment->flags & TCP_ACK && !after(segment->seq, LOAD(u32, tcp, OFF_RCV_WUP) + LOAD(u32, tcp, OFF_RCV_WND));
+}
+
+/* A segment in sequence that ends the frame which others began must have the mark. */
+static __always_inline bool misses_mark(struct segment *segment, struct stream *stream)
+{
+	u32 stop = segment->seq + segment->length;
+
+	return after(stop, stream->next) && !after(segment->seq, stream->next) && stream->next != stream->start &&
+	       (!stream->known || !after(stream->end, stop));
 }
 
 static __always_inline u32 look(struct __sk_buff *skb, struct segment *segment, struct stream *stream)
@@ -351,7 +397,7 @@ static __always_inline u32 look(struct __sk_buff *skb, struct segment *segment, 
 
 	if (segment->flags & TCP_URG)
 		return DOUBT_URGENT;
-	if (!segment->role && after(segment->seq + segment->length, stream->next))
+	if (!segment->role && misses_mark(segment, stream))
 		return DOUBT_UNMARKED;
 	doubt = follow(skb, stream, segment->seq, segment->payload, segment->length, &frames);
 	if (frames)
@@ -368,6 +414,7 @@ int autolowat_ingress(struct __sk_buff *skb)
 	struct bpf_sock *sk = skb->sk;
 	struct state *state;
 	u32 turn, doubt;
+	void *tcp;
 
 	if (!sk)
 		return 1;
@@ -381,7 +428,8 @@ int autolowat_ingress(struct __sk_buff *skb)
 		state->doubt = DOUBT_UNMARKED;
 		return 1;
 	}
-	if (segment.flags & (TCP_SYN | TCP_RST) || !is_in_window(raw_sock(skb, OFF_SKB_SK), &segment))
+	tcp = skc_to_tcp_sock(sk);
+	if (!tcp || segment.flags & (TCP_SYN | TCP_RST) || !is_in_window(tcp, &segment))
 		return 1;
 	if (segment.flags & TCP_FIN)
 		state->finished = 1;
@@ -400,6 +448,45 @@ int autolowat_ingress(struct __sk_buff *skb)
 	state->turn++;
 	state->doubt = doubt;
 	bpf_spin_unlock(&state->lock);
+	return 1;
+}
+
+/* With the socket locked: where our own frames end. */
+int autolowat_egress(struct __sk_buff *skb)
+{
+	struct segment segment = {};
+	struct bpf_sock *sk = skb->sk;
+	struct stream stream;
+	struct state *state;
+	u32 frames = 0;
+	bool begins;
+
+	if (!(ROLE & SENDS) || !ARM_PORTS || !sk)
+		return 1;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return 1;
+	state = bpf_sk_storage_get(sockets_map, sk, 0, 0);
+	if (!state || !state->out_known)
+		return 1;
+	if (!read_segment(skb, &segment)) {
+		state->out_known = 0;
+		return 1;
+	}
+	if (!segment.length || !after(segment.seq + segment.length, state->out.next))
+		return 1;
+	stream = state->out;
+	begins = stream.next == stream.start;
+	if (segment.seq != stream.next ||
+	    follow(skb, &stream, segment.seq, segment.payload, segment.length, &frames)) {
+		state->out_known = 0;
+		return 1;
+	}
+	if (begins)
+		state->out_single = stream.next == stream.start;
+	/* Where another frame ended in the same segment, the receiver had to leave its mark at 1. */
+	state->out_told = stream.next != stream.start && !frames && (segment.role || state->out_told);
+	state->out = stream;
 	return 1;
 }
 

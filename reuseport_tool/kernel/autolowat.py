@@ -17,7 +17,7 @@ from reuseport_tool.kernel.program import AttachType, ProgramType, bpf_dir, load
 from reuseport_tool.kernel.socket_iterator import SocketIterator
 from reuseport_tool.models import Engine, FailOpens, Protocol
 
-_STATE_SIZE = 4 * 2 + 4 * 5 + 16 + 4 * 8  # struct state of bpf/autolowat.h
+_STATE_SIZE = 4 * 2 + 2 * (4 * 5 + 16) + 4 * 11  # struct state of bpf/autolowat.h
 _SETTINGS = 2
 _WORKING, _ANY_PORT = range(_SETTINGS)
 _PORTS_MAX = 256
@@ -57,6 +57,7 @@ _PROGRAMS: Mapping[Engine, Mapping[str, tuple[ProgramType, AttachType]]] = {
     Engine.PAIRED: {
         "autolowat_paired": _SOCK_OPS,
         "autolowat_ingress": (ProgramType.CGROUP_SKB, AttachType.CGROUP_INET_INGRESS),
+        "autolowat_egress": (ProgramType.CGROUP_SKB, AttachType.CGROUP_INET_EGRESS),
         "autolowat_sockopt": _SETSOCKOPT,
     },
     Engine.NATIVE: {"autolowat_native": _SOCK_OPS, "autolowat_sockopt": _SETSOCKOPT},

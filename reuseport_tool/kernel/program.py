@@ -39,6 +39,7 @@ class ProgramType(enum.IntEnum):
 class AttachType(enum.IntEnum):
     NONE = -1
     CGROUP_INET_INGRESS = 0
+    CGROUP_INET_EGRESS = 1
     CGROUP_SOCK_OPS = 3
     CGROUP_SETSOCKOPT = 22
     CGROUP_INET4_POST_BIND = 12

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -309,20 +310,48 @@ class _capture:
 
 def options_after_handshake(packets: socket.socket) -> int:
     """How many segments that are no SYN have an option of kind 254."""
+    seen = captured(packets)
+    assert len(seen) > 5
+    return sum("S" not in segment.flags and is_marked(segment) for segment in seen)
+
+
+def captured(packets: socket.socket) -> list[Any]:
+    """The TCP segments since the last call."""
     from scapy.layers.inet import TCP
     from scapy.layers.l2 import Ether
 
-    seen = found = 0
+    seen = []
     while True:
         try:
             packet = Ether(packets.recv(1 << 16))
         except BlockingIOError:
-            break
+            return seen
         if TCP in packet:
-            seen += 1
-            found += "S" not in packet[TCP].flags and any(kind == 254 for kind, _ in packet[TCP].options)
-    assert seen > 5
-    return found
+            seen.append(packet[TCP])
+
+
+def is_marked(segment: Any) -> bool:
+    return any(kind == 254 for kind, _ in segment.options)
+
+
+def test_only_the_boundaries_of_long_frames_are_marked(root: None) -> None:
+    """A guess, that a frame will be of one segment as the one before, is corrected by the next segment."""
+    single, several = [(0, 258)], [(0, 8), (8, 100), (100, 200), (200, 258)]
+    with framing_lab.attached(Plan(Engine.PAIRED, "rpc", (PORT,), Role.BOTH)), _capture() as packets:
+        with framing_lab.pair(port=PORT) as pair:
+            for cut in (single, single, single, several, several, single, single):
+                for begin, end in cut:
+                    pair.send(FRAME[begin:end])
+                assert pair.server.recv(1000) == FRAME
+            port = pair.client.getsockname()[1]
+        data = [segment for segment in captured(packets) if segment.sport == port and len(segment.payload)]
+    # The loopback shows each twice.
+    assert [is_marked(segment) for segment in data[::2]] == [
+        *(True, False, False),  # the first segment also tells the server that the client has the tool
+        *(False, True, False, True),
+        *(True, False, False, True),
+        *(True, False),
+    ]
 
 
 def test_the_capture_sees_the_option_between_two_with_the_tool(root: None) -> None:
@@ -333,15 +362,20 @@ def test_the_capture_sees_the_option_between_two_with_the_tool(root: None) -> No
         assert options_after_handshake(packets) >= 6
 
 
-def test_a_sender_that_stops_marking_in_the_middle(root: None) -> None:
+@pytest.mark.parametrize("ports", [(), (PORT,)], ids=["opted in", "by port"])
+def test_a_sender_that_stops_marking_in_the_middle(root: None, ports: tuple[int, ...]) -> None:
     """The reader is given everything, at the latest with the delayed acknowledgement."""
-    with framing_lab.attached(Plan(Engine.PAIRED, "rpc", (), Role.BOTH)) as maps, framing_lab.pair() as pair:
-        pair.opt_in()
+    with (
+        framing_lab.attached(Plan(Engine.PAIRED, "rpc", ports, Role.BOTH)) as maps,
+        framing_lab.pair(port=PORT) as pair,
+    ):
+        if not ports:
+            pair.opt_in()
         for _ in range(20):  # questions and answers, so that acknowledgements are delayed
             pair.send(FRAME)
             pair.server.recv(len(FRAME))
-            pair.server.sendall(b"answer")
-            pair.client.recv(6, socket.MSG_WAITALL)
+            pair.server.sendall(rpc_frame(0, 0))
+            pair.client.recv(8, socket.MSG_WAITALL)
         pair.send(FRAME[:200])
         # Nothing is on its way: no probe of the sender's, no late acknowledgement will be what mends it.
         assert wait_until(lambda: unacknowledged(pair.client) == 0, DEADLINE_S)
