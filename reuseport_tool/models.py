@@ -855,6 +855,7 @@ class FramingSize:
 class BenchRpcFraming:
     kernel: str
     rounds: int
+    cpus: int
     sizes: tuple[FramingSize, ...]
     duration_s: float
 

@@ -120,17 +120,26 @@ def sockets(ctx: Context, rounds: int, sizes: tuple[int, ...], protocols: tuple[
     short_help="Wake-ups and CPU of each frame, with and without AutoLOWAT.",
     epilog=examples(
         "reuseport-tool bench rpc-framing",
+        "reuseport-tool bench rpc-framing --cpus 2",
         "reuseport-tool --json bench rpc-framing --rounds 50 | jq '.sizes[] | select(.segments > 2)'",
     ),
 )
 @click.option("--rounds", type=click.IntRange(2, 1000), default=15, show_default=True, help="Turns of each arm.")
+@click.option(
+    "--cpus",
+    type=click.IntRange(1, 2),
+    default=1,
+    show_default=True,
+    help="Server and client on the same CPU, or each on its own.",
+)
 @pass_context
-def rpc_framing(ctx: Context, rounds: int) -> None:
+def rpc_framing(ctx: Context, rounds: int, cpus: int) -> None:
     """Send frames in 1 to 64 segments and wait for an answer to each, in a throw-away network namespace.
 
     The arms take turns: plain sockets outside of the cgroup (`off`), SO_RCVLOWAT set by the application to the
-    size of all frames, and each engine that this kernel has. Server and client are processes of their own.
+    size of all frames, and each engine that this kernel has. Server and client are processes of their own. On one CPU
+    a wake-up is a switch between them, as on a busy machine; on two it is an interrupt that ends the other's idling.
     """
     with render.progress("rounds") as progress:
-        report = bench_rpc_framing.bench(rounds, progress)
+        report = bench_rpc_framing.bench(rounds, cpus, progress)
     render.show(report, ctx.json)

@@ -758,7 +758,8 @@ def _bench_rpc_framing(model: models.BenchRpcFraming, console: Console) -> None:
             )
     console.print(made)
     note = (
-        f"Linux {model.kernel}, {model.rounds} rounds, {model.duration_s:.0f} s. For each frame: wake-ups and system "
+        f"Linux {model.kernel}, {'both ends on one CPU' if model.cpus == 1 else 'each end on its own CPU'}, "
+        f"{model.rounds} rounds, {model.duration_s:.0f} s. For each frame: wake-ups and system "
         "calls of the receiver, CPU time of both ends. CPU and speed relative to off in the same round: median ± half "
         "the interquartile range."
     )

@@ -1,7 +1,8 @@
 """What AutoLOWAT saves, and costs: frames sent one after another, each answered, by arms that take turns.
 
-The client is a child process, so that neither waits for the other's interpreter. Plain sockets are made before this
-process enters the cgroup: a socket stays in the cgroup that it was made in.
+The client is a child process, so that neither waits for the other's interpreter. Where the two run is fixed, because it
+decides what a wake-up costs: on one CPU a switch, on two CPUs an interrupt that ends the other's idling. Plain sockets
+are made before this process enters the cgroup: a socket stays in the cgroup that it was made in.
 """
 
 from __future__ import annotations
@@ -59,20 +60,26 @@ class _Sample:
     latencies_ns: list[int]
 
 
-def bench(rounds: int, step: Callable[[int, int], None]) -> BenchRpcFraming:
+def bench(rounds: int, cpus: int, step: Callable[[int, int], None]) -> BenchRpcFraming:
     """Measure every arm with every size, `rounds` times, in random order.
 
     Args:
+        cpus: 1 for client and server on the same, 2 for each on its own.
         step: called with the number of rounds that are done and of all.
 
     Raises:
         Unsupported, MissingCapability: from the programs, the namespace and the cgroup.
-        ToolError: a frame was not answered in time.
+        ToolError: a frame was not answered in time, or there are not so many CPUs.
     """
     begin = time.monotonic()
+    allowed = sorted(os.sched_getaffinity(0))
+    if cpus > len(allowed):
+        raise ToolError(f"{cpus} CPUs are needed, and this process may use {len(allowed)}")
     with ExitStack() as stack:
+        stack.callback(os.sched_setaffinity, 0, allowed)
+        os.sched_setaffinity(0, allowed[:1])
         pairs = _pairs(stack)
-        client = stack.enter_context(_client({name: pair.client for name, pair in pairs.items()}))
+        client = stack.enter_context(_client({name: pair.client for name, pair in pairs.items()}, allowed[cpus - 1]))
         samples = _rounds(rounds, pairs, client, step)
     sizes = tuple(
         FramingSize(
@@ -80,7 +87,7 @@ def bench(rounds: int, step: Callable[[int, int], None]) -> BenchRpcFraming:
         )
         for size, segments, frames in SIZES
     )
-    return BenchRpcFraming(os.uname().release, rounds, sizes, time.monotonic() - begin)
+    return BenchRpcFraming(os.uname().release, rounds, cpus, sizes, time.monotonic() - begin)
 
 
 def _pairs(stack: ExitStack) -> dict[str, Pair]:
@@ -158,10 +165,10 @@ def _serve(pair: Pair, task: _Task) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _client(ends: dict[str, socket.socket]) -> Iterator[Connection]:
+def _client(ends: dict[str, socket.socket], cpu: int) -> Iterator[Connection]:
     """The child that sends; it is ended with the block."""
     ours, theirs = multiprocessing.Pipe()
-    child = multiprocessing.get_context("fork").Process(target=_send_all, args=(theirs, ends), daemon=True)
+    child = multiprocessing.get_context("fork").Process(target=_send_all, args=(theirs, ends, cpu), daemon=True)
     child.start()
     theirs.close()
     try:
@@ -172,13 +179,14 @@ def _client(ends: dict[str, socket.socket]) -> Iterator[Connection]:
         child.join()
 
 
-def _send_all(orders: Connection, ends: dict[str, socket.socket]) -> None:
+def _send_all(orders: Connection, ends: dict[str, socket.socket], cpu: int) -> None:
+    os.sched_setaffinity(0, [cpu])
     with contextlib.suppress(EOFError):
         while True:
             task = orders.recv()
-            cpu = _cpu_s()
+            used = _cpu_s()
             latencies = _send(ends[task.arm], task)
-            orders.send((_cpu_s() - cpu, latencies))
+            orders.send((_cpu_s() - used, latencies))
 
 
 def _send(sock: socket.socket, task: _Task) -> list[int]:

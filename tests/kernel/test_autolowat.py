@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 
+from reuseport_tool.errors import ToolError
 from reuseport_tool.kernel import autolowat as kernel
 from reuseport_tool.kernel import cgroup
 from reuseport_tool.models import Engine, Role
-from reuseport_tool.operations import check_rpc_framing, framing_lab
+from reuseport_tool.operations import bench_rpc_framing, check_rpc_framing, framing_lab
 from reuseport_tool.operations.autolowat import Plan
 from reuseport_tool.operations.framing_lab import DEADLINE_S, rpc_frame
 from reuseport_tool.operations.waiting import wait_until
@@ -431,3 +432,24 @@ def read_all(sock: socket.socket, got: list[bytes], size: int) -> None:
         got.append(sock.recv(4096))
         if not got[-1]:
             return
+
+
+def test_bench(root: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_rpc_framing, "SIZES", ((64, 1, 20), (1024, 4, 20)))
+    allowed = os.sched_getaffinity(0)
+    single, several = bench_rpc_framing.bench(5, 1, lambda *_: None).sizes
+    assert os.sched_getaffinity(0) == allowed
+    wakeups = {arm.name: arm.wakeups_per_frame for arm in several.arms}
+    assert wakeups["paired"] < wakeups["off"]
+    assert {arm.name for arm in single.arms} == set(wakeups) >= {"off", "rcvlowat", "paired"}
+    assert all(arm.wakeups_per_frame >= 1 for size in (single, several) for arm in size.arms)
+
+
+def test_bench_on_more_cpus_than_there_are(root: None) -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, [min(allowed)])
+    try:
+        with pytest.raises(ToolError, match="2 CPUs are needed, and this process may use 1"):
+            bench_rpc_framing.bench(2, 2, lambda *_: None)
+    finally:
+        os.sched_setaffinity(0, allowed)
