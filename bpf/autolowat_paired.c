@@ -226,8 +226,9 @@ static __always_inline bool touches_boundary(struct bpf_sock_ops *skops, struct 
 	/* Perhaps not new data. */
 	if (skops->snd_nxt != out->next || skops->retrans_out || skops->lost_out)
 		return true;
+	/* The device, or the kernel on its behalf, may cut this into several segments. */
 	if (out->start == out->next)
-		return !state->out_single;
+		return !state->out_single || skops->skb_len + OPTION_LENGTH > skops->mss_cache;
 	return !state->out_told || !out->known || !after(out->end, out->next + skops->skb_len);
 }
 
