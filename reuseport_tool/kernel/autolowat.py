@@ -39,7 +39,6 @@ _OFFSETS = {
     "OFF_RCVLOWAT": ("sock", "sk_rcvlowat"),
     "OFF_SOCK_OPS_SK": ("bpf_sock_ops_kern", "sk"),
     "OFF_SOCKOPT_SK": ("bpf_sockopt_kern", "sk"),
-    "OFF_SKB_SK": ("sk_buff", "sk"),
     "OFF_ULP": ("inet_connection_sock", "icsk_ulp_ops"),
 }
 _WALK_OFFSETS = {
