@@ -9,11 +9,12 @@ from __future__ import annotations
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from reuseport_tool.kernel import processes
 from reuseport_tool.kernel.processes import Process
 from reuseport_tool.operations.waiting import wait_until
 from tests.follower import Follower
@@ -76,21 +77,35 @@ def test_fewer_workers_with_a_follower_lose_none(tool: Tool, nginx: Server, tmp_
 
 def upgrade(folder: Path) -> Ledger:
     """USR2 starts the new program as a child of the old one, QUIT ends the old one; the new one has fewer workers."""
-    with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
-        pid_file = folder / "nginx" / "nginx.pid"
-        old = pid_file.read_text()
-        servers.configure_nginx(folder / "nginx", FEW)
-        with ExitStack() as stack:
-            master = Process(int(old))
-            stack.callback(master.close)
+    pid_file = folder / "nginx" / "nginx.pid"
+    old = pid_file.read_text()
+    servers.configure_nginx(folder / "nginx", FEW)
+    with ExitStack() as stack:
+        master = Process(int(old))
+        stack.callback(master.close)
+        load = stack.enter_context(Load(servers.ADDRESS, servers.PORT, CLIENTS))
+        with busy_workers(int(old)):
             master.signal(signal.SIGUSR2)
             assert wait_until(lambda: pid_file.exists() and pid_file.read_text() not in ("", old), 30)
             assert wait_until(lambda: len(servers.listeners()) == MANY, 30)
-            restart.await_queue(QUEUED)
+            restart.await_queue(QUEUED, staying=FEW)
             master.signal(signal.SIGQUIT)
-            assert wait_until(lambda: len(servers.listeners()) == FEW, 30)
-            assert master.ended(timeout_s=30)
+        assert wait_until(lambda: len(servers.listeners()) == FEW, 30)
+        assert master.ended(timeout_s=30)
         return load.stop()
+
+
+@contextmanager
+def busy_workers(master: int) -> Iterator[None]:
+    """The workers stand still meanwhile, as in a long request each, so that what comes to them waits for sure."""
+    with ExitStack() as stack:
+        for pid in processes.below([master]):
+            if pid != master:
+                worker = Process(pid)
+                stack.callback(worker.close)
+                worker.signal(signal.SIGSTOP)
+                stack.callback(worker.signal, signal.SIGCONT)
+        yield
 
 
 def test_an_upgrade_to_fewer_workers_loses_connections(nginx: Server, tmp_path: Path) -> None:
@@ -103,7 +118,8 @@ def test_an_upgrade_to_fewer_workers_loses_connections(nginx: Server, tmp_path: 
 def test_an_upgrade_to_fewer_workers_when_attached_loses_none(tool: Tool, nginx: Server, tmp_path: Path) -> None:
     tool.ok("attach", servers.PORT)
     ledger = upgrade(tmp_path)
-    print(ledger)
+    (group,) = tool.ok("status", servers.PORT)["groups"]
+    print(ledger, group)
     assert ledger.lost == 0
     assert ledger.answered > QUEUED
-    assert tool.ok("status", servers.PORT)["groups"][0]["counters"]["migrated_established"] > 0
+    assert group["counters"]["migrated_established"] > 0
