@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
+from reuseport_tool.closing import Closing
+from reuseport_tool.errors import Unsupported
 from reuseport_tool.kernel import btf
 from reuseport_tool.kernel.socket_iterator import SocketIterator
 from reuseport_tool.models import Protocol
@@ -70,7 +73,21 @@ class Snapshot:
     requests: dict[int, int]
 
 
-class TcpListeners:
+@contextmanager
+def listeners_of(protocol: Protocol) -> Iterator[TcpListeners | None]:
+    """The loaded iterator; None where the kernel has none, which is so for UDP.
+
+    Raises MissingCapability.
+    """
+    with ExitStack() as stack:
+        listeners = None
+        if protocol is Protocol.TCP:
+            with suppress(Unsupported):
+                listeners = stack.enter_context(TcpListeners())
+        yield listeners
+
+
+class TcpListeners(Closing):
     """The loaded iterator. Each read() walks the sockets of the calling thread's network namespace.
 
     Raises:
@@ -82,6 +99,7 @@ class TcpListeners:
         self._iterator = SocketIterator(Protocol.TCP, "tcp_listeners.c", btf.offsets(_OFFSETS))
 
     def close(self) -> None:
+        """Unload it."""
         self._iterator.close()
 
     def read(self) -> Snapshot:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 from reuseport_tool.closing import Closing
-from reuseport_tool.errors import Conflict, ToolError, Unsupported, UsageError
+from reuseport_tool.errors import Conflict, ToolError, UsageError
 from reuseport_tool.kernel import bpf, bpffs, features, iterator, program, sockets
 from reuseport_tool.kernel.program import AttachType, ProgramType
 from reuseport_tool.models import Attached, AttachReport, Endpoint, Policy, Protocol
@@ -41,15 +40,16 @@ def attach(
     found = discover.groups(endpoint)
     folder = bpffs.find_or_mount(root)
     results = []
-    for group in found:
-        with state.locked(folder, group.endpoint, wait_s) as group_folder:
-            start = time.perf_counter()
-            state.refuse_interrupted(group_folder, group.endpoint)
-            # As it is now: who held the lock before us may have replaced it.
-            group = discover.present(group.endpoint)
-            opened, result, registered = attach_group(group, policy, source, group_folder)
-            with opened:
-                results.append(_report(group, opened, result, registered, time.perf_counter() - start))
+    with ChosenPolicy(policy, source) as chosen, iterator.listeners_of(endpoint.protocol) as listeners:
+        for group in found:
+            with state.locked(folder, group.endpoint, wait_s) as group_folder:
+                start = time.perf_counter()
+                state.refuse_interrupted(group_folder, group.endpoint)
+                # As it is now: who held the lock before us may have replaced it.
+                group = discover.present(group.endpoint)
+                opened, result, registered = attach_group(group, chosen, group_folder, listeners=listeners)
+                with opened:
+                    results.append(_report(group, opened, result, registered, time.perf_counter() - start))
     return AttachReport(tuple(results))
 
 
@@ -73,20 +73,17 @@ def _report(group: Found, opened: State, result: str, registered: list[int], dur
 
 def attach_group(
     group: Found,
-    policy: Policy | None,
-    source: Path | None,
+    chosen: ChosenPolicy,
     folder: Path,
     *,
-    listeners: iterator.TcpListeners | None = None,
-    compiled: CompiledPolicy | None = None,
+    listeners: iterator.TcpListeners | None,
     belongs: Callable[[State, int], bool] = lambda _opened, _cookie: True,
     renew: bool = True,
 ) -> tuple[State, str, list[int]]:
     """Attach to one group whose lock the caller holds.
 
     Args:
-        listeners: an iterator that is loaded already.
-        compiled: the policy, where it is compiled already; used when nothing is attached.
+        listeners: by which attached_program() finds out what is attached.
         belongs: whether a listener is to be registered, where something is attached already.
         renew: make a new generation when all listeners of the working one have closed. It takes milliseconds (RCU).
 
@@ -102,7 +99,7 @@ def attach_group(
             if attached in (None, opened.policy().id):
                 with ExitStack() as on_failure:
                     on_failure.enter_context(opened)
-                    result = _reattach(opened, attached, policy, source, fds)
+                    result = _reattach(opened, attached, chosen, fds)
                     mine = {cookie: fd for cookie, fd in fds.items() if belongs(opened, cookie)}
                     registered = _register(opened, mine, renew)
                     on_failure.pop_all()
@@ -113,31 +110,18 @@ def attach_group(
                 f"{group.endpoint} has a reuseport program that is not this tool's: {_describe(attached)}",
                 hint="detach it with the tool that attached it",
             )
-        with (
-            CompiledPolicy(policy or Policy.HASH, source)
-            if compiled is None
-            else contextlib.nullcontext(compiled) as code
-        ):
-            return _attach_new(code, fds, folder)
+        return _attach_new(chosen, fds, folder)
 
 
-def attached_program(group: Found, loaded: iterator.TcpListeners | None = None) -> int | None:
+def attached_program(group: Found, listeners: iterator.TcpListeners | None) -> int | None:
     """Id of the program that runs for a group; 0 for a classic BPF filter, None for none.
 
-    Only the kernel's own structures tell, by an iterator over TCP sockets; for UDP, and where the
-    kernel has no such iterator, the answer is what our pins say: None.
+    Only the kernel's own structures tell, by an iterator over TCP sockets. Without it (listeners_of()) the
+    answer is what our pins say: None.
     """
-    if group.endpoint.protocol is Protocol.UDP:
+    if listeners is None or group.endpoint.protocol is Protocol.UDP:
         return None
-    try:
-        listeners = loaded or iterator.TcpListeners()
-    except Unsupported:
-        return None
-    try:
-        found = listeners.read().listeners
-    finally:
-        if loaded is None:
-            listeners.close()
+    found = listeners.read().listeners
     return next((found[cookie].program_id for cookie in group.cookies if cookie in found), None)
 
 
@@ -151,10 +135,10 @@ def _describe(program_id: int) -> str:
         return f"id {program_id}"
 
 
-def _attach_new(compiled: CompiledPolicy, fds: dict[int, int], folder: Path) -> tuple[State, str, list[int]]:
+def _attach_new(chosen: ChosenPolicy, fds: dict[int, int], folder: Path) -> tuple[State, str, list[int]]:
     with ExitStack() as stack:
         maps = state.new_maps(stack)
-        loaded = stack.enter_context(compiled.load(state.link(maps.maps)))
+        loaded = stack.enter_context(chosen.load(state.link(maps.maps)))
         opened = maps.pin(folder, loaded)
         stack.callback(state.clean, folder)
         opened.create_generation(1)
@@ -166,48 +150,73 @@ def _attach_new(compiled: CompiledPolicy, fds: dict[int, int], folder: Path) -> 
         return opened, "attached", registered
 
 
-class CompiledPolicy(Closing):
-    """A policy that can be loaded over the maps of any number of groups. A context manager.
+class ChosenPolicy(Closing):
+    """The policy that was asked for, compiled once for any number of groups. A context manager.
 
     It can migrate where the kernel can (SELECT_OR_MIGRATE, Linux 5.14).
 
-    Raises:
-        UsageError: the name of `source` cannot name a program.
-        ProgramRejected, Unsupported: from compiling.
+    Args:
+        policy, source: a policy of ours, or the C file of one's own. Neither keeps what a group has, and
+            means `hash` where it has none.
     """
 
-    def __init__(self, policy: Policy, source: Path | None) -> None:
-        self._path = source or program.bpf_dir() / f"{policy.value.replace('-', '_')}.c"
-        if source is not None:
-            if not source.stem.isidentifier() or len(source.stem) > _NAME_MAX:
-                raise UsageError(
-                    f"{source.name} cannot name a program",
-                    hint=f"the file's name is the program's: a C identifier of at most {_NAME_MAX} characters",
-                )
-            program.compile_aside(source, {**state.DEFINES, "MIGRATE": 1})
-        self._migrating = program.Module(self._path, {**state.DEFINES, "MIGRATE": 1})
+    def __init__(self, policy: Policy | None, source: Path | None) -> None:
+        self._policy = policy
+        self._source = source
+        self._path = source or program.bpf_dir() / f"{(policy or Policy.HASH).value.replace('-', '_')}.c"
+        self._modules: dict[bool, program.Module] = {}
+
+    def keeps(self, present: str | None) -> bool:
+        """Whether a group with this policy (None for one that is not ours) has what was asked for."""
+        return self._source is None and self._policy in (None, present)
+
+    def compile(self) -> None:
+        """Compile it now, not when it is first loaded.
+
+        Raises:
+            UsageError: the name of `source` cannot name a program.
+            ProgramRejected, Unsupported: from compiling.
+        """
+        self._module(migrating=True)
 
     def load(self, maps: Mapping[int, int]) -> bpf.Program:
-        """Load it over the maps that state.link() names. Raises ProgramRejected, MissingCapability."""
+        """Load it over the maps that state.link() names. Raises MissingCapability, and what compile() raises."""
         try:
-            return self._load(self._migrating, AttachType.SK_REUSEPORT_SELECT_OR_MIGRATE, maps)
+            return self._load(True, AttachType.SK_REUSEPORT_SELECT_OR_MIGRATE, maps)
         except ToolError:
             if can_migrate():
                 raise
-        with program.Module(self._path, state.DEFINES) as selecting:
-            return self._load(selecting, AttachType.SK_REUSEPORT_SELECT, maps)
+        return self._load(False, AttachType.SK_REUSEPORT_SELECT, maps)
 
-    def _load(self, module: program.Module, attach_type: AttachType, maps: Mapping[int, int]) -> bpf.Program:
-        return module.load(self._path.stem, ProgramType.SK_REUSEPORT, attach_type, maps=maps)
+    def _load(self, migrating: bool, attach_type: AttachType, maps: Mapping[int, int]) -> bpf.Program:
+        return self._module(migrating).load(self._path.stem, ProgramType.SK_REUSEPORT, attach_type, maps=maps)
+
+    def _module(self, migrating: bool) -> program.Module:
+        if migrating not in self._modules:
+            defines = {**state.DEFINES, "MIGRATE": 1} if migrating else state.DEFINES
+            if self._source is not None and not self._modules:
+                _check_name(self._source)
+                program.compile_aside(self._source, defines)
+            self._modules[migrating] = program.Module(self._path, defines)
+        return self._modules[migrating]
 
     def close(self) -> None:
-        self._migrating.close()
+        while self._modules:
+            self._modules.popitem()[1].close()
 
 
-def load_policy(policy: Policy, source: Path | None, maps: Mapping[int, int]) -> bpf.Program:
-    """Compile and load a policy; see CompiledPolicy."""
-    with CompiledPolicy(policy, source) as compiled:
-        return compiled.load(maps)
+def _check_name(source: Path) -> None:
+    if not source.stem.isidentifier() or len(source.stem) > _NAME_MAX:
+        raise UsageError(
+            f"{source.name} cannot name a program",
+            hint=f"the file's name is the program's: a C identifier of at most {_NAME_MAX} characters",
+        )
+
+
+def load_policy(policy: Policy, maps: Mapping[int, int]) -> bpf.Program:
+    """Compile and load a policy of ours; see ChosenPolicy."""
+    with ChosenPolicy(policy, None) as chosen:
+        return chosen.load(maps)
 
 
 def can_migrate() -> bool:
@@ -218,16 +227,14 @@ def can_migrate() -> bool:
         raise bpf.translate(error, "loading a BPF program") from error
 
 
-def _reattach(
-    opened: State, attached: int | None, policy: Policy | None, source: Path | None, fds: dict[int, int]
-) -> str:
+def _reattach(opened: State, attached: int | None, chosen: ChosenPolicy, fds: dict[int, int]) -> str:
     """Bring an existing state up to date: another policy, or a group that came anew after its pins."""
-    if source is None and policy in (None, opened.policy().policy):
+    if chosen.keeps(opened.policy().policy):
         if attached is None:
             sockets.attach_program(next(iter(fds.values())), opened.program)
             return "attached"
         return "unchanged"
-    with load_policy(policy or Policy.HASH, source, opened.link()) as replacement:
+    with chosen.load(opened.link()) as replacement:
         if attached is not None and replacement.info().tag == opened.program.info().tag:
             return "unchanged"
         opened.replace_program(replacement, next(iter(fds.values())))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reuseport_tool.errors import Conflict, NotFound
-from reuseport_tool.kernel import bpffs, sockets
+from reuseport_tool.kernel import bpffs, iterator, sockets
 from reuseport_tool.models import Detached, DetachReport, Endpoint
 from reuseport_tool.operations import discover, journal, state
 from reuseport_tool.operations.attach import attached_program
@@ -27,18 +27,19 @@ def detach(endpoint: Endpoint, root: Path | None, wait_s: float = 0.0) -> Detach
     if not pinned:
         raise NotFound(f"nothing of this tool is attached to {endpoint}", hint="'status' lists the groups")
     results = []
-    for group in pinned:
-        with state.locked(folder, group, wait_s) as group_folder:
-            result = _detach_group(group, group_folder)
-            results.append(Detached(str(group), result, str(group_folder / "state")))
+    with iterator.listeners_of(endpoint.protocol) as listeners:
+        for group in pinned:
+            with state.locked(folder, group, wait_s) as group_folder:
+                result = _detach_group(group, group_folder, listeners)
+                results.append(Detached(str(group), result, str(group_folder / "state")))
     return DetachReport(tuple(results))
 
 
-def _detach_group(group: Endpoint, folder: Path) -> str:
+def _detach_group(group: Endpoint, folder: Path, listeners: iterator.TcpListeners | None) -> str:
     found = discover.with_holders(discover.sockets_of(group))
     result = "cleaned"
     if found and State.exists(folder):
-        attached = attached_program(found[0])
+        attached = attached_program(found[0], listeners)
         with State.open(folder) as opened:
             opened.settle_program(attached)
             ours = opened.policy().id

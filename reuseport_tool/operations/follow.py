@@ -16,15 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
-from reuseport_tool.errors import Conflict, MissingCapability, NotFound, ToolError, Unsupported
+from reuseport_tool.errors import Conflict, MissingCapability, NotFound, ToolError
 from reuseport_tool.kernel import bpffs, iterator, notify, processes
 from reuseport_tool.kernel.diag import BoundSocket
 from reuseport_tool.kernel.listen_events import ListenEvent, ListenEvents
 from reuseport_tool.kernel.processes import Holder
-from reuseport_tool.models import Endpoint, FollowEvent, Happening, Policy, Protocol
+from reuseport_tool.models import Endpoint, FollowEvent, Happening, Policy
 from reuseport_tool.operations import attach, discover, kinship, state
 from reuseport_tool.operations.discover import Found, Member
 from reuseport_tool.operations.kinship import Family
@@ -53,14 +52,11 @@ def follow(endpoint: Endpoint, policy: Policy | None, source: Path | None, root:
     attach.check_source(source)
     folder = bpffs.find_or_mount(root)
     with _Wakeups() as wakeups, ListenEvents(endpoint.protocol, endpoint.port) as events, ExitStack() as stack:
-        listeners = None
-        if endpoint.protocol is Protocol.TCP:
-            with contextlib.suppress(Unsupported):
-                listeners = iterator.TcpListeners()
-                stack.callback(listeners.close)
+        listeners = stack.enter_context(iterator.listeners_of(endpoint.protocol))
+        chosen = stack.enter_context(attach.ChosenPolicy(policy, source))
         # The compiler takes much longer than a group's first listener may wait for its registration.
-        compiled = stack.enter_context(attach.CompiledPolicy(policy or Policy.HASH, source))
-        follower = _Follower(endpoint, folder, _Wanted(policy, source, compiled), listeners, tell, wakeups)
+        chosen.compile()
+        follower = _Follower(endpoint, folder, chosen, listeners, tell, wakeups)
         follower.start()
         tell(FollowEvent(Happening.FOLLOWING, str(endpoint)))
         notify.notify("READY=1", follower.status())
@@ -126,13 +122,6 @@ class _Wakeups:
             return False
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    policy: Policy | None
-    source: Path | None
-    compiled: attach.CompiledPolicy
-
-
 class _Owners:
     """Who holds which listener, remembered: to find out anew takes a walk over every descriptor of the machine."""
 
@@ -166,14 +155,14 @@ class _Follower:
         self,
         endpoint: Endpoint,
         root: Path,
-        wanted: _Wanted,
+        chosen: attach.ChosenPolicy,
         listeners: iterator.TcpListeners | None,
         tell: Tell,
         wakeups: _Wakeups,
     ) -> None:
         self._endpoint = endpoint
         self._root = root
-        self._wanted = wanted
+        self._chosen = chosen
         self._listeners = listeners
         self._tell = tell
         self._wakeups = wakeups
@@ -317,13 +306,13 @@ class _Follower:
         if not first and not all(member.holders for member in members):
             self._obstacle = f"no process holds a listener on {group}"
             return
-        policy, source = (self._wanted.policy, self._wanted.source) if first or not known else (None, None)
+        chosen = self._chosen if first or not known else attach.ChosenPolicy(None, None)
         try:
             opened, result, cookies = attach.attach_group(
                 Found(group, members),
-                *(policy, source, folder),
+                chosen,
+                folder,
                 listeners=self._listeners,
-                compiled=self._wanted.compiled,
                 belongs=self._belongs,
                 renew=False,
             )

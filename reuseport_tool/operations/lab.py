@@ -142,7 +142,7 @@ class Lab:
         with ExitStack() as stack:
             maps = state.new_maps(stack)
             with self._loading:
-                program = stack.enter_context(attach.load_policy(policy, None, state.link(maps.maps)))
+                program = stack.enter_context(attach.load_policy(policy, state.link(maps.maps)))
             opened = maps.pin(self._pins / name, program)
             opened.create_generation(1)
             for fd in fds:

@@ -209,9 +209,9 @@ class _Run:
         self.copies = ExitStack()
         self.old_copies: dict[Endpoint, dict[int, int]] = {}
         self.url = steering.url(plan.health_url, [group.endpoint for group in groups]) if plan.health_url else None
-        self.listeners: iterator.TcpListeners | None = None
-        with contextlib.suppress(Unsupported):
-            self.listeners = iterator.TcpListeners()
+        self.loaded = ExitStack()
+        self.listeners = self.loaded.enter_context(iterator.listeners_of(groups[0].endpoint.protocol))
+        self.chosen = self.loaded.enter_context(attach.ChosenPolicy(plan.policy, None))
 
     def begin(self) -> None:
         owners = tuple(self.plan.old_pids) or tuple(
@@ -268,8 +268,7 @@ class _Run:
     def close(self) -> None:
         self.copies.close()
         self.journal.close()
-        if self.listeners is not None:
-            self.listeners.close()
+        self.loaded.close()
         for group in self.groups:
             group.close()
 
@@ -412,7 +411,7 @@ class _Run:
         else:
             for group in self.groups:
                 with self.interrupts.shielded():
-                    group.attach(self.plan.policy, self.listeners)
+                    group.attach(self.chosen, self.listeners)
                     self._save()
         if self.plan.run is not None:
             # Held until the new generation works: whatever the command closes stays open that long.

@@ -10,7 +10,7 @@ from pathlib import Path
 from reuseport_tool.errors import NotFound, ToolError
 from reuseport_tool.kernel import processes, sockets
 from reuseport_tool.kernel.iterator import TcpListeners
-from reuseport_tool.models import Counters, Endpoint, Policy
+from reuseport_tool.models import Counters, Endpoint
 from reuseport_tool.operations import attach, discover, preflight, state
 from reuseport_tool.operations.discover import Found, Member
 from reuseport_tool.operations.journal import GroupRecord
@@ -67,11 +67,11 @@ class Group:
         if self.state is not None:
             self.state.close()
 
-    def attach(self, policy: Policy | None, listeners: TcpListeners | None) -> None:
+    def attach(self, chosen: attach.ChosenPolicy, listeners: TcpListeners | None) -> None:
         """Attach our program, if it is not yet: from here connections that wait already are safe."""
         self.close()
         if self.old.members:
-            self.state, result, _ = attach.attach_group(self.old, policy, None, self.folder, listeners=listeners)
+            self.state, result, _ = attach.attach_group(self.old, chosen, self.folder, listeners=listeners)
             self.attached_before &= result != "attached"
         else:
             self.open()

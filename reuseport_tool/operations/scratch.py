@@ -24,7 +24,7 @@ class Scratch:
     def __init__(self, stack: ExitStack, policy: Policy) -> None:
         self._stack = stack
         self._maps = state.new_maps(stack).maps
-        self.program = stack.enter_context(attach.load_policy(policy, None, state.link(self._maps)))
+        self.program = stack.enter_context(attach.load_policy(policy, state.link(self._maps)))
         self._state = State(Path(), self._maps, self.program)
 
     def add_generation(self, generation: int, listeners: Sequence[socket.socket]) -> bpf.Map:

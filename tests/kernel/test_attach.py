@@ -7,12 +7,14 @@ import os
 import socket
 import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
-from reuseport_tool.kernel import bpf, netns
+from reuseport_tool.kernel import bpf, netns, program
+from reuseport_tool.models import Policy, parse_endpoint
+from reuseport_tool.operations import attach
 from tests.kernel.conftest import PORT, Clients, ask, snapshot
 from tests.tool import Tool
 
@@ -75,6 +77,28 @@ def test_policies_choose_members_only(tool: Tool, server: Start, policy: str, ad
         assert len(answers) == 1
     if policy == "hash":
         assert len(answers) == 3
+
+
+def test_many_groups_share_one_compiled_policy(
+    tool: Tool, server: Start, bpffs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addresses = ("127.0.0.1", "127.0.0.2", "::1")
+    for address in addresses:
+        server(address, "--address", address)
+    compiled = []
+
+    class Module(program.Module):
+        def __init__(self, source: Path, defines: Mapping[str, int]) -> None:
+            compiled.append(source.stem)
+            super().__init__(source, defines)
+
+    monkeypatch.setattr(program, "Module", Module)
+    report = attach.attach(parse_endpoint(str(PORT)), Policy.SOURCE_IP, None, bpffs)
+    assert [attached.result for attached in report.attached] == ["attached"] * len(addresses)
+    assert compiled.count("source_ip") == 1
+    assert [ask(address=address) for address in addresses] == list(addresses)
+    counters = [group["counters"]["selected"] for group in tool.ok("status", PORT)["groups"]]
+    assert counters == [1] * len(addresses)
 
 
 def test_source_ip_spreads_clients(tool: Tool, server: Start) -> None:

@@ -75,7 +75,7 @@ class Stage:
         self.folder = state.group_folder(pins, GROUP)
         self.listener = stack.enter_context(loopback.listener(PORT))
         self._maps = state.new_maps(stack)
-        self._program = stack.enter_context(attach.load_policy(Policy.HASH, None, state.link(self._maps.maps)))
+        self._program = stack.enter_context(attach.load_policy(Policy.HASH, state.link(self._maps.maps)))
 
     def fresh(self) -> None:
         """Attached, with an empty generation 1."""
