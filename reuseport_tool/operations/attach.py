@@ -137,8 +137,7 @@ def _describe(program_id: int) -> str:
 
 def _attach_new(chosen: ChosenPolicy, fds: dict[int, int], folder: Path) -> tuple[State, str, list[int]]:
     with ExitStack() as stack:
-        maps = state.new_maps(stack)
-        loaded = stack.enter_context(chosen.load(state.link(maps.maps)))
+        maps, loaded = chosen.fresh(stack)
         opened = maps.pin(folder, loaded)
         stack.callback(state.clean, folder)
         opened.create_generation(1)
@@ -165,22 +164,41 @@ class ChosenPolicy(Closing):
         self._source = source
         self._path = source or program.bpf_dir() / f"{(policy or Policy.HASH).value.replace('-', '_')}.c"
         self._modules: dict[bool, program.Module] = {}
+        self._spare: tuple[ExitStack, state.NewState, bpf.Program] | None = None
 
     def keeps(self, present: str | None) -> bool:
         """Whether a group with this policy (None for one that is not ours) has what was asked for."""
         return self._source is None and self._policy in (None, present)
 
-    def compile(self) -> None:
-        """Compile it now, not when it is first loaded.
+    def prepare(self) -> None:
+        """Load it now for the next group that has none, so that fresh() has nothing to compile or to verify.
+
+        Raises what load() raises.
+        """
+        if self._spare is None:
+            with ExitStack() as stack:
+                maps, loaded = self._load_fresh(stack)
+                self._spare = stack.pop_all(), maps, loaded
+
+    def fresh(self, stack: ExitStack) -> tuple[state.NewState, bpf.Program]:
+        """It over maps of its own; `stack` closes them unless its caller pops it. Raises what load() raises."""
+        if self._spare is None:
+            return self._load_fresh(stack)
+        (opened, maps, loaded), self._spare = self._spare, None
+        stack.push(opened)
+        return maps, loaded
+
+    def _load_fresh(self, stack: ExitStack) -> tuple[state.NewState, bpf.Program]:
+        maps = state.new_maps(stack)
+        return maps, stack.enter_context(self.load(state.link(maps.maps)))
+
+    def load(self, maps: Mapping[int, int]) -> bpf.Program:
+        """Load it over the maps that state.link() names.
 
         Raises:
             UsageError: the name of `source` cannot name a program.
-            ProgramRejected, Unsupported: from compiling.
+            ProgramRejected, MissingCapability, Unsupported: from compiling and loading.
         """
-        self._module(migrating=True)
-
-    def load(self, maps: Mapping[int, int]) -> bpf.Program:
-        """Load it over the maps that state.link() names. Raises MissingCapability, and what compile() raises."""
         try:
             return self._load(True, AttachType.SK_REUSEPORT_SELECT_OR_MIGRATE, maps)
         except ToolError:
@@ -201,6 +219,9 @@ class ChosenPolicy(Closing):
         return self._modules[migrating]
 
     def close(self) -> None:
+        """Forget the compiled code; what was loaded of it lives on, but for what no group took."""
+        if self._spare is not None:
+            self._spare[0].close()
         while self._modules:
             self._modules.popitem()[1].close()
 

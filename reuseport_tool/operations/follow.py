@@ -54,10 +54,10 @@ def follow(endpoint: Endpoint, policy: Policy | None, source: Path | None, root:
     with _Wakeups() as wakeups, ListenEvents(endpoint.protocol, endpoint.port) as events, ExitStack() as stack:
         listeners = stack.enter_context(iterator.listeners_of(endpoint.protocol))
         chosen = stack.enter_context(attach.ChosenPolicy(policy, source))
-        # The compiler takes much longer than a group's first listener may wait for its registration.
-        chosen.compile()
+        chosen.prepare()
         follower = _Follower(endpoint, folder, chosen, listeners, tell, wakeups)
         follower.start()
+        follower.prepare()
         tell(FollowEvent(Happening.FOLLOWING, str(endpoint)))
         notify.notify("READY=1", follower.status())
         _serve(follower, events, wakeups)
@@ -72,6 +72,8 @@ def _serve(follower: _Follower, events: ListenEvents, wakeups: _Wakeups) -> None
     poll.register(wakeups, select.POLLIN)
     while True:
         waits = [wait for wait in (watchdog_s, follower.again_s()) if wait is not None]
+        if not follower.unsettled and not poll.poll(0):
+            follower.prepare()
         happened = poll.poll(min(waits) * 1000 if waits else None)
         woken, (new, lost) = wakeups.clear(), events.drain()
         if wakeups.stop:
@@ -194,6 +196,11 @@ class _Follower:
         self._again = iter(_AGAIN_S)
         for group, entries in present.items():
             self._look_at(group, entries, first=True)
+
+    def prepare(self) -> None:
+        """Have a program ready: compiler and verifier take longer than a group's first listener may wait."""
+        with contextlib.suppress(ToolError):  # it is said when a group needs it
+            self._chosen.prepare()
 
     def look(self, events: list[ListenEvent], lost: bool) -> None:
         """Register what has come. `events` are those since the last call, of which others may be `lost`."""

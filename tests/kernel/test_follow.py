@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -126,7 +125,7 @@ def test_it_may_begin_before_the_server_and_again_after_it(
 def test_the_first_listener_of_a_group_is_soon_registered(
     tool: Tool, tmp_path: Path, server: Callable[..., Any]
 ) -> None:
-    """The policy is compiled by then. The median of five, because the verifier's share grows with the load."""
+    """A program is loaded by then."""
     delays_s = []
     for number in range(5):
         with Follower(tool, tmp_path, PORT) as follower:
@@ -136,7 +135,8 @@ def test_the_first_listener_of_a_group_is_soon_registered(
         process.terminate()
         process.wait()
         tool.ok("detach", PORT)
-    assert statistics.median(delays_s) < SOON_S
+    print(delays_s)
+    assert max(delays_s) < SOON_S
 
 
 def test_a_lone_worker_is_soon_registered(tool: Tool, tmp_path: Path, prefork: Callable[[int], Any]) -> None:
