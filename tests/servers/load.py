@@ -85,7 +85,7 @@ async def _load(address: str, port: int, clients: int, seconds: float) -> Ledger
 class Load:
     """The load as a process; stop() ends it and returns the ledger. A context manager."""
 
-    def __init__(self, address: str, port: int, clients: int = 64, seconds: float = 120.0) -> None:
+    def __init__(self, address: str, port: int, clients: int = 64, seconds: float = 600.0) -> None:
         words = [address, port, "--clients", clients, "--seconds", seconds]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.servers.load", *map(str, words)],
