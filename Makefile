@@ -54,7 +54,7 @@ test: setup lint ## Every test: unit, kernel, servers, packaging, vm (as root)
 	$(VENV)/bin/pytest -n $(PROCESSES) --dist worksteal --durations=10
 
 .PHONY: soak
-soak: setup ## 100 reloads back to back under load, and 100 plain restarts (about six minutes, as root)
+soak: setup ## 150 reloads back to back under load, and 150 plain restarts (about seven minutes, as root)
 	$(PY) -m tests.soak.soak
 
 .PHONY: lint
