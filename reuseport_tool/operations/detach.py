@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from reuseport_tool.errors import Conflict, NotFound
@@ -27,19 +30,21 @@ def detach(endpoint: Endpoint, root: Path | None, wait_s: float = 0.0) -> Detach
     if not pinned:
         raise NotFound(f"nothing of this tool is attached to {endpoint}", hint="'status' lists the groups")
     results = []
-    with iterator.listeners_of(endpoint.protocol) as listeners:
+    with ExitStack() as stack:
+        # Loaded once, and only for a group that has listeners: to clean up pins takes neither time nor CAP_PERFMON.
+        load = functools.cache(lambda: stack.enter_context(iterator.listeners_of(endpoint.protocol)))
         for group in pinned:
             with state.locked(folder, group, wait_s) as group_folder:
-                result = _detach_group(group, group_folder, listeners)
+                result = _detach_group(group, group_folder, load)
                 results.append(Detached(str(group), result, str(group_folder / "state")))
     return DetachReport(tuple(results))
 
 
-def _detach_group(group: Endpoint, folder: Path, listeners: iterator.TcpListeners | None) -> str:
+def _detach_group(group: Endpoint, folder: Path, load: Callable[[], iterator.TcpListeners | None]) -> str:
     found = discover.with_holders(discover.sockets_of(group))
     result = "cleaned"
     if found and State.exists(folder):
-        attached = attached_program(found[0], listeners)
+        attached = attached_program(found[0], load())
         with State.open(folder) as opened:
             opened.settle_program(attached)
             ours = opened.policy().id

@@ -154,6 +154,14 @@ def test_it_works_without_roots_rights(pins: Path, start: Start, clients: Client
     assert USER == 0 or held["CapEff:"] == 0
 
 
+def test_pins_that_an_ended_server_left_are_cleaned_with_none(pins: Path, start: Start) -> None:
+    server = start(USER, "one")
+    Capable(pins, BPF).ok("attach", PORT)
+    server.kill()
+    server.wait()
+    assert Capable(pins, ()).ok("detach", PORT)["detached"][0]["result"] == "cleaned"
+
+
 def test_status_shows_less(pins: Path, start: Start) -> None:
     start(STRANGER, "one")
     listener = Capable(pins, ()).ok("status", PORT)["groups"][0]["listeners"][0]
