@@ -4,6 +4,7 @@
  * docs/autolowat.md has the argument why no reader stalls. The offsets (OFF_…) come from the running kernel's BTF.
  */
 #pragma once
+#include "fields.h"
 #include "framing.h"
 
 #define MAP(fd) ((void *)bpf_pseudo_fd(1, fd))
@@ -43,10 +44,6 @@ struct state {
 	u32 out_single;		/* the last frame that began a segment ended with it */
 	u32 out_told;		/* the receiver knows that a frame has begun */
 };
-
-#ifndef READ
-#define READ(to, from, offset) bpf_probe_read_kernel(&(to), sizeof(to), (void *)(from) + (offset))
-#endif
 
 static __always_inline void count(u32 counter, u64 amount)
 {

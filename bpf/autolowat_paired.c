@@ -338,6 +338,16 @@ int autolowat_paired(struct bpf_sock_ops *skops)
 	return 1;
 }
 
+/* The state of a packet's connection, and its socket; or NULL. */
+static __always_inline struct state *state_of_packet(struct __sk_buff *skb, struct bpf_sock **sk)
+{
+	*sk = skb->sk;
+	if (!*sk)
+		return NULL;
+	*sk = bpf_sk_fullsock(*sk);
+	return *sk ? bpf_sk_storage_get(sockets_map, *sk, 0, 0) : NULL;
+}
+
 struct segment {
 	u32 seq, payload, length;
 	u32 flags;
@@ -375,7 +385,6 @@ static __always_inline bool read_segment(struct __sk_buff *skb, struct segment *
 
 /* A struct tcp_sock whose type the verifier knows (Linux 5.9). */
 static void *(*skc_to_tcp_sock)(void *sk) = (void *)BPF_FUNC_skc_to_tcp_sock;
-#define LOAD(type, sk, offset) (*(type *)((void *)(sk) + (offset)))
 
 /* Whether TCP will take it: what lies outside of the window must not be believed. */
 static __always_inline bool is_in_window(void *tcp, struct segment *segment)
@@ -412,17 +421,11 @@ int autolowat_ingress(struct __sk_buff *skb)
 {
 	struct segment segment = {};
 	struct stream stream;
-	struct bpf_sock *sk = skb->sk;
-	struct state *state;
+	struct bpf_sock *sk;
+	struct state *state = state_of_packet(skb, &sk);
 	u32 turn, doubt;
 	void *tcp;
 
-	if (!sk)
-		return 1;
-	sk = bpf_sk_fullsock(sk);
-	if (!sk)
-		return 1;
-	state = bpf_sk_storage_get(sockets_map, sk, 0, 0);
 	if (!state || !state->armed || state->doubt)
 		return 1;
 	if (!read_segment(skb, &segment)) {
@@ -456,18 +459,15 @@ int autolowat_ingress(struct __sk_buff *skb)
 int autolowat_egress(struct __sk_buff *skb)
 {
 	struct segment segment = {};
-	struct bpf_sock *sk = skb->sk;
+	struct bpf_sock *sk;
 	struct stream stream;
 	struct state *state;
 	u32 frames = 0;
 	bool begins;
 
-	if (!(ROLE & SENDS) || !ARM_PORTS || !sk)
+	if (!(ROLE & SENDS) || !ARM_PORTS)
 		return 1;
-	sk = bpf_sk_fullsock(sk);
-	if (!sk)
-		return 1;
-	state = bpf_sk_storage_get(sockets_map, sk, 0, 0);
+	state = state_of_packet(skb, &sk);
 	if (!state || !state->out_known)
 		return 1;
 	if (!read_segment(skb, &segment)) {

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* What every iterator gets (include/linux/bpf.h, net/ipv4/{tcp_ipv4,udp}.c), and how it reads a field at an offset. */
+/* What every iterator gets (include/linux/bpf.h, net/ipv4/{tcp_ipv4,udp}.c). */
 #pragma once
+
+#include "fields.h"
 
 struct bpf_iter_meta {
 	void *seq;
@@ -20,4 +22,3 @@ struct bpf_iter_udp_context {
 	u32 uid;
 };
 
-#define READ(to, base, offset) bpf_probe_read_kernel(&(to), sizeof(to), (void *)(base) + (offset))

@@ -43,9 +43,6 @@ struct record {
 };
 
 
-/* Of the iterator's own socket, whose type the verifier knows: no call. */
-#define LOAD(type, sk, offset) (*(type *)((void *)(sk) + (offset)))
-
 #ifdef OFF_COOKIE
 /* Before Linux 5.12 iterators cannot ask for cookies: 0 for a socket that nobody else has asked for its. */
 static __always_inline u64 socket_cookie(void *sk)

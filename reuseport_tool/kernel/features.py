@@ -342,11 +342,8 @@ def _tcp_iterator() -> str:
 
     with netns.throw_away(), loopback.listener(_PORT, backlog=7) as sock:
         cookie = sockets.cookie(sock.fileno())
-        listeners = iterator.TcpListeners()
-        try:
+        with iterator.TcpListeners() as listeners:
             found = listeners.read().listeners.get(cookie)
-        finally:
-            listeners.close()
     if found is None or found.backlog != 7:
         raise Unsupported("the iterator did not show a listener with its backlog")
     return "showed a listener with its queue and backlog"

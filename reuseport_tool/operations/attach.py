@@ -234,10 +234,10 @@ def _check_name(source: Path) -> None:
         )
 
 
-def load_policy(policy: Policy, maps: Mapping[int, int]) -> bpf.Program:
-    """Compile and load a policy of ours; see ChosenPolicy."""
+def load_policy(policy: Policy, stack: ExitStack) -> tuple[state.NewState, bpf.Program]:
+    """Compile a policy of ours and load it over fresh maps; see ChosenPolicy.fresh()."""
     with ChosenPolicy(policy, None) as chosen:
-        return chosen.load(maps)
+        return chosen.fresh(stack)
 
 
 def can_migrate() -> bool:

@@ -18,7 +18,7 @@ from reuseport_tool.kernel import bpffs, sockets, wchan
 from reuseport_tool.kernel.iterator import TcpListeners
 from reuseport_tool.kernel.packets import Family
 from reuseport_tool.models import Policy
-from reuseport_tool.operations import attach, state
+from reuseport_tool.operations import attach
 from reuseport_tool.operations.state import State
 
 PORT = 8000
@@ -140,9 +140,8 @@ class Lab:
             name: of the folder of pins, for this one case.
         """
         with ExitStack() as stack:
-            maps = state.new_maps(stack)
             with self._loading:
-                program = stack.enter_context(attach.load_policy(policy, state.link(maps.maps)))
+                maps, program = attach.load_policy(policy, stack)
             opened = maps.pin(self._pins / name, program)
             opened.create_generation(1)
             for fd in fds:
@@ -161,7 +160,7 @@ def opened(root: Path | None) -> Iterator[Lab]:
         Unsupported: no iterator over TCP sockets (Linux 5.9), no BTF.
         MissingCapability: loading a program, or mounting a bpffs, is not permitted.
     """
-    with private_pins(root) as folder, contextlib.closing(TcpListeners()) as listeners:
+    with private_pins(root) as folder, TcpListeners() as listeners:
         yield Lab(folder, listeners)
 
 

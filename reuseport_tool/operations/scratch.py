@@ -10,7 +10,7 @@ from pathlib import Path
 from reuseport_tool.kernel import bpf
 from reuseport_tool.kernel.sockarray import SockArray
 from reuseport_tool.models import Counters, Policy
-from reuseport_tool.operations import attach, state
+from reuseport_tool.operations import attach
 from reuseport_tool.operations.state import GENERATIONS, MEMBERS_MAX, State
 
 
@@ -23,8 +23,8 @@ class Scratch:
 
     def __init__(self, stack: ExitStack, policy: Policy) -> None:
         self._stack = stack
-        self._maps = state.new_maps(stack).maps
-        self.program = stack.enter_context(attach.load_policy(policy, state.link(self._maps)))
+        made, self.program = attach.load_policy(policy, stack)
+        self._maps = made.maps
         self._state = State(Path(), self._maps, self.program)
 
     def add_generation(self, generation: int, listeners: Sequence[socket.socket]) -> bpf.Map:

@@ -74,8 +74,7 @@ class Stage:
         self.pins = pins
         self.folder = state.group_folder(pins, GROUP)
         self.listener = stack.enter_context(loopback.listener(PORT))
-        self._maps = state.new_maps(stack)
-        self._program = stack.enter_context(attach.load_policy(Policy.HASH, state.link(self._maps.maps)))
+        self._maps, self._program = attach.load_policy(Policy.HASH, stack)
 
     def fresh(self) -> None:
         """Attached, with an empty generation 1."""

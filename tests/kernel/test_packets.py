@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 from collections.abc import Iterator
@@ -54,7 +53,7 @@ def accept_queue() -> int:
 
 
 def half_open() -> int:
-    with contextlib.closing(TcpListeners()) as listeners:
+    with TcpListeners() as listeners:
         (found,) = listeners.read().listeners.values()
         return found.half_open
 
