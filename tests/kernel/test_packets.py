@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
 import socket
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from reuseport_tool.kernel import diag, netns, sockets, sysctl
+from reuseport_tool.kernel import diag, links, netns, sockets, sysctl
 from reuseport_tool.kernel.iterator import TcpListeners
 from reuseport_tool.kernel.packets import Family, Wire
 from reuseport_tool.models import Protocol
 
 PORT = 8000
 DEADLINE_S = 20.0
+_SPINNER = """
+import os, sys, time
+os.sched_setaffinity(0, {int(sys.argv[1])})
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+os.write(1, b".")
+while os.read(0, 1):
+    end = time.monotonic() + 0.01
+    while time.monotonic() < end:
+        pass
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -123,3 +137,41 @@ def test_a_close_with_queued_connections_resets_them(wire: Wire, listener: socke
 
 def test_waiting_ends_at_the_deadline(wire: Wire) -> None:
     assert not wire.wait(lambda: False, 0.05)
+
+
+def test_an_address_takes_packets_at_once() -> None:
+    """Also while the kernel's worker that inserts the local route cannot run, as on a busy machine."""
+    with _busy_cpus() as occupy:
+        links.veth("near", "far")
+        occupy()
+        links.give_address("near", Family.IPV6.server, Family.IPV6.prefix)
+        assert _has_local_route(Family.IPV6.server)
+
+
+@contextlib.contextmanager
+def _busy_cpus() -> Iterator[Callable[[], None]]:
+    """Processes that, when asked, let nothing but this thread run for 10 ms on any CPU."""
+    with contextlib.ExitStack() as stack:
+        spinners = []
+        for cpu in os.sched_getaffinity(0):
+            command = [sys.executable, "-c", _SPINNER, str(cpu)]
+            spinner = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+            stack.callback(spinner.communicate)
+            spinners.append(spinner)
+            assert spinner.stdout
+            assert spinner.stdout.read(1)
+        stack.callback(os.sched_setscheduler, 0, os.SCHED_OTHER, os.sched_param(0))
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(2))
+
+        def occupy() -> None:
+            for spinner in spinners:
+                assert spinner.stdin
+                spinner.stdin.write(b".")
+
+        yield occupy
+
+
+def _has_local_route(address: str) -> bool:
+    wanted = ipaddress.ip_address(address).packed.hex()
+    with open("/proc/thread-self/net/ipv6_route") as routes:
+        return any(line.split()[:2] == [wanted, "80"] for line in routes)
