@@ -286,11 +286,16 @@ def test_wakes_could_not_be_told_where_nothing_moves(monkeypatch: pytest.MonkeyP
 
 
 def test_asking_is_cheap_enough_for_every_reload() -> None:
+    """What it costs is the least of five: a busy machine can only add to it."""
+    assert min(_asking_s() for _ in range(5)) < 0.05
+
+
+def _asking_s() -> float:
     features._moved.cache_clear()
     start = time.perf_counter()
     features.migration_works()
     features.migration_wakes()
-    assert time.perf_counter() - start < 0.05
+    return time.perf_counter() - start
 
 
 @pytest.mark.vm
