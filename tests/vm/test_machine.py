@@ -25,7 +25,21 @@ machine.check_host = lambda: None
 machine.kvm_fault = lambda vmlinuz: "a test"
 machine.BOOT_DEADLINE_S = 2.0
 command.image = lambda kernel: Image(Path("vmlinuz"), "stand-in", "1")
+%s
 sys.exit(command.main(sys.argv[2:]))
+"""
+# The signal arrives when the VM runs and the call that started it has not returned.
+EARLY_SIGNAL = """
+import os, signal, subprocess
+from reuseport_tool.operations.waiting import wait_until
+
+class Popen(subprocess.Popen):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        assert wait_until(Path(os.environ["CHILD"]).exists, 30)
+        signal.raise_signal(signal.SIGTERM)
+
+machine.subprocess.Popen = Popen
 """
 # It knows the run's folder by --rwdir and the pipe of the guest's stdout by a port's path, and leaves the pid of a
 # child that only the runner can end.
@@ -49,11 +63,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
     processes: list[subprocess.Popen[str]] = []
     child = tmp_path / "child"
 
-    def run(behaviour: str, *options: str) -> subprocess.Popen[str]:
+    def run(behaviour: str, *options: str, patch: str = "") -> subprocess.Popen[str]:
         stand_in = tmp_path / "virtme-run"
         stand_in.write_text(STAND_IN + behaviour + "\n")
         stand_in.chmod(0o755)
-        command = [sys.executable, "-c", COMMAND, str(stand_in), "run", "debian-6.1", "true", *options]
+        command = [sys.executable, "-c", COMMAND % patch, str(stand_in), "run", "debian-6.1", "true", *options]
         environment = {**os.environ, "REUSEPORT_TOOL_CACHE": str(tmp_path / "cache"), "CHILD": str(child)}
         processes.append(subprocess.Popen(command, cwd=CHECKOUT, env=environment, stderr=subprocess.PIPE, text=True))
         return processes[-1]
@@ -92,6 +106,13 @@ def test_a_signal_ends_the_vm(start: Start, tmp_path: Path, number: signal.Signa
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert f"stopped by {number.name}; the VM and its files are gone" in said
+
+
+def test_a_signal_while_the_vm_is_being_started_ends_it(start: Start) -> None:
+    process = start(HANG, patch=EARLY_SIGNAL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM; the VM and its files are gone" in said
 
 
 @pytest.mark.parametrize("verb", [("test", "debian-6.1"), ("matrix", "debian-6.1")])

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 from vagrant.qemu import kernels, machine, matrix
 from vagrant.qemu.cache import say
-from vagrant.qemu.errors import Stopped, VmError, from_os
+from vagrant.qemu.errors import VmError, from_os
 from vagrant.qemu.images import image
+from vagrant.qemu.signals import Stopped, raise_stopped
 
 FAILED = 1
 
@@ -24,9 +23,7 @@ FAILED = 1
 def main(arguments: list[str]) -> int:
     """Run one verb, turn its errors into a message and an exit code."""
     options = _parser().parse_args(arguments)
-    # SIGINT, too: a shell's background job inherits it ignored, and a run must be stoppable there.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+    raise_stopped()
     try:
         return int(options.verb(options))
     except VmError as error:
@@ -36,12 +33,6 @@ def main(arguments: list[str]) -> int:
     except Stopped as stopped:
         say(f"{stopped}; the VM and its files are gone")
         return stopped.exit_code
-
-
-def _stop(number: int, _frame: FrameType | None) -> None:
-    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ignored, signal.SIG_IGN)  # nothing may interrupt the clean-up
-    raise Stopped(number)
 
 
 def _report(error: VmError) -> int:

@@ -16,6 +16,7 @@ from vagrant.qemu.cache import CHECKOUT, built_aside, cache_dir, locked, need_sp
 from vagrant.qemu.debian import Apt, Package, run, tools
 from vagrant.qemu.errors import VmError
 from vagrant.qemu.packages import unpack
+from vagrant.qemu.signals import held
 
 RECIPE = CHECKOUT / "vagrant" / "kernel"
 BUILD_MB = 6000
@@ -127,15 +128,19 @@ def _errors(log: str) -> str:
 @contextlib.contextmanager
 def _session(command: Sequence[str], cwd: Path, output: int) -> Iterator[subprocess.Popen[bytes]]:
     """A command in a session of its own, which is killed as a whole at the end of the block."""
-    process = subprocess.Popen(
-        command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-    )
-    try:
+    with contextlib.ExitStack() as stack:
+        with held():
+            process = subprocess.Popen(
+                command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+            stack.callback(_kill, process)
         yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+
+
+def _kill(leader: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGKILL)
+    leader.wait()
 
 
 def _install(source: Path, into: Path) -> None:

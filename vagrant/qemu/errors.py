@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import signal
 
 
 class VmError(Exception):
@@ -29,14 +28,6 @@ class VmLost(VmError):
     """The guest gave no verdict: it panicked, died, did not boot or ran into its deadline."""
 
     exit_code = 101
-
-
-class Stopped(BaseException):
-    """A signal asked us to end. Not an Exception, like KeyboardInterrupt, so that nothing swallows it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.exit_code = 128 + number
 
 
 def from_os(error: OSError) -> VmError:

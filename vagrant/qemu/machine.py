@@ -23,6 +23,7 @@ from vagrant.qemu.debian import tools
 from vagrant.qemu.errors import VmError, VmLost
 from vagrant.qemu.images import Image
 from vagrant.qemu.runfolder import end_qemu, run_folder
+from vagrant.qemu.signals import held
 
 BOOT_DEADLINE_S = 240.0
 POWER_OFF_DEADLINE_S = 60.0
@@ -64,7 +65,8 @@ def run(image: Image, command: str, environment: Mapping[str, str], deadline_s: 
     started = time.monotonic()
     with run_folder() as folder:
         _write_command(folder, command, environment)
-        with _Vm(image, folder) as vm:
+        with contextlib.ExitStack() as stack:
+            vm = _Vm(image, folder, stack)
             vm.watch(started + deadline_s, deadline_s)
         status = _verdict(folder)
         if status is None:
@@ -76,18 +78,17 @@ def run(image: Image, command: str, environment: Mapping[str, str], deadline_s: 
 def shell(image: Image, environment: Mapping[str, str]) -> int:
     """A prompt in the guest on our terminal, until it is left. The status is QEMU's."""
     check_host()
-    with run_folder() as folder:
+    with run_folder() as folder, contextlib.ExitStack() as stack:
         _write_command(folder, "exec bash", environment)
         guest_shell = folder / "shell"
         guest_shell.write_text(f"#!/bin/bash\nexec {_guest_command(folder)}\n")
         guest_shell.chmod(0o755)
         command = [*_base(image, folder), "--shell", str(guest_shell)]
-        with subprocess.Popen(command, env=_environment(folder)) as process:
-            try:
-                return process.wait()
-            finally:
-                process.terminate()
-                end_qemu(folder)
+        with held():
+            process = stack.enter_context(subprocess.Popen(command, env=_environment(folder)))
+            stack.callback(end_qemu, folder)
+            stack.callback(process.terminate)
+        return process.wait()
 
 
 def _adopt_orphans() -> None:
@@ -96,39 +97,31 @@ def _adopt_orphans() -> None:
 
 
 class _Vm:
-    """The running virtme-ng with the pipes of its guest."""
+    """The running virtme-ng with the pipes of its guest. The stack ends it."""
 
-    def __init__(self, image: Image, folder: Path) -> None:
-        self._image = image
+    def __init__(self, image: Image, folder: Path, stack: contextlib.ExitStack) -> None:
         self._folder = folder
         self._console: deque[str] = deque(maxlen=400)
         self._pending = b""
         self._output = b""
         self._panic: str | None = None
-
-    def __enter__(self) -> _Vm:
-        with contextlib.ExitStack() as stack:
-            self._selector = stack.enter_context(selectors.DefaultSelector())
-            out, err, console = (stack.enter_context(_pipe(self._selector)) for _ in range(3))
-            command = [
-                *_base(self._image, self._folder),
-                *_ports(out.write_fd, err.write_fd),
-                *("--show-boot-console", "--script-sh", _guest_command(self._folder)),
-            ]
-            self._sinks = {out.read_fd: sys.stdout.buffer, err.read_fd: sys.stderr.buffer, console.read_fd: None}
+        self._selector = stack.enter_context(selectors.DefaultSelector())
+        out, err, console = (stack.enter_context(_pipe(self._selector)) for _ in range(3))
+        self._sinks = {out.read_fd: sys.stdout.buffer, err.read_fd: sys.stderr.buffer, console.read_fd: None}
+        command = [
+            *_base(image, folder),
+            *_ports(out.write_fd, err.write_fd),
+            *("--show-boot-console", "--script-sh", _guest_command(folder)),
+        ]
+        with held():
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL, stdout=console.write_fd, stderr=console.write_fd,
-                pass_fds=(out.write_fd, err.write_fd), env=_environment(self._folder), start_new_session=True,
+                pass_fds=(out.write_fd, err.write_fd), env=_environment(folder), start_new_session=True,
             )  # fmt: skip
             stack.callback(self._end)
-            for pipe in (out, err, console):
-                pipe.close_write()
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        for pipe in (out, err, console):
+            pipe.close_write()
 
     def watch(self, deadline: float, deadline_s: float) -> None:
         """Pass the output on until the VM ends. Raises VmLost at a deadline."""

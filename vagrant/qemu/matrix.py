@@ -20,6 +20,7 @@ from vagrant.qemu.errors import VmLost
 from vagrant.qemu.images import Image
 from vagrant.qemu.kernels import Kernel
 from vagrant.qemu.runfolder import run_folder
+from vagrant.qemu.signals import held
 
 DOCUMENT = CHECKOUT / "docs" / "kernels.md"
 # An emulated VM keeps a core busy.
@@ -73,7 +74,7 @@ def _rows(kernels: Sequence[Kernel]) -> list[Row]:
     with run_folder() as folder, contextlib.ExitStack() as stack:
         while waiting or running:
             while waiting and len(running) < AT_A_TIME:
-                running.append(stack.enter_context(_Test(waiting.pop(0), folder)))
+                running.append(_Test(waiting.pop(0), folder, stack))
             time.sleep(POLL_S)
             for test in [test for test in running if test.ended()]:
                 running.remove(test)
@@ -83,21 +84,22 @@ def _rows(kernels: Sequence[Kernel]) -> list[Row]:
 
 
 class _Test:
-    """`vagrant.qemu test` of one kernel as a process, so that its output is apart and a fault of it stays its own."""
+    """`vagrant.qemu test` of one kernel as a process, so that its output is apart and a fault of it stays its own.
 
-    def __init__(self, kernel: Kernel, folder: Path) -> None:
+    The stack ends it.
+    """
+
+    def __init__(self, kernel: Kernel, folder: Path, stack: contextlib.ExitStack) -> None:
         self.kernel = kernel
         self._log = folder / f"{kernel.name}.log"
         self._report = folder / f"{kernel.name}.json"
-
-    def __enter__(self) -> _Test:
-        say(f"== {self.kernel.name}: started")
-        command = [sys.executable, "-m", "vagrant.qemu", "test", self.kernel.name, "--report", str(self._report)]
-        with self._log.open("w") as log:
+        command = [sys.executable, "-m", "vagrant.qemu", "test", kernel.name, "--report", str(self._report)]
+        with self._log.open("w") as log, held():
             self._process = subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        return self
+            stack.callback(self._end)
+        say(f"== {kernel.name}: started")
 
-    def __exit__(self, *_: object) -> None:
+    def _end(self) -> None:
         self._process.terminate()
         self._process.wait()
 
