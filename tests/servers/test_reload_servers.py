@@ -8,13 +8,17 @@ more than what was queued when the old side was stopped.
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from reuseport_tool.operations import sides
 from reuseport_tool.operations.waiting import wait_until
 from tests.servers import restart, servers
 from tests.servers.load import Ledger, Load
@@ -70,6 +74,19 @@ def test_a_reload_loses_none(tool: Tool, server: Server) -> None:
     lost_none(ledger, reports)
     # The Go server is so quick that its queue is empty again when it is told to stop.
     assert some_moved(reports) or server.name == "go"
+
+
+def test_go_answers_also_what_it_accepted_long_ago(go_server: Server) -> None:
+    """http.Server.Shutdown() closes what sent nothing for five whole seconds."""
+    restart.start(go_server)
+    old = servers.listeners()
+    with socket.create_connection((servers.ADDRESS, servers.PORT), timeout=30) as client:
+        since = time.monotonic()
+        assert wait_until(lambda: time.monotonic() - since > 7, 10)
+        sides.terminate(restart.owners_of(old), signal.SIGTERM)
+        restart.await_gone(frozenset(member.cookie for member in old))
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert client.recv(4096).endswith(b"ok\n")
 
 
 def lost_none(ledger: Ledger, reports: list[Any]) -> None:

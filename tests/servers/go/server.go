@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -26,6 +28,22 @@ func reuseport(_, _ string, conn syscall.RawConn) (err error) {
 	return err
 }
 
+// The connections that are accepted, and of whose request nothing is read yet: Shutdown() closes those that are older
+// than five seconds, and a busy server has such.
+type unread struct {
+	sync.WaitGroup
+	connections sync.Map
+}
+
+func (u *unread) changed(connection net.Conn, state http.ConnState) {
+	if state == http.StateNew {
+		u.Add(1)
+		u.connections.Store(connection, nil)
+	} else if _, first := u.connections.LoadAndDelete(connection); first {
+		u.Done()
+	}
+}
+
 // Busy on the one processor, so that connections queue.
 func answer(writer http.ResponseWriter, _ *http.Request) {
 	for start := time.Now(); time.Since(start) < 2*time.Millisecond; {
@@ -40,16 +58,19 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	server := &http.Server{Handler: http.HandlerFunc(answer)}
-	asked, done := make(chan os.Signal, 1), make(chan struct{})
+	var unread unread
+	server := &http.Server{
+		Handler: http.HandlerFunc(answer), ConnState: unread.changed, ReadHeaderTimeout: time.Minute,
+	}
+	asked := make(chan os.Signal, 1)
 	signal.Notify(asked, syscall.SIGTERM)
 	go func() {
 		<-asked
-		server.Shutdown(context.Background())
-		close(done)
+		listener.Close()
 	}()
-	if err := server.Serve(listener); err != http.ErrServerClosed {
+	if err := server.Serve(listener); !errors.Is(err, net.ErrClosed) {
 		log.Fatal(err)
 	}
-	<-done
+	unread.Wait()
+	server.Shutdown(context.Background())
 }
