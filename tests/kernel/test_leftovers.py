@@ -79,7 +79,7 @@ def test_they_are_ended_and_no_others(tool: Tool, server: Start, held: Callable[
     assert is_open(bystander)
     bystander.close()
     assert other.poll() is None
-    old.wait(timeout=10)
+    old.wait(timeout=30)
     # What the new side has accepted is no leftover.
     more = held(1)[-1:]
     assert tool.ok("status", PORT)["groups"][0]["listeners"][0]["flag"] == "working"

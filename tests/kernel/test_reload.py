@@ -240,7 +240,7 @@ def test_stop_signal_and_stop_command(tool: Tool, server: Start) -> None:
 def test_old_pid_leaves_the_others_alone(tool: Tool, server: Start) -> None:
     first, second = server("first"), server("second")
     tool.ok("reload", PORT, "--old-pid", first.pid, "--", *server_command("third"))
-    first.wait(timeout=10)
+    first.wait(timeout=30)
     assert second.poll() is None
 
 

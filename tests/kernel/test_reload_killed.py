@@ -54,7 +54,7 @@ def test_resumed_after_any_step(tool: Tool, server: Start, clients: Clients, ste
     assert report["result"] == "reloaded"
     assert report["migrated"]["established"] == report["migrated"]["total"] == QUEUED
     assert clients.answers() == {"new": QUEUED}
-    old.wait(timeout=10)
+    old.wait(timeout=30)
     status, pins = snapshot(tool)
     (group,) = status["groups"]
     assert [listener["flag"] for listener in group["listeners"]] == ["working"]
@@ -87,7 +87,7 @@ def test_a_replacement_by_the_server_itself(tool: Tool, server: Start, clients: 
     report = tool.ok("reload", PORT, "--resume")
     assert report["result"] == "reloaded"
     assert clients.answers() == {"new": QUEUED}
-    old.wait(timeout=10)
+    old.wait(timeout=30)
     assert [entry["flag"] for entry in tool.ok("status", PORT)["groups"][0]["listeners"]] == ["working"]
 
 
