@@ -39,8 +39,12 @@ _WAIT_S = 60.0
 _LOCK_S = 10.0  # a child that was being made when the tool was killed holds its lock until execve(2)
 
 
-def quiet(begin: Callable[[str], object] = lambda _: None, end: Callable[[Step], None] = lambda _: None) -> Progress:
-    return Progress(begin, end, lambda _: None, lambda _: None)
+def quiet(
+    begin: Callable[[str], None] = lambda _: None,
+    end: Callable[[Step], None] = lambda _: None,
+    note: Callable[[str], None] = lambda _: None,
+) -> Progress:
+    return Progress(begin, end, note, lambda _: None)
 
 
 def in_fork(act: Callable[[], object]) -> int:

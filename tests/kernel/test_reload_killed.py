@@ -14,6 +14,7 @@ import pytest
 from reuseport_tool.models import Policy, Step, parse_endpoint
 from reuseport_tool.operations import attach, detach, maps, reload
 from reuseport_tool.operations.reload_plan import Plan
+from reuseport_tool.operations.waiting import wait_until
 from tests.kernel import killed
 from tests.kernel.conftest import PORT, Clients, ask, server_command, snapshot
 from tests.tool import Tool
@@ -29,16 +30,20 @@ NO_WAY_BACK = ["stop", "leftovers", "prove"]
 
 
 def kill_reload(bpffs: Path | None, step: str, at_end: bool = False, **options: object) -> None:
-    """Reload in a fork that kills itself when a step begins, or has ended: by then the one before is over."""
+    """Reload in a fork that kills itself when a step begins, or has ended: by then the one before is over.
+
+    Args:
+        step: or a share of the canary, which the new generation has by then.
+    """
 
     def die(name: str) -> None:
-        if name == step:
+        if name == step or name.startswith(f"{step} of"):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def end(done: Step) -> None:
         die(done.name)
 
-    progress = killed.quiet(end=end) if at_end else killed.quiet(begin=die)
+    progress = killed.quiet(end=end) if at_end else killed.quiet(begin=die, note=die)
     how = {"command": tuple(server_command("new")), "probe": False, "output": Path("/dev/null"), **options}
     plan = Plan(**how)  # type: ignore[arg-type]
     pid = killed.in_fork(lambda: reload.reload(parse_endpoint(str(PORT)), plan, bpffs, progress))
@@ -123,24 +128,8 @@ def test_killed_while_it_rolls_back(tool: Tool, server: Start) -> None:
 
 def test_resumed_canary_goes_on_at_its_share(tool: Tool, server: Start) -> None:
     server("old")
-    pid = killed.in_fork(
-        lambda: reload.reload(
-            parse_endpoint(str(PORT)),
-            Plan(command=tuple(server_command("new")), canary=(5.0, 40.0), step_s=1.5, output=Path("/dev/null")),
-            tool.bpffs,
-            killed.quiet(),
-        )
-    )
-    from reuseport_tool.operations.waiting import wait_until
-
-    def share() -> float:
-        canary = tool.ok("status", PORT)["groups"][0]["canary"]
-        return canary["percent"] if canary else 0.0
-
-    assert wait_until(lambda: share() == 40, 30)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    assert share() == 40, "the group works on as it is"
+    kill_reload(tool.bpffs, "40 %", canary=(5.0, 40.0), step_s=0.2)
+    assert tool.ok("status", PORT)["groups"][0]["canary"]["percent"] == 40, "the group works on as it is"
     report = tool.ok("reload", PORT, "--resume")
     assert [step["percent"] for step in report["canary"]] == [5, 40]
     assert ask() == "new"
@@ -159,11 +148,12 @@ def test_what_was_interrupted_is_shown_and_left_alone(tool: Tool, server: Start)
     tool.fails(6, "reload", PORT, "--abort")
 
 
-def test_a_running_reload_is_shown_and_cannot_be_taken_over(tool: Tool, server: Start) -> None:
+def test_a_running_reload_is_shown_and_cannot_be_taken_over(tool: Tool, server: Start, tmp_path: Path) -> None:
     server("old")
-    command = tool.command("reload", PORT, "--health-command", "sleep 5", "--", *server_command("new"))
+    healthy = tmp_path / "healthy"
+    health = ("--health-command", f"until [ -e {healthy} ]; do sleep 0.05; done", "--health-timeout", "120s")
+    command = tool.command("reload", PORT, *health, "--", *server_command("new"))
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    from reuseport_tool.operations.waiting import wait_until
 
     def step() -> str | None:
         running = tool.ok("status", PORT)["groups"][0]["reload"]
@@ -173,9 +163,12 @@ def test_a_running_reload_is_shown_and_cannot_be_taken_over(tool: Tool, server: 
     assert wait_until(lambda: step() == "health", 30)
     for how in ("--resume", "--abort"):
         assert f"process {process.pid}" in tool.fails(7, "reload", PORT, how)["message"]
-    # A second reload waits for the first.
-    tool.ok("reload", PORT, "--wait", "60s", "--", *server_command("second"))
-    assert process.wait(timeout=60) == 0
+    second = subprocess.Popen(
+        tool.command("reload", PORT, "--wait", "60s", "--", *server_command("second")), stdout=subprocess.DEVNULL
+    )
+    assert wait_until(lambda: "nanosleep" in Path(f"/proc/{second.pid}/wchan").read_text(), 30)
+    healthy.touch()
+    assert process.wait(timeout=60) == second.wait(timeout=60) == 0
     assert ask() == "second"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from reuseport_tool.errors import NotFound
 from reuseport_tool.kernel import libc, processes
 from reuseport_tool.kernel.processes import Process
 from reuseport_tool.operations import sides
@@ -86,10 +87,14 @@ def await_queue(length: int, staying: int = 0) -> None:
 
 
 def end_all() -> None:
-    """End whatever listens in this namespace, and its masters."""
-    for process in [Process(pid) for pid in owners_of(servers.all_listeners())]:
-        process.signal(signal.SIGTERM)
-        if not process.ended(timeout_s=10):
-            process.signal(signal.SIGKILL)
-        process.close()
-    assert wait_until(lambda: not servers.all_listeners(), _DEADLINE_S)
+    """End whatever listens in this namespace: the masters, then what had a master and listens still."""
+
+    def ended() -> bool:
+        for pid in owners_of(servers.all_listeners()):
+            with contextlib.suppress(NotFound), contextlib.closing(Process(pid)) as process:
+                process.signal(signal.SIGTERM)
+                if not process.ended(timeout_s=10):
+                    process.signal(signal.SIGKILL)
+        return not servers.all_listeners()
+
+    assert wait_until(ended, _DEADLINE_S)

@@ -98,13 +98,17 @@ def upgrade(folder: Path) -> Ledger:
 @contextmanager
 def busy_workers(master: int) -> Iterator[None]:
     """The workers stand still meanwhile, as in a long request each, so that what comes to them waits for sure."""
+
+    def workers() -> set[int]:
+        return set(processes.below([master])) - {master}
+
+    assert wait_until(lambda: len(workers()) == MANY, 30)
     with ExitStack() as stack:
-        for pid in processes.below([master]):
-            if pid != master:
-                worker = Process(pid)
-                stack.callback(worker.close)
-                worker.signal(signal.SIGSTOP)
-                stack.callback(worker.signal, signal.SIGCONT)
+        for pid in workers():
+            worker = Process(pid)
+            stack.callback(worker.close)
+            worker.signal(signal.SIGSTOP)
+            stack.callback(worker.signal, signal.SIGCONT)
         yield
 
 
