@@ -34,6 +34,11 @@ def server_command(name: str, *options: object, port: int = PORT) -> list[str]:
     return [*SERVER, str(port), name, *map(str, options)]
 
 
+def until(path: Path) -> str:
+    """A shell command that ends when a file is there."""
+    return f"until [ -e {path} ]; do sleep 0.05; done"
+
+
 @pytest.fixture
 def server(in_netns: None, spawn: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.Popen[str]]:
     """Start a server of server.py and wait until it listens."""

@@ -88,11 +88,12 @@ def test_a_url_is_asked_of_the_new_server_at_0_percent(tool: Tool, server: Start
     """The answer of the new server decides although the old one, which gets all connections, is well."""
     server("old", "--http", "200")
     before = snapshot(tool)
-    url = ("--health-url", f"http://127.0.0.1:{PORT}/health", "--health-timeout", "1s")
-    error = tool.fails(8, "reload", PORT, *url, "--", *server_command("new", "--http", "503"))
+    url = ("--health-url", f"http://127.0.0.1:{PORT}/health")
+    soon = ("--health-timeout", "3s")
+    error = tool.fails(8, "reload", PORT, *url, *soon, "--", *server_command("new", "--http", "503"))
     assert "answers with status 503" in error["message"]
     assert snapshot(tool) == before
-    done = tool.run("reload", PORT, *url, "--", *server_command("new", "--http", "503"))
+    done = tool.run("reload", PORT, *url, *soon, "--", *server_command("new", "--http", "503"))
     counts = [step["name"] for step in done.json["steps"]]
     assert counts[-2:] == ["canary", "roll back"], "it was found out before the switch"
     tool.ok("reload", PORT, *url, "--", *server_command("new", "--http", "204"))
@@ -120,7 +121,7 @@ def test_a_bad_canary_goes_back_to_0_percent(tool: Tool, server: Start, bad: str
     server("old")
     tool.ok("attach", PORT)
     before = snapshot(tool)
-    timeouts = ("--health-timeout", "1s", "--step", "300ms")
+    timeouts = ("--health-timeout", "3s", "--step", "300ms")
     with Asking():
         command = server_command("new", *behaviour)
         error = tool.fails(8, "reload", PORT, "--canary", "5", *timeouts, *options, "--", *command)

@@ -15,7 +15,7 @@ from reuseport_tool.models import Step, parse_endpoint
 from reuseport_tool.operations import reload
 from reuseport_tool.operations.reload_plan import Plan, Progress
 from reuseport_tool.operations.waiting import wait_until
-from tests.kernel.conftest import PORT, Clients, ask, server_command, snapshot
+from tests.kernel.conftest import PORT, Clients, ask, server_command, snapshot, until
 from tests.tool import Tool
 
 pytestmark = [
@@ -162,7 +162,7 @@ def test_a_bad_new_side_changes_nothing(tool: Tool, server: Start, clients: Clie
     if attached:
         tool.ok("attach", PORT)
     before = snapshot(tool)
-    timeouts = ("--start-timeout", 2, "--health-timeout", 1)
+    timeouts = ("--start-timeout", 2 if bad in ("mute", "killed") else 30, "--health-timeout", 1)
     error = tool.fails(8, "reload", PORT, *timeouts, "--", *server_command("new", *options))
     assert message in error["message"]
     assert error["hint"]
@@ -184,7 +184,7 @@ def snapshot_without_queues(taken):  # type: ignore[no-untyped-def]
 
 def test_a_new_side_that_listens_elsewhere_is_named(tool: Tool, server: Start) -> None:
     server("old")
-    arguments = ("reload", PORT, "--start-timeout", 2, "--", *server_command("new", port=9090))
+    arguments = ("reload", PORT, "--start-timeout", 5, "--", *server_command("new", port=9090))
     error = tool.fails(8, *arguments)
     assert "127.0.0.1:9090" in error["message"]
     assert ask() == "old"
@@ -210,13 +210,17 @@ def test_a_roll_back_is_reported(tool: Tool, server: Start, clients: Clients) ->
     assert clients.sockets
 
 
-def test_what_the_new_side_had_queued_goes_back(tool: Tool, server: Start, clients: Clients) -> None:
+def test_what_the_new_side_had_queued_goes_back(tool: Tool, server: Start, clients: Clients, tmp_path: Path) -> None:
     """The new side is deaf: connections that reached it before the roll-back are answered by the old."""
     server("old")
-    command = tool.command("reload", PORT, "--no-probe", "--health-command", "sleep 2; false")
-    process = subprocess.Popen([*command, "--health-timeout", "10", "--", *server_command("new", "--deaf")])
+    connected = tmp_path / "connected"
+    health = ("--health-command", f"{until(connected)}; false", "--health-timeout", 60)
+    process = subprocess.Popen(
+        tool.command("reload", PORT, "--no-probe", *health, "--", *server_command("new", "--deaf"))
+    )
     assert wait_until(lambda: tool.ok("status", PORT)["groups"][0]["working_generation"] == 2, 30)
     clients.connect(10)
+    connected.touch()
     assert process.wait(timeout=60) == 8
     assert clients.answers() == {"old": 10}
 
@@ -299,11 +303,9 @@ def test_plans_that_make_no_sense(tool: Tool, server: Start) -> None:
 def test_a_second_reload_finds_the_lock_taken(tool: Tool, server: Start, tmp_path: Path) -> None:
     server("old")
     healthy = tmp_path / "healthy"
-    health = f"while [ ! -e {healthy} ]; do sleep 0.05; done"
-    first = subprocess.Popen(
-        tool.command("reload", PORT, "--health-command", health, "--health-timeout", 60, "--", *server_command("new")),
-        stdout=subprocess.DEVNULL,
-    )
+    health = ("--health-command", until(healthy), "--health-timeout", 60)
+    command = tool.command("reload", PORT, *health, "--", *server_command("new"))
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     assert wait_until(lambda: tool.ok("status", PORT)["groups"][0]["working_generation"] == 2, 30)
     error = tool.fails(7, "reload", PORT, "--", *server_command("second"))
     assert f"process {first.pid}" in error["message"]

@@ -16,7 +16,7 @@ from reuseport_tool.operations import attach, detach, maps, reload
 from reuseport_tool.operations.reload_plan import Plan
 from reuseport_tool.operations.waiting import wait_until
 from tests.kernel import killed
-from tests.kernel.conftest import PORT, Clients, ask, server_command, snapshot
+from tests.kernel.conftest import PORT, Clients, ask, server_command, snapshot, until
 from tests.tool import Tool
 
 pytestmark = [
@@ -151,7 +151,7 @@ def test_what_was_interrupted_is_shown_and_left_alone(tool: Tool, server: Start)
 def test_a_running_reload_is_shown_and_cannot_be_taken_over(tool: Tool, server: Start, tmp_path: Path) -> None:
     server("old")
     healthy = tmp_path / "healthy"
-    health = ("--health-command", f"until [ -e {healthy} ]; do sleep 0.05; done", "--health-timeout", "120s")
+    health = ("--health-command", until(healthy), "--health-timeout", 60)
     command = tool.command("reload", PORT, *health, "--", *server_command("new"))
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
