@@ -14,15 +14,21 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _REQUEST = b"GET / HTTP/1.0\r\nHost: load\r\nAccept-Encoding: gzip\r\n\r\n"
 _TIMEOUT_S = 45.0
+_STUCK_MAX = 3
 
 
 @dataclass
 class Ledger:
-    """Every connection is counted once. `longest_wait_s` is from connect() to the first byte."""
+    """Every connection is counted once.
+
+    Attributes:
+        longest_wait_s: from connect() to the first byte.
+        stuck: both ends, by ss(8), of some that timed out.
+    """
 
     answered: int = 0
     refused: int = 0
@@ -31,6 +37,7 @@ class Ledger:
     timed_out: int = 0
     longest_wait_s: float = 0.0
     duration_s: float = 0.0
+    stuck: list[str] = field(default_factory=list)
 
     @property
     def connections(self) -> int:
@@ -60,11 +67,21 @@ async def _connection(address: str, port: int, ledger: Ledger) -> None:
         ledger.refused += 1
     except TimeoutError:
         ledger.timed_out += 1
+        if len(ledger.stuck) < _STUCK_MAX:
+            ledger.stuck.append(_ends(writer))
     except OSError:
         ledger.reset += 1
     finally:
         if writer is not None:
             writer.transport.abort()
+
+
+def _ends(writer: asyncio.StreamWriter | None) -> str:
+    if writer is None:
+        return "not connected"
+    port = writer.get_extra_info("sockname")[1]
+    command = ["ss", "-Htanoep", f"( sport = :{port} or dport = :{port} )"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 async def _load(address: str, port: int, clients: int, seconds: float) -> Ledger:
