@@ -21,4 +21,3 @@ struct bpf_iter_udp_context {
 	void *udp_sk;
 	u32 uid;
 };
-

@@ -42,7 +42,6 @@ struct record {
 	u32 send_queue;		/* bytes; of a listener its backlog, in connections */
 };
 
-
 #ifdef OFF_COOKIE
 /* Before Linux 5.12 iterators cannot ask for cookies: 0 for a socket that nobody else has asked for its. */
 static __always_inline u64 socket_cookie(void *sk)

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from reuseport_tool.operations.waiting import wait_until
+from reuseport_tool.waiting import wait_until
 from tests.tool import TIMEOUT_S, Tool
 
 PRIORITY = -15  # Nice= of the unit file

@@ -8,22 +8,21 @@ import functools
 import ipaddress
 import socket
 import struct
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from reuseport_tool.errors import ToolError, Unsupported
+from reuseport_tool.waiting import wait_until
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8913, 0x8914, 0x1, 0x40
+_IFREQ_FLAGS = "16sH14x"  # struct ifreq with ifr_flags (netdevice(7))
 _DEADLINE_S, _POLL_S = 120.0, 0.005
 
 
 def loopback_up() -> None:
     """Bring `lo` up with two ioctls, which is 50 times quicker than to import a netlink library."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
-        request = struct.pack("16sH14x", b"lo", 0)
-        name, flags = struct.unpack("16sH14x", fcntl.ioctl(control, _SIOCGIFFLAGS, request))
-        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH14x", name, flags | _IFF_UP))
+        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack(_IFREQ_FLAGS, b"lo", _flags(control, "lo") | _IFF_UP))
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,12 @@ def add_neighbour(device: str, address: str, hardware: str) -> None:
 def _runs(device: str) -> bool:
     """IFF_RUNNING: it is up and has its carrier."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
-        answer = fcntl.ioctl(control, _SIOCGIFFLAGS, struct.pack("16sH14x", device.encode(), 0))
-    return bool(struct.unpack("16sH14x", answer)[1] & _IFF_RUNNING)
+        return bool(_flags(control, device) & _IFF_RUNNING)
+
+
+def _flags(control: socket.socket, device: str) -> int:
+    answer = fcntl.ioctl(control, _SIOCGIFFLAGS, struct.pack(_IFREQ_FLAGS, device.encode(), 0))
+    return int(struct.unpack(_IFREQ_FLAGS, answer)[1])
 
 
 def _has_local_route(address: bytes) -> bool:
@@ -101,8 +104,5 @@ def _has_local_route(address: bytes) -> bool:
 
 def _wait(condition: Callable[[], bool], what: str) -> None:
     """By cheap questions: under emulation many threads that dump by netlink keep the workers from running."""
-    deadline = time.monotonic() + _DEADLINE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise ToolError(f"the kernel took more than {_DEADLINE_S:.0f} s until {what}")
-        time.sleep(_POLL_S)
+    if not wait_until(condition, _DEADLINE_S, _POLL_S):
+        raise ToolError(f"the kernel took more than {_DEADLINE_S:.0f} s until {what}")

@@ -7,11 +7,11 @@ import select
 import socket
 import sys
 import termios
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from reuseport_tool.errors import ToolError
+from reuseport_tool.waiting import wait_until
 
 _ADDRESS = "127.0.0.1"
 _QUEUED_TIMEOUT_S = 1.0
@@ -63,11 +63,12 @@ def wait_queued(sock: socket.socket) -> None:
 
 def wait_received(sock: socket.socket, size: int) -> None:
     """Return when so many bytes wait in the socket, whether or not it is readable. Raises ToolError after a second."""
-    deadline = time.monotonic() + _QUEUED_TIMEOUT_S
-    while int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder) < size:
-        if time.monotonic() > deadline:
-            raise ToolError("data over loopback did not arrive", hint="is loopback filtered?")
-        time.sleep(0.001)
+
+    def received() -> bool:
+        return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder) >= size
+
+    if not wait_until(received, _QUEUED_TIMEOUT_S, 0.001):
+        raise ToolError("data over loopback did not arrive", hint="is loopback filtered?")
 
 
 def migrate(closing: socket.socket, target: socket.socket) -> Moved:

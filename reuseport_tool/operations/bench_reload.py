@@ -27,7 +27,7 @@ from reuseport_tool.models import BenchReload, Endpoint, Protocol, ReloadArm
 from reuseport_tool.operations import bench_close, bench_server, detach, discover, lab, room
 from reuseport_tool.operations.bench_close import spread
 from reuseport_tool.operations.bench_load import Ledger, Load
-from reuseport_tool.operations.waiting import wait_until
+from reuseport_tool.waiting import wait_until
 
 PLAIN, ACCEPT_DRAIN, SYSCTL, BPF_DRAIN, MIGRATE = "plain", "accept-drain", "sysctl", "bpf-drain", "migrate"
 HAPROXY_SF, HAPROXY_X = "haproxy -sf", "haproxy -x"

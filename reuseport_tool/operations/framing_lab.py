@@ -17,7 +17,7 @@ from reuseport_tool.kernel import autolowat as kernel
 from reuseport_tool.kernel import cgroup, netns
 from reuseport_tool.models import Engine
 from reuseport_tool.operations.autolowat import Plan, defines
-from reuseport_tool.operations.waiting import wait_until
+from reuseport_tool.waiting import wait_until
 
 OPT_LEVEL, OPT_NAME = 0xDEADBEEF - 2**32, 0x8BADF00D - 2**32
 DEADLINE_S = 10.0

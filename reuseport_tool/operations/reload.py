@@ -52,7 +52,7 @@ from reuseport_tool.operations.leftovers import OldConnections
 from reuseport_tool.operations.reload_group import Group
 from reuseport_tool.operations.reload_plan import Plan, Progress
 from reuseport_tool.operations.sides import Started
-from reuseport_tool.operations.waiting import wait_until, wait_until_stable
+from reuseport_tool.waiting import wait_until, wait_until_stable
 
 _SETTLE_S = 0.3  # no further listener for so long: the new side has all it opens
 _INHERIT_S = 2.0  # a --run command is over for so long and nothing changed: the server kept its listeners

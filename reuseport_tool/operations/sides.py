@@ -15,7 +15,7 @@ from reuseport_tool.errors import NotFound, ToolError, UsageError
 from reuseport_tool.kernel import capabilities, diag, processes
 from reuseport_tool.kernel.processes import Identity, Process
 from reuseport_tool.models import Protocol
-from reuseport_tool.operations.waiting import wait_until
+from reuseport_tool.waiting import wait_until
 
 _KILL_AFTER_S = 10.0
 

@@ -25,7 +25,7 @@ from reuseport_tool.models import Engine, Role
 from reuseport_tool.operations import bench_rpc_framing, check_rpc_framing, framing_lab
 from reuseport_tool.operations.autolowat import Plan
 from reuseport_tool.operations.framing_lab import DEADLINE_S, rpc_frame
-from reuseport_tool.operations.waiting import wait_until
+from reuseport_tool.waiting import wait_until
 from tests.tool import Tool
 
 pytestmark = pytest.mark.needs("AutoLOWAT paired")

@@ -18,7 +18,7 @@ from reuseport_tool.kernel import libc, mib, netns, sysctl
 from reuseport_tool.models import BenchReload, ReloadArm
 from reuseport_tool.operations import bench_close, bench_reload
 from reuseport_tool.operations.bench_load import Load
-from reuseport_tool.operations.waiting import wait_until
+from reuseport_tool.waiting import wait_until
 from tests.tool import Tool
 
 pytestmark = pytest.mark.needs("migration by program", "migration wakes readers")

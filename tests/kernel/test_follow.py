@@ -20,7 +20,7 @@ from reuseport_tool.kernel.listen_events import ListenEvents
 from reuseport_tool.models import Endpoint, Protocol
 from reuseport_tool.operations import state
 from reuseport_tool.operations.state import MEMBERS_MAX, State
-from reuseport_tool.operations.waiting import wait_until
+from reuseport_tool.waiting import wait_until
 from tests.follower import Follower
 from tests.kernel.conftest import PORT, ask, server_command
 from tests.servers import restart, servers

@@ -14,7 +14,7 @@ from reuseport_tool.errors import Interrupted
 from reuseport_tool.models import Step, parse_endpoint
 from reuseport_tool.operations import reload
 from reuseport_tool.operations.reload_plan import Plan, Progress
-from reuseport_tool.operations.waiting import wait_until
+from reuseport_tool.waiting import wait_until
 from tests.kernel.conftest import PORT, Clients, ask, server_command, snapshot, until
 from tests.tool import Tool
 

@@ -14,7 +14,7 @@ import pytest
 from reuseport_tool.models import Policy, Step, parse_endpoint
 from reuseport_tool.operations import attach, detach, maps, reload
 from reuseport_tool.operations.reload_plan import Plan
-from reuseport_tool.operations.waiting import wait_until
+from reuseport_tool.waiting import wait_until
 from tests.kernel import killed
 from tests.kernel.conftest import PORT, Clients, ask, server_command, snapshot, until
 from tests.tool import Tool

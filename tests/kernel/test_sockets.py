@@ -21,7 +21,7 @@ from reuseport_tool.kernel.socket_iterator import RawSocket, SocketWalk
 from reuseport_tool.models import Endpoint, Protocol, SocketState
 from reuseport_tool.operations import sockets as listing
 from reuseport_tool.operations.sockets import Filter
-from reuseport_tool.operations.waiting import wait_until
+from reuseport_tool.waiting import wait_until
 from tests.kernel import churn
 from tests.kernel.conftest import PORT
 from tests.kernel.test_rights import PoorTool

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from reuseport_tool.operations.waiting import wait_until
+from reuseport_tool.waiting import wait_until
 
 _CHECKOUT = Path(__file__).parents[2]
 _START_S = 60.0

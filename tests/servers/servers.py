@@ -13,7 +13,7 @@ from pathlib import Path
 from reuseport_tool.models import Endpoint, Protocol
 from reuseport_tool.operations import discover
 from reuseport_tool.operations.discover import Member
-from reuseport_tool.operations.waiting import wait_until
+from reuseport_tool.waiting import wait_until
 
 ADDRESS = "127.0.0.1"
 PORT = 8080

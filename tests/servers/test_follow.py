@@ -25,7 +25,7 @@ import pytest
 
 from reuseport_tool.models import Endpoint, Protocol
 from reuseport_tool.operations import state
-from reuseport_tool.operations.waiting import wait_until
+from reuseport_tool.waiting import wait_until
 from tests.follower import Follower, prefer
 from tests.servers import restart, servers
 from tests.servers.load import Load

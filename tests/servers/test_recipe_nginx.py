@@ -16,7 +16,7 @@ import pytest
 
 from reuseport_tool.kernel import processes
 from reuseport_tool.kernel.processes import Process
-from reuseport_tool.operations.waiting import wait_until
+from reuseport_tool.waiting import wait_until
 from tests.follower import Follower
 from tests.servers import restart, servers
 from tests.servers.load import Ledger, Load

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from reuseport_tool.operations.waiting import wait_until
+from reuseport_tool.waiting import wait_until
 from tests.servers import restart, servers
 from tests.servers.container import Container, container
 from tests.servers.load import Ledger, Load

@@ -1,4 +1,4 @@
-"""Imports only go down: cli → operations → kernel; errors, models and closing are leaves."""
+"""Imports only go down: cli → operations → kernel; errors, models, closing and waiting are leaves."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ PACKAGE = Path(__file__).parents[2] / "reuseport_tool"
 OURS = {
     "errors": set(),
     "closing": set(),
+    "waiting": set(),
     "models": {"errors"},
-    "kernel": {"kernel", "errors", "models", "closing"},
-    "operations": {"operations", "kernel", "errors", "models", "closing"},
+    "kernel": {"kernel", "errors", "models", "closing", "waiting"},
+    "operations": {"operations", "kernel", "errors", "models", "closing", "waiting"},
     "cli": {"cli", "operations", "kernel", "errors", "models", ""},
 }
 FOREIGN_HOME = {

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from reuseport_tool.operations.interrupts import Interrupts
-from reuseport_tool.operations.waiting import wait_until, wait_until_stable
+from reuseport_tool.waiting import wait_until, wait_until_stable
 
 
 def test_a_true_condition_needs_no_time() -> None:

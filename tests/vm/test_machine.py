@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from reuseport_tool.operations.waiting import wait_until
+from reuseport_tool.waiting import wait_until
 
 CHECKOUT = Path(__file__).parents[2]
 # `vagrant.qemu` with the stand-in of its first argument, on a machine that lacks nothing.
@@ -31,7 +31,7 @@ sys.exit(command.main(sys.argv[2:]))
 # The signal arrives when the VM runs and the call that started it has not returned.
 EARLY_SIGNAL = """
 import os, signal, subprocess
-from reuseport_tool.operations.waiting import wait_until
+from reuseport_tool.waiting import wait_until
 
 class Popen(subprocess.Popen):
     def __init__(self, *arguments, **options):
