@@ -461,7 +461,7 @@ class Reload:
 
 
 class Way(enum.StrEnum):
-    """The ways to reload that `check hot-reload` compares; see operations/trial.py."""
+    """The ways to reload that `check hot-reload` compares; see check/trial.py."""
 
     CLOSE = "close"
     ACCEPT_DRAIN = "accept-drain"
@@ -732,7 +732,7 @@ class Role(enum.StrEnum):
 
 @dataclass(frozen=True)
 class FailOpens:
-    """How often following a socket ended in doubt, by reason (enum doubt of bpf/framing.h)."""
+    """How often following a socket ended in doubt, by reason (enum doubt of bpf/autolowat/framing.h)."""
 
     length: int
     too_many: int

@@ -9,8 +9,9 @@ import click
 from reuseport_tool.cli import render
 from reuseport_tool.cli.context import ENDPOINT, Context, examples, pass_context
 from reuseport_tool.errors import UsageError
+from reuseport_tool.follow import run as follow
+from reuseport_tool.group import attach
 from reuseport_tool.models import Endpoint, Policy
-from reuseport_tool.operations import attach, follow
 
 
 @click.command(

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
+from reuseport_tool.autolowat import attachment as autolowat
 from reuseport_tool.cli import render
 from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.errors import UsageError
 from reuseport_tool.models import Engine, Role
-from reuseport_tool.operations import autolowat
 
 _CGROUP = click.option(
     "--cgroup", "folder", type=click.Path(path_type=Path), required=True, metavar="DIR", help="A folder of cgroup2."

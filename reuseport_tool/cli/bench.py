@@ -6,10 +6,13 @@ import sys
 
 import click
 
+from reuseport_tool.bench import reload as bench_reload
+from reuseport_tool.bench import rpc_framing as bench_rpc_framing
+from reuseport_tool.bench import select as bench_select
+from reuseport_tool.bench import sockets as bench_sockets
 from reuseport_tool.cli import render
 from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.models import Protocol
-from reuseport_tool.operations import bench_reload, bench_rpc_framing, bench_select, bench_sockets
 
 
 @click.group("bench", short_help="Measure what the programs cost, side by side in one run.")

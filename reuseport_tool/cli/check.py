@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
+from reuseport_tool.check import hot_reload as check_hot_reload
+from reuseport_tool.check import rpc_framing as check_rpc_framing
 from reuseport_tool.cli import render
 from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.models import Engine, Way
-from reuseport_tool.operations import check_hot_reload, check_rpc_framing
 
 
 @click.group("check", short_help="Prove on this kernel that it works, in namespaces of its own.")

@@ -9,8 +9,8 @@ import click
 from reuseport_tool.cli import render
 from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.cli.socket_filters import filters, make_filter
-from reuseport_tool.operations import destroy
-from reuseport_tool.operations.destroy import Engine
+from reuseport_tool.sockets import destroy
+from reuseport_tool.sockets.destroy import Engine
 
 
 @click.command(

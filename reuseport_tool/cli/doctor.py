@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
+from reuseport_tool.check import doctor
 from reuseport_tool.cli import render
 from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.errors import MissingCapability, Unsupported
-from reuseport_tool.operations import doctor
 
 
 @click.command(

@@ -6,7 +6,7 @@ import click
 
 from reuseport_tool.cli import render
 from reuseport_tool.cli.context import Context, examples, pass_context
-from reuseport_tool.operations import migrate_req
+from reuseport_tool.group import migrate_req
 
 
 @click.command(

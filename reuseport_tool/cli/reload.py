@@ -12,9 +12,10 @@ from reuseport_tool.cli import render
 from reuseport_tool.cli.context import ENDPOINT, SECONDS, Context, examples, pass_context
 from reuseport_tool.errors import UsageError
 from reuseport_tool.models import Endpoint, Policy, Reload, Strategy
-from reuseport_tool.operations import reload, thresholds
-from reuseport_tool.operations.reload_plan import Plan, Progress
-from reuseport_tool.operations.thresholds import Threshold
+from reuseport_tool.reload import run as reload
+from reuseport_tool.reload import thresholds
+from reuseport_tool.reload.plan import Plan, Progress
+from reuseport_tool.reload.thresholds import Threshold
 
 
 class SignalType(click.ParamType[signal.Signals]):

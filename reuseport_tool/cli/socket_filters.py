@@ -9,7 +9,7 @@ import click
 
 from reuseport_tool.cli.context import ENDPOINT
 from reuseport_tool.models import Endpoint, Protocol, SocketState
-from reuseport_tool.operations.sockets import Filter
+from reuseport_tool.sockets.select import Filter
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -9,7 +9,7 @@ import click
 from reuseport_tool.cli import render
 from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.cli.socket_filters import filters, make_filter
-from reuseport_tool.operations import sockets
+from reuseport_tool.sockets import select as sockets
 
 
 @click.command(

@@ -8,8 +8,8 @@ import click
 
 from reuseport_tool.cli import render
 from reuseport_tool.cli.context import ENDPOINT, Context, examples, pass_context
+from reuseport_tool.group.status import Observer
 from reuseport_tool.models import Endpoint
-from reuseport_tool.operations.status import Observer
 
 
 @click.command(

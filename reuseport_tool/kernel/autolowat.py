@@ -17,7 +17,7 @@ from reuseport_tool.kernel.program import AttachType, ProgramType, bpf_dir, load
 from reuseport_tool.kernel.socket_iterator import SocketIterator
 from reuseport_tool.models import Engine, FailOpens, Protocol
 
-_STATE_SIZE = 4 * 2 + 2 * (4 * 5 + 16) + 4 * 11  # struct state of bpf/autolowat.h
+_STATE_SIZE = 4 * 2 + 2 * (4 * 5 + 16) + 4 * 11  # struct state of bpf/autolowat/autolowat.h
 _SETTINGS = 2
 _WORKING, _ANY_PORT = range(_SETTINGS)
 _PORTS_MAX = 256
@@ -164,7 +164,7 @@ def load(engine: Engine, maps: Maps, defines: Mapping[str, int]) -> dict[str, bp
         kfuncs = tuple(numbers.values())
         numbers |= {name: btf.enumerator(constant) or 0 for name, constant in _HOOK.items()}
         numbers |= btf.offsets(_NATIVE_OFFSETS)
-    source, functions = bpf_dir() / f"autolowat_{engine}.c", _PROGRAMS[engine]
+    source, functions = bpf_dir() / "autolowat" / f"{engine}.c", _PROGRAMS[engine]
     programs = load_all(source, functions, {**maps.defines(), **numbers, **defines}, kfuncs)
     return dict(zip(functions, programs, strict=True))
 
@@ -181,7 +181,7 @@ def attach(engine: Engine, programs: Mapping[str, bpf.Program], cgroup_fd: int) 
 
 
 class Followed(NamedTuple):
-    """struct followed of bpf/autolowat_walk.c: one socket that a program follows or has followed."""
+    """struct followed of bpf/autolowat/walk.c: one socket that a program follows or has followed."""
 
     armed: int
     lowat: int
@@ -200,7 +200,7 @@ class Walk(Closing):
     def __init__(self, engine: Engine, maps: Maps, cgroup_id: int, listeners: bool) -> None:
         flags = _WRITE_HDR_OPT_CB_FLAG if listeners and engine is Engine.PAIRED else 0
         defines = {**maps.defines(), **btf.offsets(_WALK_OFFSETS), "CGROUP_ID": cgroup_id, "LISTENER_FLAGS": flags}
-        self._iterator = SocketIterator(Protocol.TCP, "autolowat_walk.c", defines)
+        self._iterator = SocketIterator(Protocol.TCP, "autolowat/walk.c", defines)
 
     def read(self) -> list[Followed]:
         return [Followed(*entry) for entry in struct.iter_unpack("=II", self._iterator.read())]

@@ -28,7 +28,7 @@ _OFFSETS = {
 
 
 class _Record(ctypes.Structure):
-    """struct record of bpf/tcp_listeners.c."""
+    """struct record of bpf/sockets/tcp_listeners.c."""
 
     _fields_ = [
         ("cookie", ctypes.c_uint64),
@@ -96,7 +96,7 @@ class TcpListeners(Closing):
     """
 
     def __init__(self) -> None:
-        self._iterator = SocketIterator(Protocol.TCP, "tcp_listeners.c", btf.offsets(_OFFSETS))
+        self._iterator = SocketIterator(Protocol.TCP, "sockets/tcp_listeners.c", btf.offsets(_OFFSETS))
 
     def close(self) -> None:
         """Unload it."""

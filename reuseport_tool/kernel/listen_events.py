@@ -27,7 +27,7 @@ _OFFSETS = {
 
 
 class _Event(ctypes.Structure):
-    """struct event of bpf/listen_events.h."""
+    """struct event of bpf/listen/listen_events.h."""
 
     _fields_ = [("time_ns", ctypes.c_uint64), ("pid", ctypes.c_uint64)]
 
@@ -128,14 +128,14 @@ class _Reader:
 def _attach_tcp(defines: Mapping[str, int]) -> list[bpf.Handle]:
     offsets = btf.offsets(_OFFSETS)
     constants = {**defines, **offsets, "NETNS": netns.identity()}
-    source = bpf_dir() / "tcp_listen_events.c"
+    source = bpf_dir() / "listen" / "tcp_listen_events.c"
     with load(source, source.stem, ProgramType.RAW_TRACEPOINT, AttachType.NONE, constants) as program:
         return [bpf.attach_raw_tracepoint(program, "inet_sock_set_state")]
 
 
 def _attach_udp(defines: Mapping[str, int]) -> list[bpf.Handle]:
     constants = {**defines, "NETNS_COOKIE": netns.cookie()}
-    source = bpf_dir() / "udp_bind_events.c"
+    source = bpf_dir() / "listen" / "udp_bind_events.c"
     with ExitStack() as stack:
         root = os.open(cgroup.root(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, root)

@@ -56,7 +56,7 @@ def by_bpf(protocol: Protocol, targets: Sequence[RawSocket], states: int) -> Out
         for target in targets:
             chosen.update(target.cookie, _target(target, states))
         defines = {**tuple_offsets(), "TARGETS_FD": chosen.fd, "KFUNC_ID": number}
-        with SocketIterator(protocol, f"{protocol}_destroy.c", defines, number) as iterator:
+        with SocketIterator(protocol, f"sockets/{protocol}_destroy.c", defines, number) as iterator:
             written = iterator.read()
     return {cookie: -error for cookie, error, _ in _OUTCOME.iter_unpack(written)}
 

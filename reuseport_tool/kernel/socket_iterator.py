@@ -57,7 +57,7 @@ _FIELDS = {
 
 
 class RawSocket(NamedTuple):
-    """struct record of bpf/sockets.h: `local_port` in host order and `remote_port` in network order, `idle` in
+    """struct record of bpf/sockets/sockets.h: `local_port` in host order and `remote_port` in network order, `idle` in
     jiffies or NO_IDLE, `synack_us` by CLOCK_MONOTONIC or 0, `inode` 0 without a
     descriptor, queues in bytes, of a listener in connections."""
 
@@ -159,11 +159,11 @@ class SocketWalk(Closing):
         defines = {**tuple_offsets(), **offsets}
         self._asks = True
         try:
-            self._iterator = SocketIterator(protocol, f"{protocol}_sockets.c", defines)
+            self._iterator = SocketIterator(protocol, f"sockets/{protocol}_sockets.c", defines)
         except ProgramRejected:
             self._asks = False
             defines["OFF_COOKIE"] = btf.offset("sock_common", "skc_cookie")
-            self._iterator = SocketIterator(protocol, f"{protocol}_sockets.c", defines)
+            self._iterator = SocketIterator(protocol, f"sockets/{protocol}_sockets.c", defines)
 
     def read(self, chunk: int = _CHUNK) -> list[RawSocket]:
         """The sockets of the calling thread's network namespace, in the order of the kernel's hash tables."""
@@ -179,7 +179,7 @@ class SocketWalk(Closing):
 
 @functools.cache
 def tuple_offsets() -> Mapping[str, int]:
-    """What bpf/sockets.h is compiled with.
+    """What bpf/sockets/sockets.h is compiled with.
 
     Without CONFIG_IPV6 there are no IPv6 fields, and no socket for which they are read.
     """

@@ -60,7 +60,7 @@ def end_owners(in_netns: None) -> Iterator[None]:
     yield
     from reuseport_tool.kernel import diag, processes
     from reuseport_tool.models import Protocol
-    from reuseport_tool.operations import sides
+    from reuseport_tool.reload import sides
 
     held = processes.holders([entry.inode for entry in diag.bound_sockets(Protocol.TCP)])
     sides.end(sorted({holder.pid for holders in held.values() for holder in holders}))

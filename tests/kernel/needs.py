@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from reuseport_tool.kernel import features
-from reuseport_tool.kernel.features import Probe
 from reuseport_tool.models import Feature
+from reuseport_tool.probes import features
+from reuseport_tool.probes.features import Probe
 
 
 def answer(name: str) -> Feature:

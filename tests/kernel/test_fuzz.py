@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reuseport_tool.cli.main import run
+from reuseport_tool.group import attach, state
 from reuseport_tool.kernel import bpf, bpffs, bytecode, loopback, netns, sockets
 from reuseport_tool.models import Endpoint, Policy, Protocol
-from reuseport_tool.operations import attach, state
 from tests.servers import restart
 
 PORT = 8080

@@ -13,7 +13,7 @@ from typing import Any
 from reuseport_tool.errors import NotFound
 from reuseport_tool.kernel import libc, processes
 from reuseport_tool.kernel.processes import Process
-from reuseport_tool.operations import sides
+from reuseport_tool.reload import sides
 from reuseport_tool.waiting import wait_until
 from tests.servers import servers
 from tests.servers.servers import Server

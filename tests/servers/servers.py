@@ -10,9 +10,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from reuseport_tool.group import discover
+from reuseport_tool.group.discover import Member
 from reuseport_tool.models import Endpoint, Protocol
-from reuseport_tool.operations import discover
-from reuseport_tool.operations.discover import Member
 from reuseport_tool.waiting import wait_until
 
 ADDRESS = "127.0.0.1"

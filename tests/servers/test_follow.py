@@ -23,8 +23,8 @@ from pathlib import Path
 
 import pytest
 
+from reuseport_tool.group import state
 from reuseport_tool.models import Endpoint, Protocol
-from reuseport_tool.operations import state
 from reuseport_tool.waiting import wait_until
 from tests.follower import Follower, prefer
 from tests.servers import restart, servers

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from reuseport_tool.operations import sides
+from reuseport_tool.reload import sides
 from reuseport_tool.waiting import wait_until
 from tests.servers import restart, servers
 from tests.servers.load import Ledger, Load

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from reuseport_tool.operations.state import State
+from reuseport_tool.group.state import State
 
 
 def main() -> None:

@@ -23,8 +23,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from reuseport_tool.bench.load import Ledger, Load
 from reuseport_tool.kernel import netns
-from reuseport_tool.operations.bench_load import Ledger, Load
 from tests.servers import restart, servers
 from tests.servers.servers import Server
 from tests.tool import Tool
@@ -70,7 +70,7 @@ class Result:
 
 
 def server(profile: Profile, listeners: int) -> Server:
-    words = (sys.executable, "-m", "reuseport_tool.operations.bench_server", servers.ADDRESS, str(servers.PORT))
+    words = (sys.executable, "-m", "reuseport_tool.bench.server", servers.ADDRESS, str(servers.PORT))
     options = ("--listeners", str(listeners), "--service-us", str(profile.service_us), "--defer-accept")
     return Server("bench_server", (*words, *options), "TERM", listeners)
 

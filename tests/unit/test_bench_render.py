@@ -4,11 +4,12 @@ import json
 
 import pytest
 
+from reuseport_tool.bench import reload as bench_reload
+from reuseport_tool.bench import select as bench_select
+from reuseport_tool.bench.select import _add_statistics, _Pace, _ratio, _Samples
 from reuseport_tool.cli.main import run
 from reuseport_tool.errors import MissingCapability
 from reuseport_tool.models import BenchReload, BenchSelect, CloseSize, Ratio, ReloadArm, SelectArm, Spread
-from reuseport_tool.operations import bench_reload, bench_select
-from reuseport_tool.operations.bench_select import _add_statistics, _Pace, _ratio, _Samples
 
 EQUAL = Ratio(1.0, 1.0, 1.0)
 REPORT = BenchSelect(

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from reuseport_tool.check import doctor
 from reuseport_tool.cli.main import run
-from reuseport_tool.kernel import features
-from reuseport_tool.kernel.features import Probe
 from reuseport_tool.models import Feature
-from reuseport_tool.operations import doctor
+from reuseport_tool.probes import features
+from reuseport_tool.probes.features import Probe
 
 NEEDED = [
     "BCC",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from reuseport_tool.autolowat import framing
+from reuseport_tool.autolowat.framing import Includes
 from reuseport_tool.errors import UsageError
-from reuseport_tool.operations import framing
-from reuseport_tool.operations.framing import Includes
 
 
 @pytest.mark.parametrize("name", ["rpc", *framing.PRESETS])

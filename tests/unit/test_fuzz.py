@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from reuseport_tool.cli.main import _VERBS, cli, run
 from reuseport_tool.errors import UsageError
+from reuseport_tool.group import state
 from reuseport_tool.kernel import netns
 from reuseport_tool.models import Endpoint, Protocol, parse_endpoint
-from reuseport_tool.operations import state
 
 FUZZ = settings(
     deadline=None,

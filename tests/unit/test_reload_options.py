@@ -8,7 +8,7 @@ from reuseport_tool.cli import main
 from reuseport_tool.cli.context import SECONDS
 from reuseport_tool.errors import UsageError
 from reuseport_tool.models import parse_endpoint
-from reuseport_tool.operations import steering, thresholds
+from reuseport_tool.reload import steering, thresholds
 
 BAD_OPTIONS = [
     ("--canary", "25,5"),

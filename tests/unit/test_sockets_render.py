@@ -10,6 +10,8 @@ import time
 import pytest
 from rich.console import Console
 
+from reuseport_tool.bench import sockets as bench_sockets
+from reuseport_tool.bench.sockets import _arm
 from reuseport_tool.cli import render
 from reuseport_tool.cli.main import run
 from reuseport_tool.errors import UsageError
@@ -26,10 +28,9 @@ from reuseport_tool.models import (
     SocketsSize,
     SocketState,
 )
-from reuseport_tool.operations import bench_sockets, destroy
-from reuseport_tool.operations.bench_sockets import _arm
-from reuseport_tool.operations.destroy import Engine
-from reuseport_tool.operations.sockets import Filter
+from reuseport_tool.sockets import destroy
+from reuseport_tool.sockets.destroy import Engine
+from reuseport_tool.sockets.select import Filter
 
 CONNECTION = Socket(
     *(

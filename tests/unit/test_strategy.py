@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from reuseport_tool.errors import Unsupported
+from reuseport_tool.group import attach
 from reuseport_tool.models import Strategy
-from reuseport_tool.operations import attach, reload_plan
-from reuseport_tool.operations.reload_plan import Plan, choose_strategy
+from reuseport_tool.reload import plan as reload_plan
+from reuseport_tool.reload.plan import Plan, choose_strategy
 
 MIGRATE, SYSCTL, DRAIN = Strategy.MIGRATE, Strategy.SYSCTL, Strategy.DRAIN
 

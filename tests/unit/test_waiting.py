@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from reuseport_tool.operations.interrupts import Interrupts
+from reuseport_tool.reload.interrupts import Interrupts
 from reuseport_tool.waiting import wait_until, wait_until_stable
 
 

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Tells of each TCP socket that begins to listen on PORT of one network namespace: the raw tracepoint
+ * inet_sock_set_state (include/trace/events/sock.h), whose arguments are the socket, its old and its new state.
+ *
+ * inet_csk_listen_start() sets the state a moment before it puts the socket into its tables, so whoever is told may
+ * look too early, and must look again.
+ */
+#include "listen/listen_events.h"
+
+enum { STATE_LISTEN = 10 };
+
+int tcp_listen_events(u64 *ctx)
+{
+	void *sk = (void *)ctx[0], *net = NULL;
+	u32 inum = 0;
+	u16 port = 0;
+
+	if ((int)ctx[2] != STATE_LISTEN)
+		return 0;
+	READ(port, sk, OFF_PORT);
+	if (port != PORT)
+		return 0;
+	READ(net, sk, OFF_NET);
+	READ(inum, net, OFF_INUM);
+	if (inum == NETNS)
+		tell(bpf_get_current_pid_tgid() >> 32);
+	return 0;
+}

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Tells of each UDP socket that is bound to PORT in one network namespace: a program of the cgroup hooks
+ * INET4_POST_BIND and INET6_POST_BIND, which run when the socket is in its tables.
+ */
+#include "listen/listen_events.h"
+
+#define IPPROTO_UDP 17
+
+static u64 (*netns_cookie)(void *ctx) = (void *)BPF_FUNC_get_netns_cookie;
+
+int udp_bind_events(struct bpf_sock *ctx)
+{
+	if (ctx->protocol == IPPROTO_UDP && ctx->src_port == PORT && netns_cookie(ctx) == NETNS_COOKIE)
+		tell(0);
+	return 1;
+}

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * An iterator over TCP sockets that writes one record for each listener and each request socket.
+ * The offsets (OFF_…) come from the running kernel's BTF, because BCC does not relocate.
+ */
+#include "sockets/iterator.h"
+
+enum {
+	STATE_LISTEN = 10,
+	STATE_NEW_SYN_RECV = 12,
+};
+
+/* Read by _Record in reuseport_tool/kernel/iterator.py. */
+struct record {
+	u64 cookie;	/* of the listener, also in the record of a request socket */
+	u64 group;	/* address of the group's struct sock_reuseport */
+	u32 state;
+	u32 has_program;
+	u32 program_id;
+	u32 accept_queue;
+	u32 backlog;
+	u32 half_open;
+};
+
+static __always_inline void read_program(struct record *record)
+{
+	void *program = NULL, *aux = NULL;
+
+	if (!record->group)
+		return;
+	READ(program, record->group, OFF_PROG);
+	if (!program)
+		return;
+	record->has_program = 1;
+	READ(aux, program, OFF_AUX);
+	READ(record->program_id, aux, OFF_ID);
+}
+
+int bpf_iter__tcp(struct bpf_iter_tcp_context *ctx)
+{
+	struct bpf_iter_meta *meta = ctx->meta;
+	void *sk = ctx->sk_common;
+	struct record record = {};
+	u8 state = 0;
+
+	if (!sk)
+		return 0;
+	READ(state, sk, OFF_STATE);
+	record.state = state;
+	if (state == STATE_LISTEN) {
+		READ(record.cookie, sk, OFF_COOKIE);
+		READ(record.group, sk, OFF_REUSEPORT_CB);
+		READ(record.accept_queue, sk, OFF_ACCEPT_QUEUE);
+		READ(record.backlog, sk, OFF_BACKLOG);
+		READ(record.half_open, sk, OFF_HALF_OPEN);
+		read_program(&record);
+	} else if (state == STATE_NEW_SYN_RECV) {
+		void *listener = NULL;
+
+		READ(listener, sk, OFF_LISTENER);
+		READ(record.cookie, listener, OFF_COOKIE);
+	} else {
+		return 0;
+	}
+	bpf_seq_write(meta->seq, &record, sizeof(record));
+	return 0;
+}

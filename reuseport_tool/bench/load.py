@@ -1,0 +1,275 @@
+"""A steady load of new connections, a process of its own, and the ledger that each of them ends in.
+
+`python -m reuseport_tool.bench.load ADDRESS PORT` is a closed loop of clients: each connects, asks, waits
+for the whole answer, closes with a reset so that no TIME_WAIT is left, and begins anew. It prints `warm` when they
+are out of step. On standard input `mark` sets the longest wait back to 0; at its end no connection is begun any
+more, the open ones are seen to their end, and the ledger is printed as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import json
+import os
+import resource
+import select
+import socket
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+from reuseport_tool.errors import ToolError
+
+REQUEST = b"GET / HTTP/1.0\r\nHost: load\r\n\r\n"
+END_OF_ANSWER = b"answered\n"
+TIMEOUT_S = 15.0
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+@dataclass
+class Ledger:
+    """Every connection is counted once. `longest_wait_s` is from connect(2) to the first byte of an answer.
+
+    A connection is answered when the whole answer is there, and unanswered when it was closed, without a
+    reset, before.
+    """
+
+    answered: int = 0
+    refused: int = 0
+    reset: int = 0
+    unanswered: int = 0
+    timed_out: int = 0
+    longest_wait_s: float = 0.0
+
+    @property
+    def lost(self) -> int:
+        return self.refused + self.reset + self.unanswered + self.timed_out
+
+    @property
+    def connections(self) -> int:
+        return self.answered + self.lost
+
+    def plus(self, other: Ledger) -> Ledger:
+        """Both together."""
+        sums = {name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__}
+        return Ledger(**{**sums, "longest_wait_s": max(self.longest_wait_s, other.longest_wait_s)})
+
+
+class Load:
+    """The load as a child process. A context manager; stop() gives the ledger.
+
+    Args:
+        clients: connections at a time.
+        slow: so many of them send their request only `delay_s` after they have connected.
+        timeout_s: a connection without a whole answer for so long is timed out.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        clients: int,
+        slow: int = 0,
+        delay_s: float = 0.0,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self._timeout_s = timeout_s
+        words = (address, port, "--clients", clients, "--slow", slow, "--delay", delay_s, "--timeout", timeout_s)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, *map(str, words)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Load:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def await_warm(self) -> None:
+        """Wait until the clients are out of step: twice as many answers as there are clients. Raises ToolError."""
+        assert self._process.stdout is not None
+        if (
+            not select.select([self._process.stdout], [], [], 2 * self._timeout_s)[0]
+            or not self._process.stdout.readline()
+        ):
+            raise ToolError("the load gets no answers")
+
+    def mark(self) -> None:
+        """From here on the longest wait is measured: of what is on its way now, and of what comes."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # stop() will tell
+            self._process.stdin.write("mark\n")
+            self._process.stdin.flush()
+
+    def stop(self) -> Ledger:
+        """No new connections; the open ones are seen to their end. Raises ToolError when the load broke down."""
+        out, _ = self._process.communicate(timeout=self._timeout_s + 10)
+        if self._process.returncode:
+            raise ToolError(f"the load ended with {self._process.returncode}", hint="its own message is above")
+        return Ledger(**json.loads(out.splitlines()[-1]))
+
+
+@dataclass
+class _Connection:
+    socket: socket.socket
+    begun: float
+    slow: bool
+    asked: bool = False
+    answer: bytes = b""
+
+
+class _Loop:
+    """The closed loop; run() returns when it was told to stop and nothing is open any more."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._address = (options.address, options.port)
+        self._delay_s: float = options.delay
+        self._timeout_s: float = options.timeout
+        self._open: dict[int, _Connection] = {}  # in the order of their beginning
+        self._waiting: collections.deque[_Connection] = collections.deque()  # slow ones, likewise
+        self._epoll = select.epoll()
+        self._epoll.register(sys.stdin, select.EPOLLIN)
+        self._stopped = False
+        self._warm_at = 2 * options.clients
+        self._due = [number < options.slow for number in range(options.clients)]  # slow or not, to begin now
+        self.ledger = Ledger()
+
+    def run(self) -> None:
+        while self._begin_due():
+            for fd, events in self._epoll.poll(self._patience()):
+                if fd == sys.stdin.fileno():
+                    self._listen_to_parent()
+                elif fd in self._open:
+                    self._proceed(self._open[fd], events)
+            now = time.monotonic()
+            while self._waiting and self._waiting[0].begun + self._delay_s <= now:
+                self._ask(self._waiting.popleft())
+            self._give_up(now)
+
+    def _begin_due(self) -> int:
+        """Returns how many are open."""
+        due, self._due = self._due, []
+        for slow in due:
+            self._begin(slow)
+        return len(self._open) + len(self._due)
+
+    def _patience(self) -> float:
+        if self._due:
+            return 0.0
+        return self._delay_s / 4 if self._waiting else 1.0
+
+    def _listen_to_parent(self) -> None:
+        words = os.read(sys.stdin.fileno(), 4096)
+        if not words:
+            self._stopped = True
+            self._due.clear()
+            self._epoll.unregister(sys.stdin)
+        elif b"mark" in words:
+            self.ledger.longest_wait_s = 0.0
+
+    def _begin(self, slow: bool) -> None:
+        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        connection = _Connection(made, time.monotonic(), slow)
+        self._open[made.fileno()] = connection
+        with contextlib.suppress(BlockingIOError):
+            made.connect(self._address)
+        # Over loopback the handshake is over when connect(2) returns.
+        self._epoll.register(made, select.EPOLLIN)
+        if slow:
+            self._waiting.append(connection)
+        else:
+            self._ask(connection)
+
+    def _ask(self, connection: _Connection) -> None:
+        if connection.asked or connection.socket.fileno() not in self._open:
+            return
+        try:
+            connection.socket.send(REQUEST)
+            connection.asked = True
+        except BlockingIOError:  # not connected yet: its SYN is sent again
+            self._epoll.modify(connection.socket, select.EPOLLIN | select.EPOLLOUT)
+        except OSError as error:
+            self._end(connection, _outcome(error))
+
+    def _proceed(self, connection: _Connection, events: int) -> None:
+        if events & select.EPOLLOUT and not connection.asked:
+            self._epoll.modify(connection.socket, select.EPOLLIN)
+            self._ask(connection)
+        if not events & ~select.EPOLLOUT:
+            return
+        try:
+            received = connection.socket.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._end(connection, _outcome(error))
+            return
+        if received and not connection.answer:
+            waited_s = time.monotonic() - connection.begun
+            self.ledger.longest_wait_s = max(self.ledger.longest_wait_s, waited_s)
+        connection.answer += received
+        if connection.answer.endswith(END_OF_ANSWER):
+            self._end(connection, "answered")
+        elif not received:
+            self._end(connection, "unanswered")
+
+    def _give_up(self, now: float) -> None:
+        while self._open:
+            oldest = next(iter(self._open.values()))
+            if now - oldest.begun < self._timeout_s:
+                return
+            self._end(oldest, "timed_out")
+
+    def _end(self, connection: _Connection, outcome: str) -> None:
+        if self._open.pop(connection.socket.fileno(), None) is None:
+            return
+        connection.socket.close()
+        setattr(self.ledger, outcome, getattr(self.ledger, outcome) + 1)
+        if outcome == "answered" and self.ledger.answered == self._warm_at:
+            print("warm", flush=True)
+        if not self._stopped:
+            self._due.append(connection.slow)
+
+
+def _outcome(error: OSError) -> str:
+    """Which account of the ledger an error of a socket goes to. Raises what is no loss but our own lack."""
+    if isinstance(error, ConnectionRefusedError):
+        return "refused"
+    if isinstance(error, (ConnectionResetError, BrokenPipeError)):
+        return "reset"
+    if isinstance(error, TimeoutError):
+        return "timed_out"
+    raise error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("address")
+    parser.add_argument("port", type=int)
+    parser.add_argument("--clients", type=int, required=True)
+    parser.add_argument("--slow", type=int, default=0)
+    parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--timeout", type=float, default=TIMEOUT_S)
+    options = parser.parse_args()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    loop = _Loop(options)
+    try:
+        loop.run()
+    except OSError as error:
+        sys.exit(f"the load cannot go on: {error}")
+    print(json.dumps(dataclasses.asdict(loop.ledger)))
+
+
+if __name__ == "__main__":
+    main()

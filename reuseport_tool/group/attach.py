@@ -1,0 +1,284 @@
+"""Attach our program to a group and register its listeners."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from reuseport_tool.closing import Closing
+from reuseport_tool.errors import Conflict, ToolError, UsageError
+from reuseport_tool.group import discover, state
+from reuseport_tool.group.discover import Found
+from reuseport_tool.group.state import State
+from reuseport_tool.kernel import bpf, bpffs, iterator, program, sockets
+from reuseport_tool.kernel.program import AttachType, ProgramType
+from reuseport_tool.models import Attached, AttachReport, Endpoint, Policy, Protocol
+from reuseport_tool.probes import features
+
+_NAME_MAX = 15  # BPF_OBJ_NAME_LEN - 1
+
+
+def attach(
+    endpoint: Endpoint, policy: Policy | None, source: Path | None, root: Path | None, wait_s: float = 0.0
+) -> AttachReport:
+    """Attach to every group that the endpoint means.
+
+    Args:
+        policy, source: a policy of ours, or the C file of one's own; neither keeps what is attached, and
+            means `hash` where nothing is.
+        root: bpffs folder, None for the usual one.
+        wait_s: how long to wait for another run's lock, seconds.
+
+    Raises:
+        NotFound: nothing listens there.
+        Conflict: a foreign program is attached, or the group is locked.
+        ToolError: a listener without SO_REUSEPORT.
+        ProgramRejected, MissingCapability, Unsupported: from loading.
+    """
+    check_source(source)
+    found = discover.groups(endpoint)
+    folder = bpffs.find_or_mount(root)
+    results = []
+    with ChosenPolicy(policy, source) as chosen, iterator.listeners_of(endpoint.protocol) as listeners:
+        for group in found:
+            with state.locked(folder, group.endpoint, wait_s) as group_folder:
+                start = time.perf_counter()
+                state.refuse_interrupted(group_folder, group.endpoint)
+                # As it is now: who held the lock before us may have replaced it.
+                group = discover.present(group.endpoint)
+                opened, result, registered = attach_group(group, chosen, group_folder, listeners=listeners)
+                with opened:
+                    results.append(_report(group, opened, result, registered, time.perf_counter() - start))
+    return AttachReport(tuple(results))
+
+
+def check_source(source: Path | None) -> None:
+    """Raises UsageError when there is no such file."""
+    if source is not None and not source.is_file():
+        raise UsageError(f"no such file: {source}")
+
+
+def _report(group: Found, opened: State, result: str, registered: list[int], duration_s: float) -> Attached:
+    return Attached(
+        str(group.endpoint),
+        result,
+        opened.policy(),
+        opened.working,
+        tuple(registered),
+        str(opened.folder / "state"),
+        round(duration_s, 4),
+    )
+
+
+def attach_group(
+    group: Found,
+    chosen: ChosenPolicy,
+    folder: Path,
+    *,
+    listeners: iterator.TcpListeners | None,
+    belongs: Callable[[State, int], bool] = lambda _opened, _cookie: True,
+    renew: bool = True,
+) -> tuple[State, str, list[int]]:
+    """Attach to one group whose lock the caller holds.
+
+    Args:
+        listeners: by which attached_program() finds out what is attached.
+        belongs: whether a listener is to be registered, where something is attached already.
+        renew: make a new generation when all listeners of the working one have closed. It takes milliseconds (RCU).
+
+    Returns the open state, what was done (attached, replaced, unchanged), and the cookies of the
+    listeners that were newly registered.
+    """
+    with discover.descriptors(group.members) as fds:
+        discover.require_reuseport(fds, group.endpoint)
+        attached = attached_program(group, listeners)
+        if State.exists(folder):
+            opened = State.open(folder)
+            opened.settle_program(attached)
+            if attached in (None, opened.policy().id):
+                with ExitStack() as on_failure:
+                    on_failure.enter_context(opened)
+                    result = _reattach(opened, attached, chosen, fds)
+                    mine = {cookie: fd for cookie, fd in fds.items() if belongs(opened, cookie)}
+                    registered = _register(opened, mine, renew)
+                    on_failure.pop_all()
+                return opened, result, registered
+            opened.close()
+        if attached is not None:
+            raise Conflict(
+                f"{group.endpoint} has a reuseport program that is not this tool's: {_describe(attached)}",
+                hint="detach it with the tool that attached it",
+            )
+        return _attach_new(chosen, fds, folder)
+
+
+def attached_program(group: Found, listeners: iterator.TcpListeners | None) -> int | None:
+    """Id of the program that runs for a group; 0 for a classic BPF filter, None for none.
+
+    Only the kernel's own structures tell, by an iterator over TCP sockets. Without it (listeners_of()) the
+    answer is what our pins say: None.
+    """
+    if listeners is None or group.endpoint.protocol is Protocol.UDP:
+        return None
+    found = listeners.read().listeners
+    return next((found[cookie].program_id for cookie in group.cookies if cookie in found), None)
+
+
+def _describe(program_id: int) -> str:
+    if not program_id:
+        return "a classic BPF filter"
+    try:
+        with bpf.Program.by_id(program_id) as foreign:
+            return f"id {program_id}, name {foreign.info().name!r}"
+    except OSError:
+        return f"id {program_id}"
+
+
+def _attach_new(chosen: ChosenPolicy, fds: dict[int, int], folder: Path) -> tuple[State, str, list[int]]:
+    with ExitStack() as stack:
+        maps, loaded = chosen.fresh(stack)
+        opened = maps.pin(folder, loaded)
+        stack.callback(state.clean, folder)
+        opened.create_generation(1)
+        registered = _fill(opened, 1, fds)
+        opened.switch(1)
+        # Commit point: from here the program decides for the group.
+        sockets.attach_program(next(iter(fds.values())), loaded)
+        stack.pop_all()
+        return opened, "attached", registered
+
+
+class ChosenPolicy(Closing):
+    """The policy that was asked for, compiled once for any number of groups. A context manager.
+
+    It can migrate where the kernel can (SELECT_OR_MIGRATE, Linux 5.14).
+
+    Args:
+        policy, source: a policy of ours, or the C file of one's own. Neither keeps what a group has, and
+            means `hash` where it has none.
+    """
+
+    def __init__(self, policy: Policy | None, source: Path | None) -> None:
+        self._policy = policy
+        self._source = source
+        self._path = source or program.bpf_dir() / "policy" / f"{(policy or Policy.HASH).value.replace('-', '_')}.c"
+        self._modules: dict[bool, program.Module] = {}
+        self._spare: tuple[ExitStack, state.NewState, bpf.Program] | None = None
+
+    def keeps(self, present: str | None) -> bool:
+        """Whether a group with this policy (None for one that is not ours) has what was asked for."""
+        return self._source is None and self._policy in (None, present)
+
+    def prepare(self) -> None:
+        """Load it now for the next group that has none, so that fresh() has nothing to compile or to verify.
+
+        Raises what load() raises.
+        """
+        if self._spare is None:
+            with ExitStack() as stack:
+                maps, loaded = self._load_fresh(stack)
+                self._spare = stack.pop_all(), maps, loaded
+
+    def fresh(self, stack: ExitStack) -> tuple[state.NewState, bpf.Program]:
+        """It over maps of its own; `stack` closes them unless its caller pops it. Raises what load() raises."""
+        if self._spare is None:
+            return self._load_fresh(stack)
+        (opened, maps, loaded), self._spare = self._spare, None
+        stack.push(opened)
+        return maps, loaded
+
+    def _load_fresh(self, stack: ExitStack) -> tuple[state.NewState, bpf.Program]:
+        maps = state.new_maps(stack)
+        return maps, stack.enter_context(self.load(state.link(maps.maps)))
+
+    def load(self, maps: Mapping[int, int]) -> bpf.Program:
+        """Load it over the maps that state.link() names.
+
+        Raises:
+            UsageError: the name of `source` cannot name a program.
+            ProgramRejected, MissingCapability, Unsupported: from compiling and loading.
+        """
+        try:
+            return self._load(True, AttachType.SK_REUSEPORT_SELECT_OR_MIGRATE, maps)
+        except ToolError:
+            if can_migrate():
+                raise
+        return self._load(False, AttachType.SK_REUSEPORT_SELECT, maps)
+
+    def _load(self, migrating: bool, attach_type: AttachType, maps: Mapping[int, int]) -> bpf.Program:
+        return self._module(migrating).load(self._path.stem, ProgramType.SK_REUSEPORT, attach_type, maps=maps)
+
+    def _module(self, migrating: bool) -> program.Module:
+        if migrating not in self._modules:
+            defines = {**state.DEFINES, "MIGRATE": 1} if migrating else state.DEFINES
+            if self._source is not None and not self._modules:
+                _check_name(self._source)
+                program.compile_aside(self._source, defines)
+            self._modules[migrating] = program.Module(self._path, defines)
+        return self._modules[migrating]
+
+    def close(self) -> None:
+        """Forget the compiled code; what was loaded of it lives on, but for what no group took."""
+        if self._spare is not None:
+            self._spare[0].close()
+        while self._modules:
+            self._modules.popitem()[1].close()
+
+
+def _check_name(source: Path) -> None:
+    if not source.stem.isidentifier() or len(source.stem) > _NAME_MAX:
+        raise UsageError(
+            f"{source.name} cannot name a program",
+            hint=f"the file's name is the program's: a C identifier of at most {_NAME_MAX} characters",
+        )
+
+
+def load_policy(policy: Policy, stack: ExitStack) -> tuple[state.NewState, bpf.Program]:
+    """Compile a policy of ours and load it over fresh maps; see ChosenPolicy.fresh()."""
+    with ChosenPolicy(policy, None) as chosen:
+        return chosen.fresh(stack)
+
+
+def can_migrate() -> bool:
+    """Whether the kernel knows programs of attach type SELECT_OR_MIGRATE. Raises MissingCapability."""
+    try:
+        return features.loads_migrating_program()
+    except OSError as error:
+        raise bpf.translate(error, "loading a BPF program") from error
+
+
+def _reattach(opened: State, attached: int | None, chosen: ChosenPolicy, fds: dict[int, int]) -> str:
+    """Bring an existing state up to date: another policy, or a group that came anew after its pins."""
+    if chosen.keeps(opened.policy().policy):
+        if attached is None:
+            sockets.attach_program(next(iter(fds.values())), opened.program)
+            return "attached"
+        return "unchanged"
+    with chosen.load(opened.link()) as replacement:
+        if attached is not None and replacement.info().tag == opened.program.info().tag:
+            return "unchanged"
+        opened.replace_program(replacement, next(iter(fds.values())))
+    return "replaced" if attached is not None else "attached"
+
+
+def _register(opened: State, fds: dict[int, int], renew: bool) -> list[int]:
+    """Put the listeners that are in no generation yet into the working one."""
+    known = opened.registered()
+    new = {cookie: fd for cookie, fd in fds.items() if cookie not in known}
+    if not new:
+        return []
+    if not opened.has_listeners(opened.working) and (renew or opened.working not in opened.generations()):
+        number = opened.next_generation()
+        opened.create_generation(number)
+        registered = _fill(opened, number, new)
+        opened.switch(number)
+        return registered
+    return _fill(opened, opened.working, new)
+
+
+def _fill(opened: State, generation: int, fds: dict[int, int]) -> list[int]:
+    for fd in fds.values():
+        opened.add(generation, fd)
+    return list(fds)

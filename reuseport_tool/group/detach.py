@@ -1,0 +1,60 @@
+"""Give a group back to the kernel's own choice."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from reuseport_tool.errors import Conflict, NotFound
+from reuseport_tool.group import discover, state
+from reuseport_tool.group.attach import attached_program
+from reuseport_tool.group.state import State
+from reuseport_tool.kernel import bpffs, iterator, sockets
+from reuseport_tool.models import Detached, DetachReport, Endpoint
+from reuseport_tool.reload import journal
+
+
+def detach(endpoint: Endpoint, root: Path | None, wait_s: float = 0.0) -> DetachReport:
+    """Remove the program and the pins of every attached group that the endpoint means.
+
+    `result` is detached, or cleaned where only pins were left. A reload that was killed is forgotten.
+
+    Raises:
+        NotFound: nothing of ours is attached there.
+        Conflict: locked, or another program took our program's place.
+        Unsupported: the kernel cannot detach (before Linux 5.3).
+    """
+    folder = bpffs.find(root)
+    pinned = sorted({*state.pinned(folder, endpoint), *journal.groups(folder, endpoint)}, key=str)
+    if not pinned:
+        raise NotFound(f"nothing of this tool is attached to {endpoint}", hint="'status' lists the groups")
+    results = []
+    with ExitStack() as stack:
+        # Loaded once, and only for a group that has listeners: to clean up pins takes neither time nor CAP_PERFMON.
+        load = functools.cache(lambda: stack.enter_context(iterator.listeners_of(endpoint.protocol)))
+        for group in pinned:
+            with state.locked(folder, group, wait_s) as group_folder:
+                result = _detach_group(group, group_folder, load)
+                results.append(Detached(str(group), result, str(group_folder / "state")))
+    return DetachReport(tuple(results))
+
+
+def _detach_group(group: Endpoint, folder: Path, load: Callable[[], iterator.TcpListeners | None]) -> str:
+    found = discover.with_holders(discover.sockets_of(group))
+    result = "cleaned"
+    if found and State.exists(folder):
+        attached = attached_program(found[0], load())
+        with State.open(folder) as opened:
+            opened.settle_program(attached)
+            ours = opened.policy().id
+        if attached is not None and attached != ours:
+            raise Conflict(f"{group} has a reuseport program that is not this tool's")
+        if attached is not None:
+            with discover.descriptors(found[0].members[:1]) as fds:
+                sockets.detach_program(next(iter(fds.values())))
+            result = "detached"
+    state.clean(folder)
+    journal.forget(folder)
+    return result

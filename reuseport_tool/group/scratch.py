@@ -1,0 +1,43 @@
+"""Our program and its maps without pins: for a throw-away namespace, gone with the process."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from reuseport_tool.group import attach
+from reuseport_tool.group.state import GENERATIONS, MEMBERS_MAX, State
+from reuseport_tool.kernel import bpf
+from reuseport_tool.kernel.sockarray import SockArray
+from reuseport_tool.models import Counters, Policy
+
+
+class Scratch:
+    """A loaded policy; `stack` closes everything.
+
+    Raises:
+        MissingCapability, ProgramRejected, Unsupported: from loading.
+    """
+
+    def __init__(self, stack: ExitStack, policy: Policy) -> None:
+        self._stack = stack
+        made, self.program = attach.load_policy(policy, stack)
+        self._maps = made.maps
+        self._state = State(Path(), self._maps, self.program)
+
+    def add_generation(self, generation: int, listeners: Sequence[socket.socket]) -> bpf.Map:
+        """Fill a generation and make it the working one. Returns its sockarray."""
+        array = self._stack.enter_context(
+            bpf.Map.create(bpf.MapType.REUSEPORT_SOCKARRAY, "generation", value_size=8, max_entries=MEMBERS_MAX)
+        )
+        for slot, listener in enumerate(listeners):
+            SockArray(array).put(slot, listener.fileno())
+        self._maps["members"].update_u32(generation % GENERATIONS, len(listeners))
+        self._maps["generations"].update_u32(generation % GENERATIONS, array.fd)
+        self._state.switch(generation)
+        return array
+
+    def counters(self) -> Counters:
+        return self._state.counters()

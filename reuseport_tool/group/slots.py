@@ -1,0 +1,151 @@
+"""The REUSEPORT_SOCKARRAY maps of a group, by hand."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from reuseport_tool.errors import Conflict, NotFound, ToolError, UsageError
+from reuseport_tool.group import discover, state
+from reuseport_tool.group.discover import Found, Member
+from reuseport_tool.group.state import State
+from reuseport_tool.kernel import bpffs, processes
+from reuseport_tool.models import Endpoint, GenerationMap, MapChange, MapChanges, Maps, Protocol, Slot
+
+
+def list_maps(endpoint: Endpoint | None, root: Path | None) -> Maps:
+    """The maps of every attached group of the namespace, or of those that the endpoint means.
+
+    Raises:
+        NotFound: an endpoint was given and nothing of ours is attached there.
+    """
+    folder = bpffs.find(root)
+    wanted = [endpoint] if endpoint else [Endpoint(protocol, None, 0) for protocol in Protocol]
+    groups = [group for one in wanted for group in state.pinned(folder, one)]
+    if endpoint is not None and not groups:
+        raise _not_attached(endpoint)
+    found = []
+    for group in groups:
+        with State.open(state.group_folder(folder, group)) as opened:
+            found += [_describe(group, opened, number) for number in opened.generations()]
+    return Maps(tuple(found))
+
+
+def _describe(group: Endpoint, opened: State, generation: int) -> GenerationMap:
+    with opened.sockarray(generation) as array:
+        slots = tuple(Slot(slot, cookie) for slot, cookie in array.items(opened.members(generation)))
+        return GenerationMap(
+            str(group), generation, generation == opened.working, opened.members(generation), array.capacity, slots
+        )
+
+
+def add(
+    endpoint: Endpoint,
+    root: Path | None,
+    *,
+    generation: int | None,
+    slot: int | None,
+    pid: int | None,
+    cookie: int | None,
+) -> MapChanges:
+    """Register listeners of the group: those of a process, the one with a cookie, or all unregistered.
+
+    A generation that does not exist is made. None for `generation` is the working one.
+
+    Raises:
+        NotFound: no such process, or it has no listener in this group; no such cookie.
+        Conflict: the slot is taken, or the socket is registered already.
+        UsageError: no such slot, or a slot for several listeners.
+    """
+    with _attached(endpoint, root) as (group, opened):
+        members = _chosen(group, opened, pid, cookie)
+        if slot is not None and len(members) != 1:
+            raise UsageError(f"one slot, but {len(members)} listeners", hint="choose one with --cookie")
+        number = opened.working if generation is None else generation
+        if number not in opened.generations():
+            if number < 1:
+                raise UsageError(f"not a generation: {number}", hint="generations are numbered from 1")
+            opened.create_generation(number)
+        with discover.descriptors(members) as fds:
+            added = [
+                MapChange(str(group.endpoint), "added", number, opened.add(number, fd, slot), cookie)
+                for cookie, fd in fds.items()
+            ]
+    return MapChanges(tuple(added))
+
+
+def _chosen(group: Found, opened: State, pid: int | None, cookie: int | None) -> list[Member]:
+    if cookie is not None:
+        members = [member for member in group.members if member.cookie == cookie]
+        if not members:
+            raise NotFound(f"no listener with cookie {cookie} on {group.endpoint}", hint="'status' shows the cookies")
+        return members
+    if pid is not None:
+        if processes.command(pid) is None:
+            raise NotFound(f"no process {pid}")
+        members = [member for member in group.members if any(holder.pid == pid for holder in member.holders)]
+        if not members:
+            raise NotFound(
+                f"process {pid} has no socket on {group.endpoint}",
+                hint="a map takes the sockets of its own group only: same protocol, address and port",
+            )
+        return members
+    known = opened.registered()
+    members = [member for member in group.members if member.cookie not in known]
+    if not members:
+        raise NotFound(f"every listener on {group.endpoint} is registered already")
+    return members
+
+
+def remove(endpoint: Endpoint, root: Path | None, *, generation: int, slot: int) -> MapChanges:
+    """Empty a slot. Raises NotFound when it is empty, UsageError when there is no such slot."""
+    with _attached(endpoint, root) as (group, opened):
+        cookie = dict(opened.slots(generation)).get(slot)
+        opened.remove(generation, slot)
+        return MapChanges((MapChange(str(group.endpoint), "removed", generation, slot, cookie),))
+
+
+def switch(endpoint: Endpoint, root: Path | None, *, generation: int, force: bool) -> MapChanges:
+    """Make a generation the working one.
+
+    Raises:
+        NotFound: no such generation.
+        Conflict: it has no open listener, and `force` is not given.
+    """
+    with _attached(endpoint, root) as (group, opened):
+        if generation not in opened.generations():
+            raise NotFound(
+                f"no generation {generation} on {group.endpoint}",
+                hint=f"there are: {', '.join(map(str, opened.generations()))}",
+            )
+        if not opened.slots(generation) and not force:
+            raise Conflict(
+                f"generation {generation} has no open listener",
+                hint="the kernel would choose among all listeners; --force does it all the same",
+            )
+        opened.switch(generation)
+        return MapChanges((MapChange(str(group.endpoint), "switched", generation),))
+
+
+@contextlib.contextmanager
+def _attached(endpoint: Endpoint, root: Path | None) -> Iterator[tuple[Found, State]]:
+    """The one attached group that the endpoint means, locked and open."""
+    folder = bpffs.find(root)
+    groups = state.pinned(folder, endpoint)
+    if not groups:
+        raise _not_attached(endpoint)
+    if len(groups) > 1:
+        raise UsageError(
+            f"{endpoint} means several groups: {', '.join(map(str, groups))}", hint="write the address, too"
+        )
+    with state.locked(folder, groups[0]) as group_folder, State.open(group_folder) as opened:
+        state.refuse_interrupted(group_folder, groups[0])
+        found = discover.with_holders(discover.sockets_of(groups[0]))
+        if not found:
+            raise NotFound(f"nothing listens on {groups[0]}", hint="'detach' removes the pins that are left")
+        yield found[0], opened
+
+
+def _not_attached(endpoint: Endpoint) -> ToolError:
+    return NotFound(f"nothing of this tool is attached to {endpoint}", hint=f"attach first: attach {endpoint.port}")

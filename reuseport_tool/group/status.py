@@ -1,0 +1,169 @@
+"""Groups, listeners, generations and counters."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from reuseport_tool.errors import MissingCapability, NotFound, Unsupported
+from reuseport_tool.group import discover, state
+from reuseport_tool.group.discover import Found, Member
+from reuseport_tool.group.state import State
+from reuseport_tool.kernel import bpf, bpffs, netns, processes
+from reuseport_tool.kernel.diag import BoundSocket
+from reuseport_tool.kernel.iterator import ListenerInfo, TcpListeners
+from reuseport_tool.models import Canary, Counters, Endpoint, Group, Listener, Program, Protocol, Status, Transaction
+from reuseport_tool.reload import journal
+
+
+@dataclass(frozen=True)
+class _Pinned:
+    """What our pins say of a group."""
+
+    program: Program
+    working: int
+    places: dict[int, tuple[int, int]]
+    counters: Counters
+    canary: Canary | None
+
+
+class Observer:
+    """Reads the status again and again with one iterator. A context manager.
+
+    Where the kernel does not let it iterate (no BTF, no CAP_PERFMON), half-open counts and foreign
+    programs stay unknown.
+    """
+
+    def __init__(self, endpoint: Endpoint | None, root: Path | None) -> None:
+        self._endpoint = endpoint
+        self._root = root
+        self._listeners: TcpListeners | None = None
+
+    def __enter__(self) -> Observer:
+        with contextlib.suppress(Unsupported, MissingCapability):
+            self._listeners = TcpListeners()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._listeners is not None:
+            self._listeners.close()
+
+    def read(self) -> Status:
+        """Raises NotFound when an endpoint was given and nothing listens or is pinned there."""
+        endpoints = self._discovered()
+        # The dump above gave every listener its cookie, by which the iterator's records are found.
+        infos = self._listeners.read().listeners if self._listeners else {}
+        groups = []
+        for found in discover.with_holders(endpoints):
+            group = self._group(found, infos, self._pins(found.endpoint))
+            if self._endpoint or group.program or group.stale or group.reload or _is_group(found, infos):
+                groups.append(group)
+        if not groups and self._endpoint is not None:
+            discover.groups(self._endpoint)
+        return Status(tuple(groups))
+
+    def _discovered(self) -> dict[Endpoint, list[BoundSocket]]:
+        if self._endpoint is not None:
+            found = discover.sockets_of(self._endpoint)
+        else:
+            found = discover.all_groups(Protocol.TCP)
+        for protocol in [self._endpoint.protocol] if self._endpoint else list(Protocol):
+            for pinned in self._pinned(self._endpoint or Endpoint(protocol, None, 0)):
+                found.setdefault(pinned, discover.sockets_in(pinned))
+        return found
+
+    def _pinned(self, endpoint: Endpoint) -> list[Endpoint]:
+        try:
+            root = bpffs.find(self._root)
+            return [*state.pinned(root, endpoint), *journal.groups(root, endpoint)]
+        except NotFound:
+            if self._root is not None:
+                raise
+            return []
+
+    def _pins(self, group: Endpoint) -> _Pinned | None:
+        try:
+            opened = State.open(state.group_folder(bpffs.find(self._root), group))
+        except NotFound:
+            return None
+        with opened:
+            places = {
+                cookie: (number, slot) for number in opened.generations() for slot, cookie in opened.slots(number)
+            }
+            return _Pinned(opened.policy(), opened.working, places, opened.counters(), _canary(opened))
+
+    def _transaction(self, group: Endpoint) -> Transaction | None:
+        try:
+            folder = state.group_folder(bpffs.find(self._root), group)
+        except NotFound:
+            return None
+        record = journal.read(folder)
+        if record is None:
+            return None
+        return Transaction(journal.is_running(folder), record.step, record.pid, record.begun_at)
+
+    def _group(self, found: Found, infos: dict[int, ListenerInfo], pins: _Pinned | None) -> Group:
+        running = [infos[cookie].program_id for cookie in found.cookies if cookie in infos]
+        attached = running[0] if running else None
+        ours = pins is not None and (attached == pins.program.id or (not running and bool(found.members)))
+        return Group(
+            str(found.endpoint),
+            f"net:[{netns.identity()}]",
+            pins.program if pins and ours else _foreign(attached),
+            (pins.working or None) if pins and ours else None,
+            tuple(_listener(member, infos.get(member.cookie), pins if ours else None) for member in found.members),
+            pins.counters if pins and ours else None,
+            stale=pins is not None and not ours,
+            canary=pins.canary if pins and ours else None,
+            reload=self._transaction(found.endpoint),
+        )
+
+
+def _canary(opened: State) -> Canary | None:
+    found = opened.canary
+    if found is None or found[0] == opened.working:
+        return None
+    return Canary(found[0], found[1] / state.SHARES * 100)
+
+
+def _is_group(found: Found, infos: dict[int, ListenerInfo]) -> bool:
+    """Whether the sockets have SO_REUSEPORT; where the kernel does not tell, say yes."""
+    known = [infos[cookie] for cookie in found.cookies if cookie in infos]
+    return any(info.group for info in known) if known else True
+
+
+def _foreign(program_id: int | None) -> Program | None:
+    if program_id is None:
+        return None
+    name = "(classic BPF)" if program_id == 0 else "(unknown)"
+    with contextlib.suppress(OSError), bpf.Program.by_id(program_id) as program:
+        name = program.info().name
+    return Program(program_id, name, None)
+
+
+def _listener(member: Member, info: ListenerInfo | None, pins: _Pinned | None) -> Listener:
+    owner = member.owner()
+    generation, slot = pins.places.get(member.cookie, (None, None)) if pins else (None, None)
+    return Listener(
+        member.cookie,
+        owner,
+        processes.command(owner) if owner is not None else None,
+        member.socket.uid,
+        generation,
+        slot,
+        member.socket.accept_queue,
+        member.socket.backlog,
+        info.half_open if info else None,
+        _flag(pins, generation),
+    )
+
+
+def _flag(pins: _Pinned | None, generation: int | None) -> str:
+    if pins is None:
+        return "-"
+    if generation is None:
+        return "foreign"
+    if generation == pins.working:
+        return "working"
+    return "canary" if pins.canary and generation == pins.canary.generation else "old"

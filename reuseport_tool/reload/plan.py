@@ -1,0 +1,158 @@
+"""How to reload: the choices of the operator, whether they make sense, the strategy for this kernel."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from reuseport_tool.errors import NotFound, Unsupported, UsageError
+from reuseport_tool.group import attach
+from reuseport_tool.kernel import processes
+from reuseport_tool.models import Endpoint, Policy, Protocol, Step, Strategy
+from reuseport_tool.probes import features
+from reuseport_tool.reload.thresholds import Threshold
+
+_DRAIN_S = 70.0  # SYN+ACK retries take 63 s by default
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to reload. Exactly one of `command`, `new_pid` and `run` is given.
+
+    Attributes:
+        command: argv of the new server, which the tool starts.
+        new_pid: a process that listens, or will, started by somebody else.
+        run: a shell command that makes the server replace itself.
+        strategy: None chooses `migrate`, or `drain` where migration does not work or wakes nobody.
+        policy: None keeps the present one, or means `hash` for a group without a program.
+        old_pids: processes to stop; empty means the topmost owners of the present listeners.
+        stop_signal, stop_command: how to stop them; the command instead of the signal.
+        listeners: how many new ones to wait for in each group; None waits until no more come.
+        output: file for the output of the started command; None is our stderr.
+        health_command: must succeed; run by the shell after each step of the canary, and after the switch.
+        health_url: must answer; asked of the new generation before it gets a connection, and after as the command.
+        canary: shares of the new connections that the new generation gets one after the other, percent.
+        step_s: how long each of them lasts.
+        abort_on: kernel counters that must not grow too much until the old side is stopped.
+        probe: whether to open one connection of our own, so that there is one to accept.
+        force: go on although socket options differ.
+        drain_timeout_s: how long the old side may hold connections: queued ones before it is stopped with the
+            strategy drain, accepted ones after it. None means 70 s for what must end, and 0 for what is only
+            reported.
+        kill_leftovers: end the accepted connections of the old side that are left after that.
+    """
+
+    command: tuple[str, ...] | None = None
+    new_pid: int | None = None
+    run: str | None = None
+    strategy: Strategy | None = None
+    policy: Policy | None = None
+    old_pids: tuple[int, ...] = ()
+    stop_signal: signal.Signals = signal.SIGTERM
+    stop_command: str | None = None
+    listeners: int | None = None
+    output: Path | None = None
+    health_command: str | None = None
+    health_url: str | None = None
+    canary: tuple[float, ...] = ()
+    step_s: float = 30.0
+    abort_on: tuple[Threshold, ...] = ()
+    probe: bool = True
+    force: bool = False
+    start_timeout_s: float = 30.0
+    health_timeout_s: float = 10.0
+    drain_timeout_s: float | None = None
+    kill_leftovers: bool = False
+    stop_timeout_s: float = 30.0
+    lock_timeout_s: float = 0.0
+
+    @property
+    def queue_drain_timeout_s(self) -> float:
+        return _DRAIN_S if self.drain_timeout_s is None else self.drain_timeout_s
+
+    @property
+    def leftovers_timeout_s(self) -> float:
+        if self.drain_timeout_s is not None:
+            return self.drain_timeout_s
+        return _DRAIN_S if self.kill_leftovers else 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a reload tells while it runs: a step begins, a step ended, something to know, a warning."""
+
+    begin: Callable[[str], None]
+    end: Callable[[Step], None]
+    note: Callable[[str], None]
+    warn: Callable[[str], None]
+
+
+def check(endpoint: Endpoint, plan: Plan) -> None:
+    forms = [plan.command is not None, plan.new_pid is not None, plan.run is not None]
+    if sum(forms) != 1:
+        raise UsageError(
+            "say how the new side comes to be, in exactly one way",
+            hint="-- COMMAND…, or --new-pid PID, or --run 'COMMAND'",
+        )
+    if endpoint.protocol is not Protocol.TCP:
+        raise UsageError("only TCP listeners can be reloaded", hint="the kernel does not migrate UDP datagrams")
+    if plan.canary:
+        _check_canary(plan)
+    _check_text(plan)
+    if plan.run and plan.stop_command:
+        raise UsageError("--run stops the old side by itself", hint="leave --stop-command out")
+    for pid in (*plan.old_pids, *([plan.new_pid] if plan.new_pid else [])):
+        if processes.command(pid) is None:
+            raise NotFound(f"no process {pid}")
+
+
+def _check_canary(plan: Plan) -> None:
+    if plan.run is not None:
+        raise UsageError("--canary needs both servers at once", hint="use -- COMMAND… or --new-pid PID")
+    if plan.strategy is Strategy.SYSCTL:
+        raise UsageError("--canary needs the program, which --strategy sysctl does without")
+    ascending = all(lower < higher for lower, higher in itertools.pairwise(plan.canary))
+    if not ascending or not plan.canary[0] > 0 or plan.canary[-1] > 100:
+        raise UsageError(
+            f"not ascending shares in percent: {','.join(f'{share:g}' for share in plan.canary)}",
+            hint="for example --canary 5,25,100",
+        )
+
+
+def _check_text(plan: Plan) -> None:
+    """The journal is JSON, and so are the reports."""
+    words = (*(plan.command or ()), plan.run, plan.stop_command, plan.health_command, plan.health_url, plan.output)
+    try:
+        "".join(str(word) for word in words if word is not None).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError("a command, URL or file name is not UTF-8", hint="put the command into a script") from error
+
+
+def choose_strategy(plan: Plan, warn: Callable[[str], None]) -> Strategy:
+    """The strategy to use here, found out by doing.
+
+    Raises:
+        Unsupported: the strategy that was asked for does not work on this kernel.
+    """
+    works = features.migration_works()
+    if works is None:
+        warn("it could not be tried whether this kernel migrates and wakes: that takes CAP_SYS_ADMIN")
+        works = attach.can_migrate()
+    if plan.strategy in (Strategy.MIGRATE, Strategy.SYSCTL) and not works:
+        raise Unsupported(
+            f"the kernel cannot migrate connections, which --strategy {plan.strategy} needs",
+            hint="it came with Linux 5.14; --strategy drain works without it",
+        )
+    wakes = features.migration_wakes() if works else None
+    if plan.strategy is not None:
+        if plan.strategy is not Strategy.DRAIN and wakes is False:
+            warn("this kernel does not wake a server for a migrated connection (CVE-2026-46015); drain is safe here")
+        return plan.strategy
+    if works and wakes is not False:
+        return Strategy.MIGRATE
+    reason = "does not wake a server for a migrated connection (CVE-2026-46015)" if works else "cannot migrate"
+    warn(f"this kernel {reason}: draining the old listeners before they are stopped")
+    return Strategy.DRAIN

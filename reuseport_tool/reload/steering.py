@@ -1,0 +1,135 @@
+"""Connections of the tool's own, which the program can be told to steer to the canary generation."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import ssl
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from reuseport_tool.errors import ToolError, UsageError
+from reuseport_tool.group.state import State
+from reuseport_tool.models import Endpoint
+
+_PROBE_TIMEOUT_S = 0.3
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_OK = range(200, 400)
+
+
+@contextlib.contextmanager
+def connection(address: str, port: int, timeout_s: float, canary: State | None) -> Iterator[socket.socket]:
+    """A TCP connection; with `canary` one that reaches the canary generation of that group, whatever its share.
+
+    Raises:
+        OSError: it cannot be made.
+        ToolError: it was not steered: somebody between rewrote its source.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as client:
+        client.settimeout(timeout_s)
+        if canary is None:
+            client.connect((address, port))
+        else:
+            _connect_steered(client, address, port, canary)
+        yield client
+
+
+def _connect_steered(client: socket.socket, address: str, port: int, canary: State) -> None:
+    source = _source_address(address, port)
+    client.bind((source, 0))
+    before = canary.counters().steered
+    with canary.steered(source.partition("%")[0], client.getsockname()[1]):
+        client.connect((address, port))
+    if canary.counters().steered == before:
+        raise ToolError(
+            f"a connection from {source} to {address} port {port} does not reach the program as it was sent",
+            hint="name an address that is not translated or proxied on the way",
+        )
+
+
+def _source_address(address: str, port: int) -> str:
+    """The address from which the kernel connects to another: a connected UDP socket tells without a packet."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe_socket:
+        probe_socket.connect((address, port))
+        return str(probe_socket.getsockname()[0])
+
+
+def probe(group: Endpoint, canary: State | None = None) -> None:
+    """Leave a connection to be accepted, closed at once: a server that waits for its request sees the end.
+
+    Where it cannot be made (no loopback, a firewall) there is none.
+    """
+    address = _LOOPBACK.get(group.address or "", group.address or "")
+    with contextlib.suppress(OSError), connection(address, group.port, _PROBE_TIMEOUT_S, canary):
+        pass
+
+
+@dataclass(frozen=True)
+class Url:
+    """A URL to ask, and the address of the group behind it."""
+
+    text: str
+    group: Endpoint
+    address: str
+
+    def ask(self, timeout_s: float, canary: State | None = None) -> None:
+        """GET it, of the canary generation if that is given. A certificate is not verified.
+
+        Raises ToolError for every answer but 2xx and 3xx, and for none.
+        """
+        parts = urllib.parse.urlsplit(self.text)
+        asked = http.client.HTTPConnection(parts.netloc, timeout=timeout_s)
+        try:
+            with connection(self.address, self.group.port, timeout_s, canary) as client:
+                asked.sock = _encrypted(client, parts.hostname) if parts.scheme == "https" else client
+                path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+                asked.request("GET", path, headers={"Connection": "close", "User-Agent": "reuseport-tool"})
+                status = asked.getresponse().status
+        except OSError as error:
+            raise ToolError(f"{self.text} does not answer: {error or type(error).__name__}") from error
+        except http.client.HTTPException as error:
+            raise ToolError(f"{self.text} does not answer in HTTP: {type(error).__name__}") from error
+        finally:
+            asked.close()
+        if status not in _OK:
+            raise ToolError(f"{self.text} answers with status {status}")
+
+
+def _encrypted(client: socket.socket, host: str | None) -> ssl.SSLSocket:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context.wrap_socket(client, server_hostname=host)
+
+
+def url(text: str, groups: Sequence[Endpoint]) -> Url:
+    """Find the group that a URL leads to.
+
+    Raises:
+        UsageError: not an http or https URL, or it leads to none of the groups.
+    """
+    hint = "for example http://127.0.0.1:8080/health"
+    try:
+        parts = urllib.parse.urlsplit(text)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
+        if not port or not parts.hostname or any(character.isspace() for character in text):
+            raise UsageError(f"not an http or https URL: {text!r}", hint=hint)
+        found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"not a URL that can be asked: {text!r}: {error}", hint=hint) from error
+    for address in (str(entry[4][0]) for entry in found):
+        for group in groups:
+            if port == group.port and _leads_to(address, group):
+                return Url(text, group, address)
+    raise UsageError(
+        f"{text} does not lead to {', '.join(map(str, groups))}",
+        hint="the new server is asked on the port it takes over",
+    )
+
+
+def _leads_to(address: str, group: Endpoint) -> bool:
+    return address == group.address or (group.address in _LOOPBACK and (":" in address) == group.is_ipv6)
