@@ -10,7 +10,7 @@
 
 enum { KIND_LENGTH, KIND_RPC, KIND_POSTGRES, KIND_HTTP2 };
 
-/* Why following ended; the names are in reuseport_tool/models.py, FailOpens. */
+/* Why following ended; the names are in reuseport_tool/models/autolowat.py, FailOpens. */
 enum doubt {
 	NO_DOUBT,
 	DOUBT_LENGTH,		/* a length that cannot be, or that is too large */

@@ -1,1 +1,1 @@
-"""The command line: one file a verb, render.py for everything that is shown."""
+"""The command line: one file a verb, show/ for everything that is shown."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from reuseport_tool.cli import render
+from reuseport_tool.cli import show
 from reuseport_tool.cli.context import ENDPOINT, Context, examples, pass_context
 from reuseport_tool.errors import UsageError
 from reuseport_tool.follow import run as follow
@@ -55,6 +55,6 @@ def command(
         raise UsageError("--policy and --program exclude each other")
     wanted = Policy(policy) if policy else None
     if following:
-        follow.follow(endpoint, wanted, program, ctx.bpffs, lambda event: render.line(event, ctx.json))
+        follow.follow(endpoint, wanted, program, ctx.bpffs, lambda event: show.event(event, ctx.json))
     else:
-        render.show(attach.attach(endpoint, wanted, program, ctx.bpffs, wait_s), ctx.json)
+        show.result(attach.attach(endpoint, wanted, program, ctx.bpffs, wait_s), ctx.json)

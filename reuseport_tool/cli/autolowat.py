@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from reuseport_tool.autolowat import attachment as autolowat
-from reuseport_tool.cli import render
+from reuseport_tool.cli import show
 from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.errors import UsageError
 from reuseport_tool.models import Engine, Role
@@ -68,7 +68,7 @@ def attach(ctx: Context, folder: Path, framing: str, listed: str, engine: str, r
     Each framing with an example: docs/autolowat.md.
     """
     chosen = None if engine == "auto" else Engine(engine)
-    render.show(autolowat.attach(folder, framing, ports(listed), chosen, Role(role), ctx.bpffs), ctx.json)
+    show.result(autolowat.attach(folder, framing, ports(listed), chosen, Role(role), ctx.bpffs), ctx.json)
 
 
 @command.command("detach", epilog=examples("reuseport-tool autolowat detach --cgroup /sys/fs/cgroup/web"))
@@ -76,11 +76,11 @@ def attach(ctx: Context, folder: Path, framing: str, listed: str, engine: str, r
 @pass_context
 def detach(ctx: Context, folder: Path) -> None:
     """Take the programs away. Every socket is at SO_RCVLOWAT 1 then; traffic may go on meanwhile."""
-    render.show(autolowat.detach(folder, ctx.bpffs), ctx.json)
+    show.result(autolowat.detach(folder, ctx.bpffs), ctx.json)
 
 
 @command.command("status", epilog=examples("reuseport-tool autolowat status"))
 @pass_context
 def status(ctx: Context) -> None:
     """Show where it is attached, what it follows, what it has saved, and why it gave sockets up."""
-    render.show(autolowat.status(ctx.bpffs), ctx.json)
+    show.result(autolowat.status(ctx.bpffs), ctx.json)

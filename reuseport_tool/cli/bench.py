@@ -10,7 +10,7 @@ from reuseport_tool.bench import reload as bench_reload
 from reuseport_tool.bench import rpc_framing as bench_rpc_framing
 from reuseport_tool.bench import select as bench_select
 from reuseport_tool.bench import sockets as bench_sockets
-from reuseport_tool.cli import render
+from reuseport_tool.cli import show
 from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.models import Protocol
 
@@ -49,7 +49,7 @@ def select(ctx: Context, rounds: int, connections: int) -> None:
     total = rounds + bench_select.STATISTICS_ROUNDS
     with click.progressbar(length=total, label="rounds", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
         report = bench_select.select(rounds, connections, lambda: bar.update(1))
-    render.show(report, ctx.json)
+    show.result(report, ctx.json)
 
 
 @command.command(
@@ -78,9 +78,9 @@ def reload(ctx: Context, rounds: int, clients: int, close_rounds: int) -> None:
     The second part measures close(2) of a listener with 1 to 4,096 connections in its accept queue: the time in which
     the kernel moves them to another listener, with our program and with tcp_migrate_req.
     """
-    with render.steps("rounds", rounds + close_rounds) as step:
+    with show.steps("rounds", rounds + close_rounds) as step:
         report = bench_reload.bench(rounds, clients, close_rounds, ctx.bpffs, on_round=step)
-    render.show(report, ctx.json)
+    show.result(report, ctx.json)
 
 
 @command.command(
@@ -113,9 +113,9 @@ def sockets(ctx: Context, rounds: int, sizes: tuple[int, ...], protocols: tuple[
     """
     chosen = [Protocol(name) for name in protocols] or list(Protocol)
     rising = sorted(set(sizes))
-    with render.steps("rounds", rounds * len(chosen) * len(rising)) as step:
+    with show.steps("rounds", rounds * len(chosen) * len(rising)) as step:
         report = bench_sockets.bench(rising, chosen, rounds, step)
-    render.show(report, ctx.json)
+    show.result(report, ctx.json)
 
 
 @command.command(
@@ -143,6 +143,6 @@ def rpc_framing(ctx: Context, rounds: int, cpus: int) -> None:
     size of all frames, and each engine that this kernel has. Server and client are processes of their own. On one CPU
     a wake-up is a switch between them, as on a busy machine; on two it is an interrupt that ends the other's idling.
     """
-    with render.progress("rounds") as progress:
+    with show.progress("rounds") as progress:
         report = bench_rpc_framing.bench(rounds, cpus, progress)
-    render.show(report, ctx.json)
+    show.result(report, ctx.json)

@@ -6,7 +6,7 @@ import click
 
 from reuseport_tool.check import hot_reload as check_hot_reload
 from reuseport_tool.check import rpc_framing as check_rpc_framing
-from reuseport_tool.cli import render
+from reuseport_tool.cli import show
 from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.models import Engine, Way
 
@@ -49,9 +49,9 @@ def hot_reload(ctx: Context, connections: int, ways: tuple[str, ...]) -> int:
     and a server that sleeps in epoll_wait must be woken by what it inherits.
     """
     chosen = [Way(way) for way in ways] or list(Way)
-    with render.progress("cases") as progress:
+    with show.progress("cases") as progress:
         report = check_hot_reload.check(ctx.bpffs, connections, chosen, progress)
-    render.show(report, ctx.json)
+    show.result(report, ctx.json)
     return 0 if report.ok else 1
 
 
@@ -78,7 +78,7 @@ def rpc_framing(ctx: Context, engine: str) -> int:
     in epoll_wait would be woken must be as they should.
     """
     chosen = None if engine == "auto" else Engine(engine)
-    with render.progress("cases") as progress:
+    with show.progress("cases") as progress:
         report = check_rpc_framing.check(chosen, progress)
-    render.show(report, ctx.json)
+    show.result(report, ctx.json)
     return 0 if report.ok else 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from reuseport_tool.cli import render
+from reuseport_tool.cli import show
 from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.cli.socket_filters import filters, make_filter
 from reuseport_tool.sockets import destroy
@@ -35,5 +35,5 @@ def command(ctx: Context, /, act: bool, engine: str, **options: Any) -> int:
     UDP socket gets the error and loses its peer, and stays bound until its program closes it.
     """
     report = destroy.destroy(make_filter(**options), ctx.bpffs, act=act, engine=Engine(engine))
-    render.show(report, ctx.json)
+    show.result(report, ctx.json)
     return 1 if any(ending.result == "refused" for ending in report.endings) else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from reuseport_tool.cli import render
+from reuseport_tool.cli import show
 from reuseport_tool.cli.context import ENDPOINT, Context, examples, pass_context
 from reuseport_tool.group import detach
 from reuseport_tool.models import Endpoint
@@ -24,4 +24,4 @@ def command(ctx: Context, endpoint: Endpoint, wait_s: float) -> None:
     Listeners and their connections stay as they are. From then on a closing listener loses what is
     in its queues, unless net.ipv4.tcp_migrate_req is on.
     """
-    render.show(detach.detach(endpoint, ctx.bpffs, wait_s), ctx.json)
+    show.result(detach.detach(endpoint, ctx.bpffs, wait_s), ctx.json)

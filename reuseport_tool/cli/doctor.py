@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from reuseport_tool.check import doctor
-from reuseport_tool.cli import render
+from reuseport_tool.cli import show
 from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.errors import MissingCapability, Unsupported
 
@@ -24,6 +24,6 @@ def command(ctx: Context) -> int:
     strategy `migrate` works here, with 4 if not, and with 3 where that could not be tried.
     """
     report = doctor.doctor(ctx.bpffs)
-    render.show(report, ctx.json)
+    show.result(report, ctx.json)
     absent = any(feature.available is False for feature in report.features if feature.name in report.missing)
     return 0 if report.ok else Unsupported.exit_code if absent else MissingCapability.exit_code

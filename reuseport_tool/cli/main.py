@@ -116,10 +116,10 @@ def run(arguments: list[str]) -> int:
 
 
 def _failed(error: ToolError, as_json: bool, verbose: bool) -> int:
-    from reuseport_tool.cli import render
+    from reuseport_tool.cli import show
 
     if error.report is not None and as_json:
-        render.show(error.report, as_json)
+        show.result(error.report, as_json)
     report = ErrorReport(error.exit_code, error.message, error.hint, error.log if verbose else None)
-    render.show_error(report, as_json)
+    show.error(report, as_json)
     return error.exit_code

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from reuseport_tool.cli import render
+from reuseport_tool.cli import show
 from reuseport_tool.cli.context import ENDPOINT, Context, examples, pass_context
 from reuseport_tool.group import slots as maps
 from reuseport_tool.models import Endpoint
@@ -19,15 +19,15 @@ def command() -> None:
 @pass_context
 def list_(ctx: Context) -> None:
     """List the maps of all attached groups of the network namespace."""
-    render.show(maps.list_maps(None, ctx.bpffs), ctx.json)
+    show.result(maps.list_maps(None, ctx.bpffs), ctx.json)
 
 
 @command.command("show", epilog=examples("reuseport-tool map show 8080"))
 @click.argument("endpoint", type=ENDPOINT)
 @pass_context
-def show(ctx: Context, endpoint: Endpoint) -> None:
+def show_(ctx: Context, endpoint: Endpoint) -> None:
     """Show the maps of the groups that ENDPOINT means."""
-    render.show(maps.list_maps(endpoint, ctx.bpffs), ctx.json)
+    show.result(maps.list_maps(endpoint, ctx.bpffs), ctx.json)
 
 
 @command.command(
@@ -49,7 +49,7 @@ def add(
 ) -> None:
     """Register listeners of the group; by default all that are not registered yet."""
     report = maps.add(endpoint, ctx.bpffs, generation=generation, slot=slot, pid=pid, cookie=cookie)
-    render.show(report, ctx.json)
+    show.result(report, ctx.json)
 
 
 @command.command("remove", epilog=examples("reuseport-tool map remove 8080 --generation 1 --slot 3"))
@@ -59,7 +59,7 @@ def add(
 @pass_context
 def remove(ctx: Context, endpoint: Endpoint, generation: int, slot: int) -> None:
     """Take a listener out of its slot. It stays open, and gets no new connections."""
-    render.show(maps.remove(endpoint, ctx.bpffs, generation=generation, slot=slot), ctx.json)
+    show.result(maps.remove(endpoint, ctx.bpffs, generation=generation, slot=slot), ctx.json)
 
 
 @command.command("switch", epilog=examples("reuseport-tool map switch 8080 2"))
@@ -69,4 +69,4 @@ def remove(ctx: Context, endpoint: Endpoint, generation: int, slot: int) -> None
 @pass_context
 def switch(ctx: Context, endpoint: Endpoint, generation: int, force: bool) -> None:
     """Make GENERATION the working one: new connections go there from the next SYN on."""
-    render.show(maps.switch(endpoint, ctx.bpffs, generation=generation, force=force), ctx.json)
+    show.result(maps.switch(endpoint, ctx.bpffs, generation=generation, force=force), ctx.json)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from reuseport_tool.cli import render
+from reuseport_tool.cli import show
 from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.group import migrate_req
 
@@ -22,4 +22,4 @@ def command(ctx: Context, state: str | None) -> None:
     With it on, and no program, the kernel moves the connections of a closing listener to any other
     listener of the group, at random.
     """
-    render.show(migrate_req.migrate_req(None if state is None else state == "on"), ctx.json)
+    show.result(migrate_req.migrate_req(None if state is None else state == "on"), ctx.json)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from reuseport_tool.cli import render
+from reuseport_tool.cli import show
 from reuseport_tool.cli.context import ENDPOINT, SECONDS, Context, examples, pass_context
 from reuseport_tool.errors import UsageError
 from reuseport_tool.models import Endpoint, Policy, Reload, Strategy
@@ -154,8 +154,8 @@ def command(
         lock_timeout_s=lock_timeout_s,
         **options,  # type: ignore[arg-type]  # click's names and types are the plan's
     )
-    with render.ReloadProgress(ctx.json) as show:
-        report = reload.reload(endpoint, plan, ctx.bpffs, Progress(show.begin, show.end, show.note, show.warn))
+    with show.ReloadProgress(ctx.json) as shown:
+        report = reload.reload(endpoint, plan, ctx.bpffs, Progress(shown.begin, shown.end, shown.note, shown.warn))
     return _show(ctx, report)
 
 
@@ -173,13 +173,13 @@ def _go_on(ctx: Context, endpoint: Endpoint, resume: bool, abort: bool, wait_s: 
             "--resume and --abort go on with the options of the reload that was killed",
             hint="give one of them, and besides only --wait",
         )
-    with render.ReloadProgress(ctx.json) as show:
-        progress = Progress(show.begin, show.end, show.note, show.warn)
+    with show.ReloadProgress(ctx.json) as shown:
+        progress = Progress(shown.begin, shown.end, shown.note, shown.warn)
         act = reload.resume if resume else reload.abort
         report = act(endpoint, ctx.bpffs, progress, wait_s)
     return _show(ctx, report)
 
 
 def _show(ctx: Context, report: Reload) -> int:
-    render.show(report, ctx.json)
+    show.result(report, ctx.json)
     return 1 if report.lost.migrate_failures else 0

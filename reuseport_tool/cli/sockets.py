@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from reuseport_tool.cli import render
+from reuseport_tool.cli import show
 from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.cli.socket_filters import filters, make_filter
 from reuseport_tool.sockets import select as sockets
@@ -31,4 +31,4 @@ def command(ctx: Context, /, **options: Any) -> None:
     exactly once. A connection's generation is known while its process still has listeners of that
     generation; afterwards name it by --pid.
     """
-    render.show(sockets.sockets(make_filter(**options), ctx.bpffs), ctx.json)
+    show.result(sockets.sockets(make_filter(**options), ctx.bpffs), ctx.json)

@@ -6,7 +6,7 @@ import time
 
 import click
 
-from reuseport_tool.cli import render
+from reuseport_tool.cli import show
 from reuseport_tool.cli.context import ENDPOINT, Context, examples, pass_context
 from reuseport_tool.group.status import Observer
 from reuseport_tool.models import Endpoint
@@ -29,9 +29,9 @@ def command(ctx: Context, endpoint: Endpoint | None, watch: bool, interval_s: fl
     """
     with Observer(endpoint, ctx.bpffs) as observer:
         if not watch:
-            render.show(observer.read(), ctx.json)
+            show.result(observer.read(), ctx.json)
             return
-        with render.refreshing(ctx.json) as refresh:
+        with show.refreshing(ctx.json) as refresh:
             try:
                 while True:
                     refresh(observer.read())

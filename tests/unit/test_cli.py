@@ -11,7 +11,7 @@ import click
 import pytest
 
 from reuseport_tool import errors, models
-from reuseport_tool.cli import main, render
+from reuseport_tool.cli import main, show
 from reuseport_tool.cli.reload import SignalType
 
 EXIT_CODES = {
@@ -166,10 +166,10 @@ RESULTS = [
 
 @pytest.mark.parametrize(("model", "expected"), RESULTS, ids=lambda value: type(value).__name__)
 def test_both_renderings_show_the_same(model: object, expected: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    render.show(model, as_json=False)
+    show.result(model, as_json=False)
     text = capsys.readouterr().out
     for word in expected:
         assert word in text
     assert "\x1b" not in text
-    render.show(model, as_json=True)
+    show.result(model, as_json=True)
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(dataclasses.asdict(model)))  # type: ignore[call-overload]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from reuseport_tool.cli import render
+from reuseport_tool.cli import show
 from reuseport_tool.models import Case, CheckHotReload, ConnectionState, Move, Redistribution, Way
 
 LOST = Case("established", "ipv6", "bpf-migrate", 4, 3, "survive", False, 0.1, False, "3 of 4 survived, all should")
@@ -29,7 +29,7 @@ def report(*wrong: Case) -> CheckHotReload:
 
 def shown(model: CheckHotReload, width: int) -> list[str]:
     stream = io.StringIO()
-    render.table(model, Console(file=stream, width=width, markup=False, highlight=False, emoji=False))
+    show.table(model, Console(file=stream, width=width, markup=False, highlight=False, emoji=False))
     return [line.rstrip() for line in stream.getvalue().splitlines()]
 
 

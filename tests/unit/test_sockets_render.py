@@ -12,7 +12,7 @@ from rich.console import Console
 
 from reuseport_tool.bench import sockets as bench_sockets
 from reuseport_tool.bench.sockets import _arm
-from reuseport_tool.cli import render
+from reuseport_tool.cli import show
 from reuseport_tool.cli.main import run
 from reuseport_tool.errors import UsageError
 from reuseport_tool.models import (
@@ -66,7 +66,7 @@ ENDED = Destroy("net:[1]", "bpf", False, True, (Ending(CONNECTION, "ended"), End
 
 def text(model: object, width: int = 80) -> str:
     stream = io.StringIO()
-    render.table(model, Console(file=stream, width=width, markup=False, highlight=False, soft_wrap=True))
+    show.table(model, Console(file=stream, width=width, markup=False, highlight=False, soft_wrap=True))
     return stream.getvalue()
 
 
@@ -125,7 +125,7 @@ def test_100_000_sockets_are_shown_at_once(width: int) -> None:
 )
 def test_the_promise(promise: bool | None, words: str) -> None:
     assert words in text(dataclasses.replace(SOCKETS, exactly_once=promise), 240)
-    assert json.loads(render.to_json(dataclasses.replace(SOCKETS, exactly_once=promise)))["exactly_once"] is promise
+    assert json.loads(show.to_json(dataclasses.replace(SOCKETS, exactly_once=promise)))["exactly_once"] is promise
 
 
 def test_destroy() -> None:

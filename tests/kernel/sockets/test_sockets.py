@@ -118,14 +118,14 @@ def test_the_churn_test_can_fail(in_netns: None) -> None:
 def test_an_unpromising_kernel_is_named(
     in_netns: None, monkeypatch: pytest.MonkeyPatch, trace: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from reuseport_tool.cli import render
+    from reuseport_tool.cli import show
 
     monkeypatch.setattr(btf, "has_union", lambda _: False)
     monkeypatch.setattr(btf, "has_struct", lambda _: trace == "a batch")
     monkeypatch.setattr(btf, "has_field", lambda *_: trace == "no batch")
     report = listing.sockets(Filter(protocol=Protocol.UDP), None)
     assert report.exactly_once is (False if trace else None)
-    render.show(report, as_json=False)
+    show.result(report, as_json=False)
     assert ("does not promise" if trace else "is not known") in capsys.readouterr().out
 
 

@@ -1,0 +1,137 @@
+"""What a bench has measured."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from reuseport_tool import models
+from reuseport_tool.cli.show.console import make_table, row, say
+from reuseport_tool.cli.show.output import table
+
+
+@table.register
+def _bench_select(model: models.BenchSelect, console: Console) -> None:
+    numbers = ("listeners", "conn/s", "wall clock", "CPU time", "ns/run", "ratio")
+    made = make_table("listeners", "program", "conn/s", "wall clock", "CPU time", "ns/run", "ratio", right=numbers)
+    for arm in model.arms:
+        is_base = arm.program == "none"
+        row(
+            made,
+            arm.listeners,
+            arm.program,
+            f"{arm.connections_per_s:.0f}",
+            None if is_base else _ratio(arm.relative),
+            None if is_base else _ratio(arm.cpu_relative),
+            arm.ns_per_run,
+            None if arm.ns_relative is None else f"{arm.ns_relative:.2f}",
+        )
+    console.print(made)
+    console.print(
+        f"Linux {model.kernel}, {model.rounds} rounds of {model.connections_per_round} connections, "
+        f"{model.duration_s:.0f} s. Connections per second relative to no program: "
+        "median ± half the interquartile range. ratio: ns/run relative to bench_select.",
+        style="dim",
+    )
+
+
+@table.register
+def _bench_sockets(model: models.BenchSockets, console: Console) -> None:
+    made = make_table("protocol", "sockets", "arm", "ms", "to ss", right=("sockets", "ms", "to ss"))
+    for size in model.sizes:
+        for arm in size.arms:
+            relative = None if arm.name == "ss" else _ratio(arm.relative)
+            row(made, size.protocol, size.sockets, arm.name, f"{arm.milliseconds:.1f}", relative)
+    console.print(made)
+    note = (
+        f"Linux {model.kernel}, {model.ss}, {model.rounds} rounds, {model.duration_s:.0f} s. Wall time relative to ss: "
+        "median ± half the interquartile range. walk: into records of a running process; list: with filters, "
+        "text and processes; sockets: our whole command; ss -p: with processes."
+    )
+    say(console, Text(note, style="dim"))
+
+
+@table.register
+def _bench_reload(model: models.BenchReload, console: Console) -> None:
+    numbers = (
+        "lost",
+        "longest wait",
+        "duration",
+        "connections",
+        "refused",
+        "reset",
+        "unanswered",
+        "timed out",
+        "moved",
+    )
+    made = make_table("", *numbers, right=numbers)
+    for arm in model.arms:
+        if arm.lost is None or arm.longest_wait_ms is None or arm.duration_s is None:
+            row(made, arm.name, arm.detail)
+            continue
+        spreads = (_spread(arm.lost, ""), _spread(arm.longest_wait_ms, " ms"), _spread(arm.duration_s, " s", 2))
+        losses = (arm.refused, arm.reset, arm.unanswered, arm.timed_out)
+        row(made, arm.name, *spreads, arm.connections, *losses, arm.migrated, style="red" if sum(losses) else "green")
+    console.print(made)
+    note = (
+        f"Linux {model.kernel}, {model.rounds} rounds, {model.clients} clients at a time. Of one reload, median ± half "
+        "the interquartile range: connections lost, longest time from connect to the first byte, duration. The rest "
+        "is of all rounds."
+    )
+    say(console, Text(note, style="dim"))
+    console.print()
+    _closes(model, console)
+
+
+def _closes(model: models.BenchReload, console: Console) -> None:
+    numbers = ("queued", "program", "each", "sysctl", "each ", "program/sysctl", "by CPU time", "any program/sysctl")
+    made = make_table(*numbers, right=numbers)
+    for size in model.closes:
+        row(
+            made,
+            size.queued,
+            _spread(size.program_us, " µs"),
+            f"{size.program_us_per_connection:.2f} µs",
+            _spread(size.sysctl_us, " µs"),
+            f"{size.sysctl_us_per_connection:.2f} µs",
+            *map(_ratio, (size.relative, size.cpu_relative, size.minimal_relative)),
+        )
+    console.print(made)
+    note = (
+        f"close(2) of the last old listener, in which the queued connections move: {model.close_rounds} rounds, "
+        "median ± half the interquartile range. any program: the smallest one there is. "
+        f"All of it took {model.duration_s:.0f} s."
+    )
+    say(console, Text(note, style="dim"))
+
+
+def _spread(spread: models.Spread, unit: str, digits: int = 1) -> str:
+    return f"{spread.median:.{digits}f} ±{(spread.high - spread.low) / 2:.{digits}f}{unit}"
+
+
+def _ratio(ratio: models.Ratio) -> str:
+    return f"{ratio.median:.3f} ±{(ratio.high - ratio.low) / 2:.3f}"
+
+
+@table.register
+def _bench_rpc_framing(model: models.BenchRpcFraming, console: Console) -> None:
+    numbers = ("bytes", "segments", "wake-ups", "syscalls", "CPU µs", "CPU", "frames/s", "speed", "p50 µs", "p99 µs")
+    made = make_table("bytes", "segments", "arm", *numbers[2:], right=numbers)
+    for size in model.sizes:
+        for arm in size.arms:
+            is_base = arm.name == "off"
+            row(
+                made,
+                *(size.size, size.segments, arm.name, f"{arm.wakeups_per_frame:.2f}", f"{arm.syscalls_per_frame:.2f}"),
+                *(f"{arm.cpu_us_per_frame:.1f}", None if is_base else _ratio(arm.cpu_relative)),
+                *(f"{arm.frames_per_s:.0f}", None if is_base else _ratio(arm.speed_relative)),
+                *(f"{arm.p50_us:.0f}", f"{arm.p99_us:.0f}"),
+            )
+    console.print(made)
+    note = (
+        f"Linux {model.kernel}, {'both ends on one CPU' if model.cpus == 1 else 'each end on its own CPU'}, "
+        f"{model.rounds} rounds, {model.duration_s:.0f} s. For each frame: wake-ups and system "
+        "calls of the receiver, CPU time of both ends. CPU and speed relative to off in the same round: median ± half "
+        "the interquartile range."
+    )
+    say(console, Text(note, style="dim"))

@@ -1,0 +1,170 @@
+"""Groups, and what a verb did to them."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.text import Text
+
+from reuseport_tool import models
+from reuseport_tool.cli.show.console import counted, make_table, row, say
+from reuseport_tool.cli.show.output import table
+
+
+@table.register
+def _status(model: models.Status, console: Console) -> None:
+    if not model.groups:
+        console.print("No SO_REUSEPORT group listens here.")
+    for index, group in enumerate(model.groups):
+        if index:
+            console.print()
+        _group(group, console)
+
+
+def _group(group: models.Group, console: Console) -> None:
+    say(console, Text(group.endpoint, style="bold") + Text(f"  {group.netns}") + _program(group))
+    if group.stale:
+        say(
+            console,
+            Text("  stale: pins are left, but the program does not run; 'attach' or 'detach' mends it", style="yellow"),
+        )
+    if group.reload:
+        say(console, _transaction(group.endpoint, group.reload))
+    numbers = ("cookie", "pid", "uid", "gen", "slot", "queue", "backlog", "half-open")
+    made = make_table(
+        "cookie", "pid", "command", "uid", "gen", "slot", "queue", "backlog", "half-open", "flag", right=numbers
+    )
+    for entry in group.listeners:
+        row(
+            made,
+            entry.cookie,
+            entry.pid,
+            entry.command,
+            entry.uid,
+            entry.generation,
+            entry.slot,
+            entry.accept_queue,
+            entry.backlog,
+            entry.half_open,
+            entry.flag,
+            style={"foreign": "yellow", "old": "dim", "canary": "cyan"}.get(entry.flag, ""),
+        )
+    if group.listeners:
+        console.print(made)
+    if group.counters:
+        say(console, Text(_counters(group.counters), style="dim"))
+
+
+def _transaction(endpoint: str, reload: models.Transaction) -> Text:
+    began = time.strftime("%F %T", time.localtime(reload.begun_at))
+    if reload.running:
+        return Text(f"  a reload is in the step {reload.step!r} (process {reload.pid}, begun {began})", style="cyan")
+    return Text(
+        f"  a reload was killed in the step {reload.step!r} (begun {began}): "
+        f"'reload {endpoint} --resume' finishes it, '--abort' undoes it",
+        style="bold yellow",
+    )
+
+
+def _program(group: models.Group) -> Text:
+    if group.program is None:
+        return Text("  no program", style="dim")
+    if group.program.policy is None:
+        return Text(f"  foreign program {group.program.name} (id {group.program.id})", style="yellow")
+    return Text(
+        f"  {group.program.policy} (id {group.program.id}), working generation {group.working_generation or '-'}"
+        + (f", generation {group.canary.generation} gets {group.canary.percent:g} %" if group.canary else "")
+    )
+
+
+def _counters(counters: models.Counters) -> str:
+    return (
+        f"selected {counters.selected}, fallback {counters.fallback}, dropped {counters.dropped}; migrated: "
+        f"established {counters.migrated_established}, syn_recv {counters.migrated_syn_recv}, "
+        f"new_syn_recv {counters.migrated_new_syn_recv}"
+        + (f"; canary {counters.canary}, steered {counters.steered}" if counters.canary or counters.steered else "")
+    )
+
+
+@table.register
+def _attached(model: models.AttachReport, console: Console) -> None:
+    for entry in model.attached:
+        done = {
+            "attached": f"attached {entry.program.policy}",
+            "replaced": f"replaced the program by {entry.program.policy}",
+            "unchanged": f"already attached: {entry.program.policy}",
+        }[entry.result]
+        registered = f"{counted(len(entry.registered), 'listener')} registered, working generation {entry.generation}"
+        say(console, f"{entry.endpoint}  {done} (id {entry.program.id}), {registered}")
+
+
+@table.register
+def _follow_event(model: models.FollowEvent, console: Console) -> None:
+    who = f" of {model.command} (process {model.pid})" if model.pid else ""
+    delay = "" if model.delay_s is None else f", {model.delay_s * 1000:.1f} ms after it began to listen"
+    text = {
+        "following": "following; SIGTERM or Ctrl-C ends it and changes nothing",
+        "attached": f"{model.detail}, working generation {model.generation}",
+        "registered": f"listener {model.cookie}{who} registered in slot {model.slot} "
+        f"of generation {model.generation}{delay}",
+        "left-alone": f"listener {model.cookie}{who} left alone: {model.detail}",
+        "locked": f"waiting: {model.detail}",
+        "events-lost": "events were lost; looked at everything anew",
+        "detached": f"detached by somebody: {model.detail}",
+        "failed": f"failed: {model.detail}",
+        "stopped": "stopped; program and registrations stay",
+    }[model.event]
+    say(console, f"{model.endpoint}  {text}")
+
+
+@table.register
+def _detached(model: models.DetachReport, console: Console) -> None:
+    for entry in model.detached:
+        text = "program and pins removed" if entry.result == "detached" else "pins removed; no program was running"
+        say(console, f"{entry.endpoint}  {text}")
+
+
+@table.register
+def _maps(model: models.Maps, console: Console) -> None:
+    if not model.maps:
+        console.print("No maps of this tool in this network namespace.")
+        return
+    made = make_table(
+        "endpoint",
+        "generation",
+        "",
+        "members",
+        "capacity",
+        "slot → cookie",
+        right=("generation", "members", "capacity"),
+    )
+    for entry in model.maps:
+        slots = "  ".join(f"{slot.slot} → {slot.cookie}" for slot in entry.slots)
+        row(
+            made,
+            entry.endpoint,
+            entry.generation,
+            "working" if entry.working else " ",
+            entry.members,
+            entry.capacity,
+            slots,
+        )
+    console.print(made)
+
+
+@table.register
+def _map_changes(model: models.MapChanges, console: Console) -> None:
+    for entry in model.changes:
+        text = {
+            "added": f"slot {entry.slot} of generation {entry.generation} has the listener with cookie {entry.cookie}",
+            "removed": f"slot {entry.slot} of generation {entry.generation} is empty, it had cookie {entry.cookie}",
+            "switched": f"generation {entry.generation} is the working one",
+        }[entry.change]
+        say(console, f"{entry.endpoint}  {text}")
+
+
+@table.register
+def _migrate_req(model: models.MigrateReq, console: Console) -> None:
+    state = "on" if model.enabled else "off"
+    console.print(f"{model.netns}  net.ipv4.tcp_migrate_req is {state}{' now' if model.changed else ''}")

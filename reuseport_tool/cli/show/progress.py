@@ -1,0 +1,80 @@
+"""Progress bars, and the steps of a reload while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from reuseport_tool import models
+from reuseport_tool.cli.show.console import make_console, say
+
+
+@contextlib.contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A function that shows how many of how many are done, on stderr, if that is a terminal.
+
+    It writes through a descriptor of its own: while a program is compiled, fd 2 is captured.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with os.fdopen(os.dup(sys.stderr.fileno()), "w") as stream:
+        shown = Progress(
+            *columns, console=make_console(stream), transient=True, redirect_stdout=False, redirect_stderr=False
+        )
+        with shown:
+            task = shown.add_task(label, total=None)
+            yield lambda done, total: shown.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def steps(label: str, total: int) -> Iterator[Callable[[], None]]:
+    """A function that shows one more of `total` as done, as progress() does."""
+    with progress(label) as shown:
+        done = itertools.count(1)
+        yield lambda: shown(next(done), total)
+
+
+class ReloadProgress:
+    """The steps of a reload on stderr: a spinner on a terminal, a line a step elsewhere, notes only for JSON.
+
+    It writes through a descriptor of its own: while a program is compiled, fd 2 is captured.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1)
+        self._console = make_console(self._stream)
+        self._quiet = quiet
+        self._spinner = self._console.status("", spinner="dots")
+
+    def __enter__(self) -> ReloadProgress:
+        if self._console.is_terminal and not self._quiet:
+            self._spinner.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._spinner.stop()
+        self._stream.close()
+
+    def begin(self, name: str) -> None:
+        self._spinner.update(name)
+
+    def end(self, step: models.Step) -> None:
+        if self._quiet or step.outcome == "skipped":
+            return
+        mark = Text("✓ ", style="green") if step.outcome == "done" else Text("✗ ", style="red")
+        say(self._console, mark + Text(f"{step.name:<9} {step.duration_s:7.3f} s"))
+
+    def note(self, message: str) -> None:
+        self._spinner.stop()  # from here the new server may write to the same terminal
+        say(self._console, Text(message))
+
+    def warn(self, message: str) -> None:
+        say(self._console, Text("warning: ", style="bold yellow") + Text(message))
