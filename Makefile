@@ -39,9 +39,12 @@ setup: packages $(READY) ## Install the Debian packages and the venv (.venv/bin/
 packages:
 	$(call install_packages,$(PACKAGES))
 
-$(READY): pyproject.toml | packages
+# Exact versions, also of what builds the package.
+PIP_INSTALL := PIP_CONSTRAINT=constraints.txt $(VENV)/bin/pip install --quiet --disable-pip-version-check
+
+$(READY): pyproject.toml constraints.txt | packages
 	test -x $(PY) || $(PYTHON) -m venv --system-site-packages $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PIP_INSTALL) --editable '.[dev]'
 	touch $@
 
 .PHONY: demo
@@ -72,7 +75,7 @@ VM_READY := $(VENV)/.vm-ready
 VM := $(PY) -m vagrant.qemu
 
 $(VM_READY): pyproject.toml $(READY)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev,vm]'
+	$(PIP_INSTALL) --editable '.[dev,vm]'
 	touch $@
 
 .PHONY: vm-setup

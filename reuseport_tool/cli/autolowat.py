@@ -8,6 +8,7 @@ import click
 
 from reuseport_tool.autolowat import attachment as autolowat
 from reuseport_tool.cli import show
+from reuseport_tool.cli.compat import VerbGroup
 from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.errors import UsageError
 from reuseport_tool.models import Engine, Role
@@ -17,7 +18,7 @@ _CGROUP = click.option(
 )
 
 
-@click.group("autolowat", short_help="One wake-up for each RPC frame instead of one for each segment.")
+@click.group("autolowat", cls=VerbGroup, short_help="One wake-up for each RPC frame instead of one for each segment.")
 def command() -> None:
     """Set SO_RCVLOWAT by the length in each frame's header, so that a reader is woken when a frame is there."""
 

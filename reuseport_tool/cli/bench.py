@@ -11,11 +11,12 @@ from reuseport_tool.bench import rpc_framing as bench_rpc_framing
 from reuseport_tool.bench import select as bench_select
 from reuseport_tool.bench import sockets as bench_sockets
 from reuseport_tool.cli import show
+from reuseport_tool.cli.compat import VerbGroup
 from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.models import Protocol
 
 
-@click.group("bench", short_help="Measure what the programs cost, side by side in one run.")
+@click.group("bench", cls=VerbGroup, short_help="Measure what the programs cost, side by side in one run.")
 def command() -> None:
     """Measure what the programs cost, as ratios of arms that take turns in one run."""
 

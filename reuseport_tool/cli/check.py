@@ -7,11 +7,12 @@ import click
 from reuseport_tool.check import hot_reload as check_hot_reload
 from reuseport_tool.check import rpc_framing as check_rpc_framing
 from reuseport_tool.cli import show
+from reuseport_tool.cli.compat import VerbGroup
 from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.models import Engine, Way
 
 
-@click.group("check", short_help="Prove on this kernel that it works, in namespaces of its own.")
+@click.group("check", cls=VerbGroup, short_help="Prove on this kernel that it works, in namespaces of its own.")
 def command() -> None:
     """Live proofs on the running kernel. They touch no group that is in use."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from reuseport_tool.cli.compat import ParamType
 from reuseport_tool.models import Endpoint, parse_endpoint
 
 
@@ -21,7 +22,7 @@ class Context:
 pass_context = click.make_pass_decorator(Context)
 
 
-class EndpointType(click.ParamType[Endpoint]):
+class EndpointType(ParamType[Endpoint]):
     """PORT, ADDR:PORT or [ADDR6]:PORT."""
 
     name = "ENDPOINT"
@@ -30,7 +31,7 @@ class EndpointType(click.ParamType[Endpoint]):
         return value if isinstance(value, Endpoint) else parse_endpoint(str(value))
 
 
-class SecondsType(click.ParamType[float]):
+class SecondsType(ParamType[float]):
     """A duration: 30, 30s, 500ms, 2m or 1h. Without a unit it is in seconds."""
 
     name = "SECONDS"

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from reuseport_tool import __version__
+from reuseport_tool.cli.compat import NoVerb, VerbGroup
 from reuseport_tool.cli.context import Context, examples
 from reuseport_tool.errors import Interrupted, MissingCapability, ToolError, UsageError
 from reuseport_tool.models import ErrorReport
@@ -30,7 +31,7 @@ _VERBS = {
 }
 
 
-class _Verbs(click.Group):
+class _Verbs(VerbGroup):
     """Imports a verb's module when it is asked for: most need a part of the libraries only."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -91,7 +92,7 @@ def run(arguments: list[str]) -> int:
     try:
         result = cli.main(args=arguments, prog_name="reuseport-tool", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except click.exceptions.NoArgsIsHelpError as error:
+    except NoVerb as error:
         click.echo(error.format_message())
         return UsageError.exit_code
     except click.UsageError as error:

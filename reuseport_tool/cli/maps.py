@@ -5,12 +5,13 @@ from __future__ import annotations
 import click
 
 from reuseport_tool.cli import show
+from reuseport_tool.cli.compat import VerbGroup
 from reuseport_tool.cli.context import ENDPOINT, Context, examples, pass_context
 from reuseport_tool.group import slots as maps
 from reuseport_tool.models import Endpoint
 
 
-@click.group("map", short_help="Work on the REUSEPORT_SOCKARRAY maps by hand.")
+@click.group("map", cls=VerbGroup, short_help="Work on the REUSEPORT_SOCKARRAY maps by hand.")
 def command() -> None:
     """The sockarrays of attached groups: which listener is in which slot of which generation."""
 

@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from reuseport_tool.cli import show
+from reuseport_tool.cli.compat import ParamType
 from reuseport_tool.cli.context import ENDPOINT, SECONDS, Context, examples, pass_context
 from reuseport_tool.errors import UsageError
 from reuseport_tool.models import Endpoint, Policy, Reload, Strategy
@@ -18,7 +19,7 @@ from reuseport_tool.reload.plan import Plan, Progress
 from reuseport_tool.reload.thresholds import Threshold
 
 
-class SignalType(click.ParamType[signal.Signals]):
+class SignalType(ParamType[signal.Signals]):
     """TERM, SIGTERM or 15."""
 
     name = "SIGNAL"
@@ -31,7 +32,7 @@ class SignalType(click.ParamType[signal.Signals]):
             self.fail(f"{value!r} is not a signal", param, ctx)
 
 
-class SharesType(click.ParamType[tuple[float, ...]]):
+class SharesType(ParamType[tuple[float, ...]]):
     """5,25,100"""
 
     name = "PERCENT,…"
@@ -45,7 +46,7 @@ class SharesType(click.ParamType[tuple[float, ...]]):
             self.fail(f"{value!r} are not shares in percent; for example 5,25,100", param, ctx)
 
 
-class ThresholdType(click.ParamType[Threshold]):
+class ThresholdType(ParamType[Threshold]):
     """NAME or NAME=COUNT."""
 
     name = "COUNTER[=N]"

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from reuseport_tool.cli.compat import ParamType
 from reuseport_tool.cli.context import ENDPOINT
 from reuseport_tool.models import Endpoint, Protocol, SocketState
 from reuseport_tool.sockets.select import Filter
@@ -14,7 +15,7 @@ from reuseport_tool.sockets.select import Filter
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class StateType(click.ParamType[SocketState]):
+class StateType(ParamType[SocketState]):
     """A state as the kernel names it, in any case, with - or _."""
 
     name = "STATE"

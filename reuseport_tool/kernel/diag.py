@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from pyroute2.netlink.diag import DiagSocket
+from pyroute2.netlink import NLM_F_MATCH, NLM_F_REQUEST, NLM_F_ROOT
+from pyroute2.netlink.diag import SOCK_DIAG_BY_FAMILY, DiagSocket, inet_diag_req
 from pyroute2.netlink.exceptions import NetlinkError
 
 from reuseport_tool.errors import ToolError, Unsupported
 from reuseport_tool.models import Endpoint, Protocol
 
 _LISTEN, _CLOSE = 10, 7  # an unconnected UDP socket is in the state CLOSE
+_DUMP = NLM_F_REQUEST | NLM_F_ROOT | NLM_F_MATCH
 _IPPROTO = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_UDP}
+_ALL_STATES = 0xFFFFFFFF
 _STATES = {Protocol.TCP: 1 << _LISTEN, Protocol.UDP: 1 << _CLOSE}
 
 
@@ -39,9 +44,7 @@ def bound_sockets(protocol: Protocol, port: int = 0) -> list[BoundSocket]:
             return [
                 _socket(message, protocol)
                 for family in (socket.AF_INET, socket.AF_INET6)
-                for message in diag.get_sock_stats(
-                    family=family, states=_STATES[protocol], protocol=_IPPROTO[protocol], sport=port
-                )
+                for message in _dump(diag, family, protocol, _STATES[protocol], port)
                 if message["idiag_sport"] and (not port or message["idiag_sport"] == port)
             ]
     except KeyError as error:  # pyroute2 hands the kernel's error on as if it were a record
@@ -57,10 +60,19 @@ def give_cookies(protocol: Protocol) -> None:
     try:
         with DiagSocket() as diag:
             for family in (socket.AF_INET, socket.AF_INET6):
-                for _ in diag.get_sock_stats(family=family, states=0xFFFFFFFF, protocol=_IPPROTO[protocol]):
+                for _ in _dump(diag, family, protocol, _ALL_STATES):
                     pass
     except (NetlinkError, OSError) as error:
         raise ToolError(f"sock_diag failed: {error}", hint="the kernel needs CONFIG_INET_DIAG") from error
+
+
+def _dump(diag: DiagSocket, family: int, protocol: Protocol, states: int, port: int = 0) -> Iterable[dict[str, Any]]:
+    """The records of a dump. pyroute2 before 0.8 has no filter by port in get_sock_stats()."""
+    request = inet_diag_req()
+    request["sdiag_family"], request["sdiag_protocol"] = family, _IPPROTO[protocol]
+    request["idiag_states"], request["idiag_sport"] = states, port
+    records: Iterable[dict[str, Any]] = diag.nlm_request(request, SOCK_DIAG_BY_FAMILY, _DUMP)
+    return records
 
 
 def _socket(message: dict[str, int], protocol: Protocol) -> BoundSocket:

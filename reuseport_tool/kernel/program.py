@@ -219,7 +219,8 @@ def _bcc() -> Any:
     except ImportError as error:
         raise Unsupported(
             "BCC's Python module is not installed",
-            hint="install the distribution's package (Debian: apt install python3-bpfcc) and use its python3",
+            hint="install python3-bpfcc (Debian, Ubuntu), python3-bcc (Fedora) or python-bcc (Arch), and run the tool "
+            "by the distribution's python3; a venv needs --system-site-packages",
         ) from error
     return BPF
 

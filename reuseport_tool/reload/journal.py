@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
+from reuseport_tool import records
 from reuseport_tool.errors import Conflict, NotFound, ToolError
 from reuseport_tool.group import state
 from reuseport_tool.kernel import bpf, bpffs
@@ -87,7 +86,7 @@ class Journal:
 
     def write(self, record: Record) -> None:
         """Raises ToolError for a record that is too large."""
-        text = msgspec.json.encode(record, enc_hook=_plain)
+        text = records.encode(record)
         if len(text) > _SIZE - _LENGTH:
             raise ToolError(
                 f"too much to journal: {len(record.groups)} groups on {record.endpoint}",
@@ -109,18 +108,6 @@ class Journal:
             entry.close()
 
 
-def _plain(value: object) -> object:
-    if isinstance(value, Path):
-        return str(value)
-    raise NotImplementedError
-
-
-def _typed(kind: type, value: object) -> object:
-    if kind is Path:
-        return Path(str(value))
-    raise NotImplementedError
-
-
 def read(folder: Path) -> Record | None:
     """The record in a group's folder, None where there is none. Raises Conflict for what is not ours."""
     pin = folder / state.JOURNAL
@@ -128,10 +115,10 @@ def read(folder: Path) -> Record | None:
         with bpf.Map.open(str(pin)) as entry:
             value = entry.lookup(0)
         length = int.from_bytes(value[:_LENGTH], "little")
-        return msgspec.json.decode(value[_LENGTH : _LENGTH + length], type=Record, dec_hook=_typed)
+        return records.decode(Record, value[_LENGTH : _LENGTH + length])
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, ValueError) as error:
         raise Conflict(f"{pin} is not this tool's", hint="look at it, then remove it") from error
 
 

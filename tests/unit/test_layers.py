@@ -1,4 +1,4 @@
-"""Imports only go down: cli → jobs → group → probes → kernel; errors, models, closing and waiting are leaves.
+"""Imports only go down: cli → jobs → group → probes → kernel; errors, models, records, closing and waiting are leaves.
 
 A job imports no other job, but `check` and `bench` may run them.
 """
@@ -6,6 +6,7 @@ A job imports no other job, but `check` and `bench` may run them.
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +15,13 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "reuseport_tool"
 
 # Which of our layers, and which of the third-party modules, a layer may import.
-LEAVES = {"errors", "models", "closing", "waiting"}
+LEAVES = {"errors", "models", "records", "closing", "waiting"}
 BELOW_JOBS = LEAVES | {"kernel", "probes", "group"}
 JOBS = {"reload", "follow", "sockets", "autolowat", "check", "bench"}
 OURS = {
     "errors": set(),
     "closing": set(),
+    "records": set(),
     "waiting": set(),
     "models": {"errors", "models"},
     "kernel": LEAVES | {"kernel"},
@@ -44,6 +46,10 @@ FOREIGN_HOME = {
     "click": {"cli"},
     "rich": {"cli/show"},
 }
+
+
+# What a distribution must have for the tool: dependencies of pyproject.toml, and BCC.
+THIRD_PARTY = {*FOREIGN_HOME, "prometheus_client"} - {"ctypes"}
 
 
 def modules() -> list[Path]:
@@ -71,6 +77,12 @@ def test_imports_go_down(path: Path) -> None:
         elif top in FOREIGN_HOME:
             homes = {layer, *map(str, path.parents)}
             assert homes & FOREIGN_HOME[top], f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=str)
+def test_only_what_distributions_have_is_imported(path: Path) -> None:
+    tops = {name.partition(".")[0] for name in imports(path)}
+    assert tops - set(sys.stdlib_module_names) <= THIRD_PARTY | {"reuseport_tool"}
 
 
 def test_the_rule_sees_every_module() -> None:

@@ -1,0 +1,33 @@
+"""What differs between the releases of click that the tool runs with: 8.1 (Debian 12 and 13) and newer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING or hasattr(click.ParamType, "__class_getitem__"):
+    ParamType = click.ParamType
+else:
+
+    class ParamType(click.ParamType):
+        """A ParamType with a type parameter, as newer releases have it."""
+
+        def __class_getitem__(cls, _: object) -> type[ParamType]:
+            return cls
+
+
+class NoVerb(click.UsageError):
+    """A group was called without a verb. Releases before 8.2 print the help and exit with 0."""
+
+
+class VerbGroup(click.Group):
+    """A group that answers a missing verb with its help and the exit code for a usage error."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"no_args_is_help": False, **options})
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            raise NoVerb(ctx.get_help(), ctx)
+        return super().parse_args(ctx, args)
