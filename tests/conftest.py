@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,14 @@ from tests.kernel.needs import KernelTooOld
 from tests.tool import Tool
 
 REQUIRE = os.environ.get("REUSEPORT_TOOL_KERNEL_TESTS") == "require"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One cache of compiled programs for the whole run, and none of the machine's. Workers inherit it."""
+    if "REUSEPORT_TOOL_CACHE" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="reuseport-tool-cache-")
+        os.environ["REUSEPORT_TOOL_CACHE"] = folder.name
+        config.add_cleanup(folder.cleanup)
 
 
 @pytest.hookimpl(hookwrapper=True)

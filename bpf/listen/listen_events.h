@@ -12,12 +12,21 @@
 /* Read by reuseport_tool/kernel/listen_events.py. */
 struct event {
 	u64 time_ns;	/* CLOCK_MONOTONIC */
-	u64 pid;	/* of the process in the first PID namespace, or 0 */
+	u32 pid;	/* of the process in the first PID namespace, or 0 */
+	u32 port;
 };
 
-static __always_inline void tell(u64 pid)
+/* Whether somebody waits for listeners on this port of this network namespace, or on all of its ports. */
+static __always_inline bool is_wanted(u64 namespace, u16 port)
 {
-	struct event event = {.time_ns = bpf_ktime_get_ns(), .pid = pid};
+	u64 all = namespace << 16, one = all | port;
+
+	return bpf_map_lookup_elem(MAP(WANTED_FD), &one) || bpf_map_lookup_elem(MAP(WANTED_FD), &all);
+}
+
+static __always_inline void tell(u32 pid, u16 port)
+{
+	struct event event = {.time_ns = bpf_ktime_get_ns(), .pid = pid, .port = port};
 	u32 zero = 0;
 	u64 *told;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Tells of each TCP socket that begins to listen on PORT of one network namespace: the raw tracepoint
+ * Tells of each TCP socket that begins to listen on a port that somebody waits for: the raw tracepoint
  * inet_sock_set_state (include/trace/events/sock.h), whose arguments are the socket, its old and its new state.
  *
  * inet_csk_listen_start() sets the state a moment before it puts the socket into its tables, so whoever is told may
@@ -19,11 +19,9 @@ int tcp_listen_events(u64 *ctx)
 	if ((int)ctx[2] != STATE_LISTEN)
 		return 0;
 	READ(port, sk, OFF_PORT);
-	if (port != PORT)
-		return 0;
 	READ(net, sk, OFF_NET);
 	READ(inum, net, OFF_INUM);
-	if (inum == NETNS)
-		tell(bpf_get_current_pid_tgid() >> 32);
+	if (is_wanted(inum, port))
+		tell(bpf_get_current_pid_tgid() >> 32, port);
 	return 0;
 }

@@ -121,8 +121,8 @@ def measure(sizes: Sequence[int], rounds: int, on_round: Callable[[], None]) -> 
 
 
 def _minimal() -> bpf.Program:
-    source = program.bpf_dir() / "bench" / "bench_pass.c"
-    return program.load(source, "bench_pass", ProgramType.SK_REUSEPORT, AttachType.SK_REUSEPORT_SELECT_OR_MIGRATE, {})
+    source = program.Source(path=program.bpf_dir() / "bench" / "bench_pass.c")
+    return program.load(source, "bench_pass", ProgramType.SK_REUSEPORT, AttachType.SK_REUSEPORT_SELECT_OR_MIGRATE)
 
 
 def _turn(bench: _Bench, size: int, arm: str, samples: _Samples) -> None:

@@ -121,8 +121,8 @@ def _bench(stack: ExitStack, number: int) -> _Bench:
     array = ours.add_generation(1, listeners)
     programs = {
         NONE: None,
-        PASS: stack.enter_context(_load(PASS, {})),
-        SELECT: stack.enter_context(_load(SELECT, {"SOCKARRAY_FD": array.fd, "LISTENERS": number})),
+        PASS: stack.enter_context(_load(PASS, {}, {})),
+        SELECT: stack.enter_context(_load(SELECT, {"LISTENERS": number}, {"SOCKARRAY_FD": array.fd})),
         OURS: ours.program,
     }
     return _Bench(port, listeners, programs, ours, {arm: _Samples() for arm in programs})
@@ -138,9 +138,9 @@ def _statistics() -> bpf.Handle:
         raise bpf.translate(error, "enabling BPF statistics") from error
 
 
-def _load(name: str, defines: dict[str, int]) -> bpf.Program:
-    source = program.bpf_dir() / "bench" / f"{name}.c"
-    return program.load(source, name, ProgramType.SK_REUSEPORT, AttachType.NONE, defines)
+def _load(name: str, defines: dict[str, int], maps: dict[str, int]) -> bpf.Program:
+    source = program.Source(path=program.bpf_dir() / "bench" / f"{name}.c", defines=defines, maps=tuple(maps))
+    return program.load(source, name, ProgramType.SK_REUSEPORT, AttachType.NONE, maps=maps)
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ def follow(endpoint: Endpoint, policy: Policy | None, source: Path | None, root:
     """
     attach.check_source(source)
     folder = bpffs.find_or_mount(root)
-    with _Wakeups() as wakeups, ListenEvents(endpoint.protocol, endpoint.port) as events, ExitStack() as stack:
+    with _Wakeups() as wakeups, ListenEvents(endpoint.protocol, [endpoint.port]) as events, ExitStack() as stack:
         listeners = stack.enter_context(iterator.listeners_of(endpoint.protocol))
         chosen = stack.enter_context(attach.ChosenPolicy(policy, source))
         chosen.prepare()

@@ -193,7 +193,7 @@ class ChosenPolicy(Closing):
         maps = state.new_maps(stack)
         return maps, stack.enter_context(self.load(state.link(maps.maps)))
 
-    def load(self, maps: Mapping[int, int]) -> bpf.Program:
+    def load(self, maps: Mapping[str, int]) -> bpf.Program:
         """Load it over the maps that state.link() names.
 
         Raises:
@@ -207,16 +207,14 @@ class ChosenPolicy(Closing):
                 raise
         return self._load(False, AttachType.SK_REUSEPORT_SELECT, maps)
 
-    def _load(self, migrating: bool, attach_type: AttachType, maps: Mapping[int, int]) -> bpf.Program:
+    def _load(self, migrating: bool, attach_type: AttachType, maps: Mapping[str, int]) -> bpf.Program:
         return self._module(migrating).load(self._path.stem, ProgramType.SK_REUSEPORT, attach_type, maps=maps)
 
     def _module(self, migrating: bool) -> program.Module:
         if migrating not in self._modules:
-            defines = {**state.DEFINES, "MIGRATE": 1} if migrating else state.DEFINES
-            if self._source is not None and not self._modules:
+            if self._source is not None:
                 _check_name(self._source)
-                program.compile_aside(self._source, defines)
-            self._modules[migrating] = program.Module(self._path, defines)
+            self._modules[migrating] = program.Module(policy_source(self._path, migrating, self._source is None))
         return self._modules[migrating]
 
     def close(self) -> None:
@@ -225,6 +223,12 @@ class ChosenPolicy(Closing):
             self._spare[0].close()
         while self._modules:
             self._modules.popitem()[1].close()
+
+
+def policy_source(path: Path, migrating: bool = True, is_ours: bool = True) -> program.Source:
+    """What a policy is compiled from."""
+    defines = {**state.DEFINES, "MIGRATE": 1} if migrating else state.DEFINES
+    return program.Source(path=path, defines=defines, maps=state.MAPS, is_ours=is_ours)
 
 
 def _check_name(source: Path) -> None:

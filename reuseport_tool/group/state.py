@@ -139,12 +139,10 @@ _SHAPES = {
     "cursors": (bpf.MapType.ARRAY, 4, _CURSORS),
 }
 """By name: type, size of a value in bytes, number of elements."""
-DEFINES = {
-    **{f"{name.upper()}_FD": number for number, name in enumerate(_SHAPES)},
-    "GENERATIONS": GENERATIONS,
-    "MEMBERS_MAX": MEMBERS_MAX,
-}
-"""What the C programs are compiled with (bpf/reuseport.h); link() has the maps that the numbers stand for."""
+DEFINES = {"GENERATIONS": GENERATIONS, "MEMBERS_MAX": MEMBERS_MAX}
+"""What the policies are compiled with (bpf/reuseport.h)."""
+MAPS = tuple(f"{name.upper()}_FD" for name in _SHAPES)
+"""What stands for the maps in them; link() has the descriptors."""
 
 
 def _shape(entry: bpf.Map) -> tuple[int, int, int]:
@@ -389,7 +387,7 @@ class State(Closing):
         self.program.close()
         self.program = bpf.Program.open(str(pin))
 
-    def link(self) -> dict[int, int]:
+    def link(self) -> dict[str, int]:
         """The open maps, as link() has them."""
         return link(self._maps)
 
@@ -401,9 +399,9 @@ def _foreign(folder: Path) -> Conflict:
     return Conflict(f"the pins in {folder / 'state'} are not this tool's", hint="look at them, then remove the folder")
 
 
-def link(maps: dict[str, bpf.Map]) -> dict[int, int]:
-    """The descriptors of a group's maps by the numbers that stand for them in a compiled policy."""
-    return {number: maps[name].fd for number, name in enumerate(_SHAPES)}
+def link(maps: dict[str, bpf.Map]) -> dict[str, int]:
+    """The descriptors of a group's maps by MAPS."""
+    return {constant: maps[name].fd for constant, name in zip(MAPS, _SHAPES, strict=True)}
 
 
 def _new_sockarray() -> bpf.Map:

@@ -13,8 +13,8 @@ from typing import NamedTuple, Self
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Unsupported
 from reuseport_tool.kernel import bpf, btf
-from reuseport_tool.kernel.program import AttachType, ProgramType, bpf_dir, load_all
-from reuseport_tool.kernel.socket_iterator import SocketIterator
+from reuseport_tool.kernel.bpf_iterator import BpfIterator
+from reuseport_tool.kernel.program import AttachType, ProgramType, Source, bpf_dir, load_all
 from reuseport_tool.models import Engine, FailOpens, Protocol
 
 _STATE_SIZE = 4 * 2 + 2 * (4 * 5 + 16) + 4 * 11  # struct state of bpf/autolowat/autolowat.h
@@ -119,11 +119,9 @@ class Maps:
     def by_name(self) -> dict[str, bpf.Map]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
-    def defines(self) -> dict[str, int]:
-        return {f"{name.upper()}_FD": entry.fd for name, entry in self.by_name().items()} | {
-            "NONBLOCK": os.O_NONBLOCK,
-            **btf.offsets(_OFFSETS),
-        }
+    def linked(self) -> dict[str, int]:
+        """Their descriptors, by the constants that stand for them in the programs."""
+        return {_constant(name): entry.fd for name, entry in self.by_name().items()}
 
     def text(self) -> str:
         return self.about.lookup(0).rstrip(b"\0").decode()
@@ -142,30 +140,52 @@ class Maps:
         return FailOpens(*(self.count(_FAIL_OPENS + 1 + doubt) for doubt in range(_DOUBTS)))
 
 
+def _constant(name: str) -> str:
+    return f"{name.upper()}_FD"
+
+
+def _source(name: str, defines: Mapping[str, int], kfuncs: Sequence[str] = ()) -> Source:
+    return Source(
+        path=bpf_dir() / "autolowat" / f"{name}.c",
+        defines={"NONBLOCK": os.O_NONBLOCK, **btf.offsets(_OFFSETS), **defines},
+        maps=tuple(map(_constant, Maps.__dataclass_fields__)),
+        kfuncs=tuple(kfuncs),
+    )
+
+
+def source(engine: Engine, defines: Mapping[str, int]) -> Source:
+    """The programs of an engine.
+
+    Args:
+        defines: of the framing, and what bpf/autolowat/<engine>.c wants besides.
+
+    Raises:
+        Unsupported: the kernel lacks what the engine needs.
+    """
+    if engine is not Engine.NATIVE:
+        return _source(engine, defines)
+    missing = missing_for_native()
+    if missing:
+        raise Unsupported(
+            f"the engine native is not to be had: this kernel has no {', '.join(missing)}",
+            hint="--engine paired works where both ends run it; vagrant/kernel/ builds a kernel with the hook",
+        )
+    numbers = {name: btf.enumerator(constant) or 0 for name, constant in _HOOK.items()}
+    return _source(engine, {**numbers, **btf.offsets(_NATIVE_OFFSETS), **defines}, tuple(_KFUNCS))
+
+
 def load(engine: Engine, maps: Maps, defines: Mapping[str, int]) -> dict[str, bpf.Program]:
     """Load the programs of an engine, by name.
 
     Args:
-        defines: of the framing, and what bpf/autolowat_<engine>.c wants besides.
+        defines: as for source().
 
     Raises:
         Unsupported, MissingCapability, ProgramRejected.
     """
-    numbers: dict[str, int] = {}
-    kfuncs: tuple[int, ...] = ()
-    if engine is Engine.NATIVE:
-        missing = missing_for_native()
-        if missing:
-            raise Unsupported(
-                f"the engine native is not to be had: this kernel has no {', '.join(missing)}",
-                hint="--engine paired works where both ends run it; vagrant/kernel/ builds a kernel with the hook",
-            )
-        numbers = {name: btf.function(kfunc) for name, kfunc in _KFUNCS.items()}
-        kfuncs = tuple(numbers.values())
-        numbers |= {name: btf.enumerator(constant) or 0 for name, constant in _HOOK.items()}
-        numbers |= btf.offsets(_NATIVE_OFFSETS)
-    source, functions = bpf_dir() / "autolowat" / f"{engine}.c", _PROGRAMS[engine]
-    programs = load_all(source, functions, {**maps.defines(), **numbers, **defines}, kfuncs)
+    chosen, functions = source(engine, defines), _PROGRAMS[engine]
+    kfuncs = {name: btf.function(_KFUNCS[name]) for name in chosen.kfuncs}
+    programs = load_all(chosen, functions, maps=maps.linked(), kfuncs=kfuncs)
     return dict(zip(functions, programs, strict=True))
 
 
@@ -187,8 +207,14 @@ class Followed(NamedTuple):
     lowat: int
 
 
+def walk_source(cgroup_id: int, flags: int) -> Source:
+    """The program of a Walk."""
+    defines = {**btf.offsets(_WALK_OFFSETS), "CGROUP_ID": cgroup_id, "LISTENER_FLAGS": flags}
+    return _source("walk", defines)
+
+
 class Walk(Closing):
-    """The iterator over the sockets of a cgroup's AutoLOWAT. A context manager; raises as SocketIterator.
+    """The iterator over the sockets of a cgroup's AutoLOWAT. A context manager; raises as BpfIterator.
 
     A walk goes over the sockets of the calling thread's network namespace, each of them locked. While AutoLOWAT is
     not working it gives every socket SO_RCVLOWAT 1.
@@ -199,8 +225,7 @@ class Walk(Closing):
 
     def __init__(self, engine: Engine, maps: Maps, cgroup_id: int, listeners: bool) -> None:
         flags = _WRITE_HDR_OPT_CB_FLAG if listeners and engine is Engine.PAIRED else 0
-        defines = {**maps.defines(), **btf.offsets(_WALK_OFFSETS), "CGROUP_ID": cgroup_id, "LISTENER_FLAGS": flags}
-        self._iterator = SocketIterator(Protocol.TCP, "autolowat/walk.c", defines)
+        self._iterator = BpfIterator(Protocol.TCP, walk_source(cgroup_id, flags), maps=maps.linked())
 
     def read(self) -> list[Followed]:
         return [Followed(*entry) for entry in struct.iter_unpack("=II", self._iterator.read())]

@@ -20,6 +20,7 @@ from reuseport_tool.kernel import capabilities, libc
 T = TypeVar("T", bound=ctypes.Structure)
 
 _F_NO_PREALLOC = 1
+_TRACE_ITER = 28  # enum bpf_attach_type
 
 
 class Command(enum.IntEnum):
@@ -34,6 +35,7 @@ class Command(enum.IntEnum):
     BTF_LOAD = 18
     RAW_TRACEPOINT_OPEN = 17
     LINK_CREATE = 28
+    ITER_CREATE = 33
     ENABLE_STATS = 32
 
 
@@ -102,6 +104,10 @@ class _LinkCreate(ctypes.Structure):
         ("attach_type", ctypes.c_uint32),
         ("flags", ctypes.c_uint32),
     ]
+
+
+class _IterCreate(ctypes.Structure):
+    _fields_ = [("link_fd", ctypes.c_uint32), ("flags", ctypes.c_uint32)]
 
 
 class _Info(ctypes.Structure):
@@ -357,6 +363,19 @@ def attach_raw_tracepoint(program: Program, name: str) -> Handle:
     attr = _RawTracepoint(name=ctypes.addressof(text), prog_fd=program.fd)
     with translated(f"tracing {name}"):
         return Handle(libc.bpf(Command.RAW_TRACEPOINT_OPEN, attr, f"trace {name}"))
+
+
+def attach_iterator(program: Program) -> Handle:
+    """BPF_LINK_CREATE of an iterator's program (Linux 5.9): what create_iterator() walks by."""
+    attr = _LinkCreate(prog_fd=program.fd, attach_type=_TRACE_ITER)
+    with translated("attaching an iterator"):
+        return Handle(libc.bpf(Command.LINK_CREATE, attr, "attach an iterator"))
+
+
+def create_iterator(link: Handle) -> Handle:
+    """BPF_ITER_CREATE: a file that walks once while it is read."""
+    with translated("creating an iterator"):
+        return Handle(libc.bpf(Command.ITER_CREATE, _IterCreate(link_fd=link.fd), "create an iterator"))
 
 
 def attach_cgroup(program: Program, cgroup_fd: int, attach_type: int) -> Handle:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import functools
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 from reuseport_tool.errors import Unsupported
+from reuseport_tool.kernel import libbpf
+from reuseport_tool.kernel.btf_cache import remembered
 
 _KIND_STRUCT, _KIND_UNION, _KIND_FUNC = 4, 5, 12
 
@@ -25,33 +26,14 @@ class _Member(ctypes.Structure):
 
 
 @functools.cache
-def _libbpf() -> ctypes.CDLL:
-    name = ctypes.util.find_library("bpf")
-    if name is None:
-        raise Unsupported("libbpf is not installed", hint="it comes with BCC (Debian: apt install libbpf1)")
-    lib = ctypes.CDLL(name, use_errno=True)
-    lib.btf__parse.restype = ctypes.c_void_p
-    lib.btf__parse.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
-    lib.btf__find_by_name_kind.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32]
-    lib.btf__type_by_id.restype = ctypes.c_void_p
-    lib.btf__type_by_id.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
-    lib.btf__name_by_offset.restype = ctypes.c_char_p
-    lib.btf__name_by_offset.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
-    return lib
-
-
-@functools.cache
 def _vmlinux() -> int:
-    try:
-        handle = _libbpf().btf__parse(b"/sys/kernel/btf/vmlinux", None)
-    except OSError as error:
-        raise Unsupported("libbpf cannot be loaded") from error
-    # libbpf 0.x answers with an error pointer, 1.x with NULL.
-    if not handle or handle > 2**64 - 4096:
+    handle = libbpf.pointer(libbpf.library().btf__parse(b"/sys/kernel/btf/vmlinux", None))
+    if handle is None:
         raise Unsupported("the kernel has no type information", hint="it needs CONFIG_DEBUG_INFO_BTF")
-    return int(handle)
+    return handle
 
 
+@remembered
 def offset(type_name: str, field: str) -> int:
     """The offset in bytes of `field` (dotted for nested structs) in a struct of the running kernel.
 
@@ -60,7 +42,7 @@ def offset(type_name: str, field: str) -> int:
     Raises:
         Unsupported: no BTF, no such struct or no such field.
     """
-    lib, btf = _libbpf(), _vmlinux()
+    lib, btf = libbpf.library(), _vmlinux()
     type_id = lib.btf__find_by_name_kind(btf, type_name.encode(), _KIND_STRUCT)
     if type_id < 0:
         raise Unsupported(f"the kernel has no struct {type_name}")
@@ -79,19 +61,20 @@ def offsets(fields: Mapping[str, tuple[str, str]]) -> dict[str, int]:
     return {name: offset(*field) for name, field in fields.items()}
 
 
+@remembered
 def function(name: str) -> int:
     """The BTF id of a function of the running kernel, which is also how a program calls a kfunc.
 
     Raises:
         Unsupported: no BTF, or no such function.
     """
-    type_id = _libbpf().btf__find_by_name_kind(_vmlinux(), name.encode(), _KIND_FUNC)
+    type_id = libbpf.library().btf__find_by_name_kind(_vmlinux(), name.encode(), _KIND_FUNC)
     if type_id < 0:
         raise Unsupported(f"the kernel has no function {name}()")
     return int(type_id)
 
 
-@functools.cache
+@remembered
 def enumerator(name: str) -> int | None:
     """The value of an enum's constant in the running kernel, None when there is none of that name.
 
@@ -114,25 +97,28 @@ def enumerator(name: str) -> int | None:
     return None
 
 
+@remembered
 def has_union(name: str) -> bool:
     """Whether the running kernel has a union of that name. Raises Unsupported without BTF."""
-    return bool(_libbpf().btf__find_by_name_kind(_vmlinux(), name.encode(), _KIND_UNION) > 0)
+    return bool(libbpf.library().btf__find_by_name_kind(_vmlinux(), name.encode(), _KIND_UNION) > 0)
 
 
+@remembered
 def has_struct(name: str) -> bool:
     """Whether the running kernel has a struct of that name. Raises Unsupported without BTF."""
-    return bool(_libbpf().btf__find_by_name_kind(_vmlinux(), name.encode(), _KIND_STRUCT) > 0)
+    return bool(libbpf.library().btf__find_by_name_kind(_vmlinux(), name.encode(), _KIND_STRUCT) > 0)
 
 
+@remembered
 def has_field(struct: str, field: str) -> bool:
     """Whether the running kernel has a struct of that name with that field. Raises Unsupported without BTF."""
-    type_id = _libbpf().btf__find_by_name_kind(_vmlinux(), struct.encode(), _KIND_STRUCT)
+    type_id = libbpf.library().btf__find_by_name_kind(_vmlinux(), struct.encode(), _KIND_STRUCT)
     return bool(type_id > 0 and _find(type_id, field))
 
 
 def _find(type_id: int, name: str) -> tuple[int, int] | None:
     """Offset in bits and type id of a member, searching anonymous members in depth."""
-    lib, btf = _libbpf(), _vmlinux()
+    lib, btf = libbpf.library(), _vmlinux()
     address = lib.btf__type_by_id(btf, type_id)
     info = _Type.from_address(address).info
     if info >> 24 & 0x1F not in (_KIND_STRUCT, _KIND_UNION):

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Unsupported
 from reuseport_tool.kernel import btf
-from reuseport_tool.kernel.socket_iterator import SocketIterator
+from reuseport_tool.kernel.bpf_iterator import BpfIterator
+from reuseport_tool.kernel.program import Source, bpf_dir
 from reuseport_tool.models import Protocol
 
 _OFFSETS = {
@@ -87,6 +88,11 @@ def listeners_of(protocol: Protocol) -> Iterator[TcpListeners | None]:
         yield listeners
 
 
+def source() -> Source:
+    """The program of TcpListeners."""
+    return Source(path=bpf_dir() / "sockets" / "tcp_listeners.c", defines=btf.offsets(_OFFSETS))
+
+
 class TcpListeners(Closing):
     """The loaded iterator. Each read() walks the sockets of the calling thread's network namespace.
 
@@ -96,7 +102,7 @@ class TcpListeners(Closing):
     """
 
     def __init__(self) -> None:
-        self._iterator = SocketIterator(Protocol.TCP, "sockets/tcp_listeners.c", btf.offsets(_OFFSETS))
+        self._iterator = BpfIterator(Protocol.TCP, source())
 
     def close(self) -> None:
         """Unload it."""

@@ -6,15 +6,14 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
-from reuseport_tool.kernel import bpf, btf, cgroup, netns
-from reuseport_tool.kernel.program import AttachType, ProgramType, bpf_dir, load
+from reuseport_tool.kernel import bpf, btf, cgroup, libbpf, netns
+from reuseport_tool.kernel.program import AttachType, ProgramType, Source, bpf_dir, load
 from reuseport_tool.models import Protocol
 
 RING_BYTES = 1 << 16
@@ -29,7 +28,7 @@ _OFFSETS = {
 class _Event(ctypes.Structure):
     """struct event of bpf/listen/listen_events.h."""
 
-    _fields_ = [("time_ns", ctypes.c_uint64), ("pid", ctypes.c_uint64)]
+    _fields_ = [("time_ns", ctypes.c_uint64), ("pid", ctypes.c_uint32), ("port", ctypes.c_uint32)]
 
 
 @dataclass(frozen=True)
@@ -39,21 +38,26 @@ class ListenEvent:
     Attributes:
         time_ns: by CLOCK_MONOTONIC. Of TCP a moment before the socket can be found.
         pid: of the caller as the first PID namespace has it: a hint. None where the kernel does not tell.
+        port: the local one.
     """
 
     time_ns: int
     pid: int | None
+    port: int
 
 
 class ListenEvents(Closing):
-    """What begins to listen on a port of the calling thread's network namespace. A context manager.
+    """What begins to listen on some ports of the calling thread's network namespace. A context manager.
+
+    Args:
+        ports: which; none for all.
 
     Raises:
         Unsupported: no ring buffer (Linux 5.8), no BTF; for UDP no cgroup v2 file system.
         MissingCapability: CAP_BPF, CAP_PERFMON, and for UDP CAP_NET_ADMIN are needed.
     """
 
-    def __init__(self, protocol: Protocol, port: int, ring_bytes: int = RING_BYTES) -> None:
+    def __init__(self, protocol: Protocol, ports: Collection[int], ring_bytes: int = RING_BYTES) -> None:
         self._found: list[ListenEvent] = []
         self._received = 0
         with ExitStack() as stack:
@@ -61,13 +65,14 @@ class ListenEvents(Closing):
             self._told = stack.enter_context(bpf.Map.create(bpf.MapType.ARRAY, "told", value_size=8))
             self._reader = _Reader(self._ring, self._take)
             stack.callback(self._reader.close)
-            defines = {"RING_FD": self._ring.fd, "TOLD_FD": self._told.fd, "PORT": port}
-            for handle in _attach_udp(defines) if protocol is Protocol.UDP else _attach_tcp(defines):
+            wanted = stack.enter_context(_wanted(protocol, ports))
+            maps = {"RING_FD": self._ring.fd, "TOLD_FD": self._told.fd, "WANTED_FD": wanted.fd}
+            for handle in _attach_udp(maps) if protocol is Protocol.UDP else _attach_tcp(maps):
                 stack.enter_context(handle)
             self._owned = stack.pop_all()
 
     def _take(self, record: _Event) -> None:
-        self._found.append(ListenEvent(record.time_ns, record.pid or None))
+        self._found.append(ListenEvent(record.time_ns, record.pid or None, record.port))
 
     def fileno(self) -> int:
         """Readable when there are events."""
@@ -101,46 +106,63 @@ def _ring(size: int) -> bpf.Map:
         raise Unsupported("the kernel has no BPF ring buffer", hint="it came with Linux 5.8") from error
 
 
+def _wanted(protocol: Protocol, ports: Collection[int]) -> bpf.Map:
+    """The map `wanted` of bpf/listen/listen_events.h: namespace << 16 | port, and port 0 for all."""
+    namespace = netns.cookie() if protocol is Protocol.UDP else netns.identity()
+    keys = [namespace << 16 | port for port in ports or (0,)]
+    wanted = bpf.Map.create(bpf.MapType.HASH, "wanted", key_size=8, max_entries=len(keys))
+    for key in keys:
+        wanted.update_u32(key, 1)
+    return wanted
+
+
 class _Reader:
     """libbpf's reader of a ring buffer."""
 
-    def __init__(self, ring: bpf.Map, take: Any) -> None:
-        from bcc import lib
-        from bcc.libbcc import _RINGBUF_CB_TYPE
-
+    def __init__(self, ring: bpf.Map, take: Callable[[_Event], None]) -> None:
         def found(_context: object, data: int, _size: int) -> int:
             take(_Event.from_address(data))
             return 0
 
-        self._lib = lib
-        self._callback = _RINGBUF_CB_TYPE(found)  # libbpf keeps only its address
-        self._reader = lib.bpf_new_ringbuf(ring.fd, self._callback, None)
-        if not self._reader:
+        self._lib = libbpf.library()
+        self._callback = libbpf.RING_CALLBACK(found)  # libbpf keeps only its address
+        self._reader = libbpf.pointer(self._lib.ring_buffer__new(ring.fd, self._callback, None, None))
+        if self._reader is None:
             raise Unsupported("libbpf cannot read a BPF ring buffer")
 
     def consume(self) -> None:
-        self._lib.bpf_consume_ringbuf(self._reader)
+        self._lib.ring_buffer__consume(self._reader)
 
     def close(self) -> None:
-        self._lib.bpf_free_ringbuf(self._reader)
+        self._lib.ring_buffer__free(self._reader)
 
 
-def _attach_tcp(defines: Mapping[str, int]) -> list[bpf.Handle]:
-    offsets = btf.offsets(_OFFSETS)
-    constants = {**defines, **offsets, "NETNS": netns.identity()}
-    source = bpf_dir() / "listen" / "tcp_listen_events.c"
-    with load(source, source.stem, ProgramType.RAW_TRACEPOINT, AttachType.NONE, constants) as program:
+_MAPS = ("RING_FD", "TOLD_FD", "WANTED_FD")
+
+
+def tcp_source() -> Source:
+    """The program that tells of listen()."""
+    return Source(path=bpf_dir() / "listen" / "tcp_listen_events.c", defines=btf.offsets(_OFFSETS), maps=_MAPS)
+
+
+def udp_source() -> Source:
+    """The program that tells of bind()."""
+    return Source(path=bpf_dir() / "listen" / "udp_bind_events.c", maps=_MAPS)
+
+
+def _attach_tcp(maps: Mapping[str, int]) -> list[bpf.Handle]:
+    source = tcp_source()
+    with load(source, source.path.stem, ProgramType.RAW_TRACEPOINT, AttachType.NONE, maps=maps) as program:
         return [bpf.attach_raw_tracepoint(program, "inet_sock_set_state")]
 
 
-def _attach_udp(defines: Mapping[str, int]) -> list[bpf.Handle]:
-    constants = {**defines, "NETNS_COOKIE": netns.cookie()}
-    source = bpf_dir() / "listen" / "udp_bind_events.c"
+def _attach_udp(maps: Mapping[str, int]) -> list[bpf.Handle]:
+    source = udp_source()
     with ExitStack() as stack:
         root = os.open(cgroup.root(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, root)
         handles = []
         for hook in (AttachType.CGROUP_INET4_POST_BIND, AttachType.CGROUP_INET6_POST_BIND):
-            with load(source, source.stem, ProgramType.CGROUP_SOCK, hook, constants) as program:
+            with load(source, source.path.stem, ProgramType.CGROUP_SOCK, hook, maps=maps) as program:
                 handles.append(bpf.attach_cgroup(program, root, hook))
         return handles

@@ -1,29 +1,35 @@
-"""BCC: compile a C file of ours without kernel headers, load one function of it."""
+"""Programs: code from the cache or from the compiler, linked with maps and kernel functions, loaded by bpf(2)."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import enum
 import errno
 import os
 import re
+import resource
+import stat
 import struct
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import MissingCapability, ProgramRejected, ToolError, Unsupported
-from reuseport_tool.kernel import capabilities
+from reuseport_tool.kernel import btf, capabilities, compiler, libc, program_cache
 from reuseport_tool.kernel.bpf import Program
+from reuseport_tool.kernel.compiler import Compiled
+from reuseport_tool.kernel.program_cache import Code
 
+_PROG_LOAD = 5
+_NAME_MAX = 15  # BPF_OBJ_NAME_LEN - 1
+_LOG_BYTES = 1 << 22
 _INSTRUCTION = struct.Struct("=BBhi")
 _CALL, _PSEUDO_KFUNC_CALL = 0x85, 2
 _LOAD_64, _PSEUDO_MAP_FD = 0x18, 1
+# What stands for a map or a kernel function until the code is linked. No descriptor and no helper is as high.
+_FIRST_MAP, _FIRST_KFUNC = 0x40000000, 0x50000000
 
 
 class ProgramType(enum.IntEnum):
@@ -37,7 +43,7 @@ class ProgramType(enum.IntEnum):
 
 
 class AttachType(enum.IntEnum):
-    NONE = -1
+    NONE = 0  # the kernel takes none, or its default, for the type of program
     CGROUP_INET_INGRESS = 0
     CGROUP_INET_EGRESS = 1
     CGROUP_SOCK_OPS = 3
@@ -50,42 +56,63 @@ class AttachType(enum.IntEnum):
 
 
 def bpf_dir() -> Path:
-    """The folder of the C programs: inside an installed package, beside it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    inside = package / "bpf"
-    return inside if inside.is_dir() else package.parent / "bpf"
+    """The folder of the C programs."""
+    return compiler.bpf_dir()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What is compiled.
+
+    Attributes:
+        path: the C file.
+        defines: the constants that it is compiled with; all that depends on the kernel is in them.
+        maps, kfuncs: the constants that stand for a map or for a kernel function until the code is linked.
+            C writes `(void *)bpf_pseudo_fd(1, NAME)` for a map, and calls a kernel function through the
+            constant as if it were a helper of that number.
+        is_ours: it is one of the tool's own files.
+    """
+
+    path: Path
+    defines: Mapping[str, int] = field(default_factory=dict)
+    maps: tuple[str, ...] = ()
+    kfuncs: tuple[str, ...] = ()
+    is_ours: bool = True
+
+    def numbers(self) -> dict[str, int]:
+        """What stands for the maps and kernel functions."""
+        maps = {name: _FIRST_MAP + at for at, name in enumerate(self.maps)}
+        return maps | {name: _FIRST_KFUNC + at for at, name in enumerate(self.kfuncs)}
+
+    def constants(self) -> dict[str, int]:
+        """Everything that it is compiled with."""
+        return {**self.defines, **self.numbers()}
 
 
 def load(
-    source: Path,
+    source: Source,
     function: str,
     kind: ProgramType,
     attach_type: AttachType,
-    defines: Mapping[str, int],
-    kfunc: int | None = None,
+    *,
+    maps: Mapping[str, int] | None = None,
+    kfuncs: Mapping[str, int] | None = None,
 ) -> Program:
-    """Compile `source` and load one function of it; see load_all()."""
-    kfuncs = () if kfunc is None else (kfunc,)
-    return load_all(source, {function: (kind, attach_type)}, defines, kfuncs)[0]
+    """Load one function of a C file; see Module."""
+    return load_all(source, {function: (kind, attach_type)}, maps=maps, kfuncs=kfuncs)[0]
 
 
 def load_all(
-    source: Path,
+    source: Source,
     functions: Mapping[str, tuple[ProgramType, AttachType]],
-    defines: Mapping[str, int],
-    kfuncs: Sequence[int] = (),
+    *,
+    maps: Mapping[str, int] | None = None,
+    kfuncs: Mapping[str, int] | None = None,
 ) -> list[Program]:
-    """Compile `source` with -D for each define and load functions of it, in the order given.
-
-    Args:
-        kfuncs: as for Module.load().
-
-    Raises:
-        ProgramRejected, MissingCapability, Unsupported: as Module.
-    """
-    with Module(source, defines) as module, ExitStack() as loaded:
+    """Load functions of a C file, in the order given; see Module."""
+    with Module(source) as module, ExitStack() as loaded:
         programs = [
-            loaded.enter_context(module.load(function, kind, attach_type, kfuncs=kfuncs))
+            loaded.enter_context(module.load(function, kind, attach_type, maps=maps, kfuncs=kfuncs))
             for function, (kind, attach_type) in functions.items()
         ]
         loaded.pop_all()
@@ -97,17 +124,50 @@ class Module(Closing):
 
     Raises:
         ProgramRejected: it does not compile; the compiler's text is the error's log.
-        Unsupported: the python3-bpfcc package is missing.
+        Unsupported: it is not in the cache, and BCC is missing.
     """
 
-    def __init__(self, source: Path, defines: Mapping[str, int]) -> None:
-        bpf_class = _bcc()
+    def __init__(self, source: Source) -> None:
         self._source = source
-        with _captured_stderr() as captured:
-            try:
-                self._module: Any = bpf_class(src_file=os.fsencode(source), cflags=_cflags(defines))
-            except Exception as error:  # BCC raises nothing more specific
-                raise _compile_error(source, captured()) from error
+        self._compiled: Compiled | None = None
+        with open(source.path, "rb") as file:
+            text = file.read()
+            private = program_cache.is_private(os.fstat(file.fileno()), stat.S_IFREG)
+        request = program_cache.Request(
+            text=text,
+            name=source.path.name,
+            constants=source.constants(),
+            may_be_kept=source.is_ours or (private and program_cache.includes_only_ours(text)),
+        )
+        code = request.find(compiler.identity())
+        if code is None:
+            code = self._compile(text, request)
+        self._code = code
+
+    def _compile(self, text: bytes, request: program_cache.Request) -> Code:
+        name, constants = self._source.path.name, self._source.constants()
+        by_another = request.find(None)
+        try:
+            if not self._source.is_ours:
+                compiler.try_in_child(name, text, constants)
+            self._compiled = compiler.compile_text(name, text, constants)
+        except Unsupported:
+            if by_another is None:
+                raise
+            return by_another
+        code = Code(license=self._compiled.license, functions=self._compiled.functions)
+        if all(map(self._is_self_contained, code.functions.values())):
+            request.keep(code, compiler.identity())
+        return code
+
+    def _is_self_contained(self, code: bytes) -> bool:
+        """Whether its only maps are those that are linked; a file may also declare maps of its own by BCC's macros."""
+        linked = self._source.numbers().values()
+        return all(
+            registers >> 4 == 0 or (registers >> 4 == _PSEUDO_MAP_FD and immediate in linked)
+            for operation, registers, _, immediate in _INSTRUCTION.iter_unpack(code)
+            if operation == _LOAD_64
+        )
 
     def load(
         self,
@@ -115,158 +175,165 @@ class Module(Closing):
         kind: ProgramType,
         attach_type: AttachType,
         *,
-        kfuncs: Sequence[int] = (),
-        maps: Mapping[int, int] | None = None,
+        maps: Mapping[str, int] | None = None,
+        kfuncs: Mapping[str, int] | None = None,
     ) -> Program:
         """Load one function.
 
         Args:
-            kfuncs: BTF ids of kernel functions that it calls. C calls each through a constant, as if it
-                were a helper of that number.
-            maps: the descriptors of the maps that C names by other numbers.
+            maps: the descriptors of the source's maps.
+            kfuncs: the BTF ids of the source's kernel functions.
 
         Raises:
             ProgramRejected: there is no such function, or the verifier refuses it; the verifier's text
                 is the error's log.
             MissingCapability: loading is not permitted.
+            Unsupported: the kernel has no such iterator.
         """
-        with _captured_stderr() as captured:
-            try:
-                code = self._module.dump_func(function.encode())
-                for kfunc in kfuncs:
-                    code = mark_kfunc_calls(code, kfunc)
-                return Program(self._load(function, kind, attach_type, link_maps(code, maps or {})))
-            except Exception as error:
-                raise _load_error(self._source, function, error, captured()) from error
-
-    def _load(self, function: str, kind: ProgramType, attach_type: AttachType, code: bytes) -> int:
-        from bcc import lib
-
-        module = self._module.module
-        fd = lib.bcc_func_load(
-            *(module, int(kind), function.encode(), ctypes.create_string_buffer(code), len(code)),
-            *(lib.bpf_module_license(module), lib.bpf_module_kern_version(module)),
-            *(0, None, 0, None, int(attach_type)),
-        )
-        if fd < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        return int(fd)
+        code = self._code.functions.get(function)
+        if code is None:
+            raise ProgramRejected(
+                f"{self._source.path.name} has no program named {function}",
+                hint=f"the program has the name of its file: write REUSEPORT_POLICY({function})",
+            )
+        numbers = self._source.numbers()
+        by_number = {numbers[name]: value for name, value in {**(maps or {}), **(kfuncs or {})}.items()}
+        return load_code(link(code, by_number), kind, attach_type, name=function, license_text=self._code.license)
 
     def close(self) -> None:
-        self._module.cleanup()  # BCC would keep its own descriptors until the process ends
+        if self._compiled is not None:
+            self._compiled.close()
 
 
-def mark_kfunc_calls(code: bytes, kfunc: int) -> bytes:
-    """The instructions with src_reg = BPF_PSEUDO_KFUNC_CALL in each call of number `kfunc`.
+def link(code: bytes, values: Mapping[int, int]) -> bytes:
+    """The instructions with the values in place of the numbers that stand for them.
 
-    struct bpf_insn is code, dst_reg:4 and src_reg:4, off, imm (include/uapi/linux/bpf.h).
-    """
-    marked = bytearray(code)
-    for at in range(0, len(code), _INSTRUCTION.size):
-        operation, registers, _, immediate = _INSTRUCTION.unpack_from(code, at)
-        if operation == _CALL and registers >> 4 == 0 and immediate == kfunc:
-            marked[at + 1] = registers & 0x0F | _PSEUDO_KFUNC_CALL << 4
-    return bytes(marked)
-
-
-def link_maps(code: bytes, maps: Mapping[int, int]) -> bytes:
-    """The instructions with the descriptors `maps` in place of the numbers that they load as maps.
-
-    Such a load is BPF_LD | BPF_IMM | BPF_DW with src_reg = BPF_PSEUDO_MAP_FD; imm is the descriptor.
+    A map is loaded by BPF_LD | BPF_IMM | BPF_DW with src_reg = BPF_PSEUDO_MAP_FD, and imm is its descriptor. A kernel
+    function is called with src_reg = BPF_PSEUDO_KFUNC_CALL, which C cannot write, and imm is its BTF id. struct
+    bpf_insn is code, dst_reg:4 and src_reg:4, off, imm (include/uapi/linux/bpf.h).
     """
     linked = bytearray(code)
     for at in range(0, len(code), _INSTRUCTION.size):
         operation, registers, offset, immediate = _INSTRUCTION.unpack_from(code, at)
-        if operation == _LOAD_64 and registers >> 4 == _PSEUDO_MAP_FD and immediate in maps:
-            _INSTRUCTION.pack_into(linked, at, operation, registers, offset, maps[immediate])
+        if immediate not in values:
+            continue
+        if operation == _LOAD_64 and registers >> 4 == _PSEUDO_MAP_FD:
+            _INSTRUCTION.pack_into(linked, at, operation, registers, offset, values[immediate])
+        elif operation == _CALL and registers >> 4 == 0:
+            marked = registers & 0x0F | _PSEUDO_KFUNC_CALL << 4
+            _INSTRUCTION.pack_into(linked, at, operation, marked, offset, values[immediate])
     return bytes(linked)
 
 
-def compile_aside(source: Path, defines: Mapping[str, int]) -> None:
-    """Compile a stranger's file in a child first: LLVM ends the process on code that it cannot express.
+class _ProgLoad(ctypes.Structure):
+    """union bpf_attr of BPF_PROG_LOAD up to attach_btf_id (Linux 5.5)."""
+
+    _fields_ = [
+        ("prog_type", ctypes.c_uint32),
+        ("insn_cnt", ctypes.c_uint32),
+        ("insns", ctypes.c_uint64),
+        ("license", ctypes.c_uint64),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_uint64),
+        ("kern_version", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
+        ("prog_name", ctypes.c_char * 16),
+        ("prog_ifindex", ctypes.c_uint32),
+        ("expected_attach_type", ctypes.c_uint32),
+        ("prog_btf_fd", ctypes.c_uint32),
+        ("func_info_rec_size", ctypes.c_uint32),
+        ("func_info", ctypes.c_uint64),
+        ("func_info_cnt", ctypes.c_uint32),
+        ("line_info_rec_size", ctypes.c_uint32),
+        ("line_info", ctypes.c_uint64),
+        ("line_info_cnt", ctypes.c_uint32),
+        ("attach_btf_id", ctypes.c_uint32),
+    ]
+
+
+def load_code(code: bytes, kind: ProgramType, attach_type: AttachType, *, name: str, license_text: bytes) -> Program:
+    """Load linked instructions. Raises as Module.load()."""
+    try:
+        return load_instructions(code, kind, int(attach_type), name=name, license_text=license_text)
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            raise MissingCapability(
+                "loading a BPF program is not permitted", hint=capabilities.hint("CAP_BPF", "CAP_PERFMON")
+            ) from error
+        log = ctypes.create_string_buffer(_LOG_BYTES)
+        try:
+            return load_instructions(code, kind, int(attach_type), name=name, license_text=license_text, log=log)
+        except OSError as again:
+            raise _rejected(name, again, log.value.decode(errors="replace")) from again
+
+
+def load_instructions(
+    code: bytes,
+    kind: ProgramType,
+    attach_type: int,
+    *,
+    name: str,
+    license_text: bytes = b"GPL",
+    log: ctypes.Array[ctypes.c_char] | None = None,
+) -> Program:
+    """BPF_PROG_LOAD.
+
+    Args:
+        attach_type: enum bpf_attach_type as a plain number, so that a wrong one can be tried; 0 where
+            the kernel is to take its default.
+        log: for the verifier's text.
 
     Raises:
-        ProgramRejected: the compiler crashed. Ordinary errors are left for load() to report.
+        OSError: EINVAL for a program or attach type that the kernel does not have, EPERM, what the verifier says.
+        Unsupported: the kernel has no such iterator.
     """
-    bpf_class = _bcc()
-    with tempfile.TemporaryFile() as log:
-        child = os.fork()
-        if child == 0:
-            os.dup2(log.fileno(), 2)
-            with contextlib.suppress(Exception):
-                bpf_class(src_file=os.fsencode(source), cflags=_cflags(defines))
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status):
-            text = os.pread(log.fileno(), 1 << 22, 0).decode(errors="replace")
-            last = next((line for line in reversed(text.splitlines()) if line.strip()), "no message")
-            raise ProgramRejected(
-                f"{source.name} does not compile: {last}",
-                hint="BPF has no such instruction on BCC's target (an atomic whose result is used, for example)",
-                log=text,
-            )
-
-
-def _cflags(defines: Mapping[str, int]) -> list[str]:
-    return [f"-I{bpf_dir()}", *(f"-D{name}={value}" for name, value in defines.items())]
-
-
-def _bcc() -> Any:
-    # BCC looks for <BCC_KERNEL_SOURCE>/include first; ours holds stubs (bpf/include).
-    os.environ["BCC_KERNEL_SOURCE"] = str(bpf_dir())
-    try:
-        from bcc import BPF
-    except ImportError as error:
-        raise Unsupported(
-            "BCC's Python module is not installed",
-            hint="install python3-bpfcc (Debian, Ubuntu), python3-bcc (Fedora) or python-bcc (Arch), and run the tool "
-            "by the distribution's python3; a venv needs --system-site-packages",
-        ) from error
-    return BPF
-
-
-@contextlib.contextmanager
-def _captured_stderr() -> Iterator[Callable[[], str]]:
-    """Redirect fd 2 to a file, because BCC, clang and libbpf write there; yields a reader of it."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-
-        def captured() -> str:
-            return os.pread(file.fileno(), 1 << 22, 0).decode(errors="replace")
-
-        try:
-            yield captured
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-
-
-def _compile_error(source: Path, log: str) -> ToolError:
-    first = next((line for line in log.splitlines() if "error:" in line), "no message of the compiler")
-    return ProgramRejected(
-        f"{source.name} does not compile: {first}",
-        hint="--verbose shows the compiler's whole output",
-        log=log,
+    instructions, declared = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(license_text)
+    attr = _ProgLoad(
+        prog_type=kind,
+        insn_cnt=len(code) // _INSTRUCTION.size,
+        insns=ctypes.addressof(instructions),
+        license=ctypes.addressof(declared),
+        prog_name=name.encode()[:_NAME_MAX],
+        expected_attach_type=attach_type,
+        attach_btf_id=_iterated(name) if kind is ProgramType.TRACING else 0,
     )
+    if log is not None:
+        attr.log_level, attr.log_size, attr.log_buf = 1, len(log), ctypes.addressof(log)
+    try:
+        return Program(libc.bpf(_PROG_LOAD, attr, f"load {name}"))
+    except PermissionError as error:
+        if error.errno != errno.EPERM or not _lock_more_memory():
+            raise
+        return Program(libc.bpf(_PROG_LOAD, attr, f"load {name}"))
 
 
-def _load_error(source: Path, function: str, error: Exception, log: str) -> ToolError:
-    text = str(error)
-    if "super-user" in text or os.strerror(errno.EPERM) in text:
-        return MissingCapability(
-            "loading a BPF program is not permitted",
-            hint=capabilities.hint("CAP_BPF", "CAP_PERFMON"),
-        )
-    if "Unknown program" in text:
-        return ProgramRejected(
-            f"{source.name} has no program named {function}",
-            hint=f"the program has the name of its file: write REUSEPORT_POLICY({function})",
-        )
-    lines = [line for line in log.splitlines() if line.strip() and not re.match(r"processed \d+ insns|bpf: ", line)]
-    last = lines[-1].strip() if lines else text
+def _iterated(name: str) -> int:
+    """The BTF id of the kernel's function that an iterator's program is loaded for: bpf_iter_tcp of bpf_iter__tcp."""
+    try:
+        return btf.function(name.replace("bpf_iter__", "bpf_iter_"))
+    except Unsupported as error:
+        over = name.removeprefix("bpf_iter__")
+        raise Unsupported(
+            f"the kernel has no BPF iterator over {over}", hint="iterators came with Linux 5.9"
+        ) from error
+
+
+def _lock_more_memory() -> bool:
+    """Before Linux 5.11 programs count against RLIMIT_MEMLOCK. Returns whether the limit was raised."""
+    if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
+        return False
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _rejected(name: str, error: OSError, log: str) -> ToolError:
+    lines = [line for line in log.splitlines() if line.strip() and not re.match(r"processed \d+ insns", line)]
+    last = lines[-1].strip() if lines else os.strerror(error.errno or 0)
     omitted = f" ({len(lines) - 1} lines omitted)" if len(lines) > 1 else ""
     return ProgramRejected(
-        f"the verifier rejected {function}: {last}{omitted}", hint="--verbose shows the verifier's log", log=log
+        f"the verifier rejected {name}: {last}{omitted}", hint="--verbose shows the verifier's log", log=log
     )

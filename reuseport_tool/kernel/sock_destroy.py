@@ -10,7 +10,9 @@ from collections.abc import Iterable, Sequence
 
 from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
 from reuseport_tool.kernel import bpf, btf, capabilities
-from reuseport_tool.kernel.socket_iterator import RawSocket, SocketIterator, tuple_offsets
+from reuseport_tool.kernel.bpf_iterator import BpfIterator
+from reuseport_tool.kernel.program import Source, bpf_dir
+from reuseport_tool.kernel.socket_iterator import RawSocket, tuple_offsets
 from reuseport_tool.models import Protocol
 
 Outcomes = dict[int, int]
@@ -37,6 +39,12 @@ def kfunc() -> int | None:
         return None
 
 
+def source(protocol: Protocol) -> Source:
+    """The program of by_bpf()."""
+    path = bpf_dir() / "sockets" / f"{protocol}_destroy.c"
+    return Source(path=path, defines=tuple_offsets(), maps=("TARGETS_FD",), kfuncs=("KFUNC_ID",))
+
+
 def by_bpf(protocol: Protocol, targets: Sequence[RawSocket], states: int) -> Outcomes:
     """End the targets in one walk over the sockets of the calling thread's network namespace.
 
@@ -55,8 +63,8 @@ def by_bpf(protocol: Protocol, targets: Sequence[RawSocket], states: int) -> Out
     ) as chosen:
         for target in targets:
             chosen.update(target.cookie, _target(target, states))
-        defines = {**tuple_offsets(), "TARGETS_FD": chosen.fd, "KFUNC_ID": number}
-        with SocketIterator(protocol, f"sockets/{protocol}_destroy.c", defines, number) as iterator:
+        maps, kfuncs = {"TARGETS_FD": chosen.fd}, {"KFUNC_ID": number}
+        with BpfIterator(protocol, source(protocol), maps=maps, kfuncs=kfuncs) as iterator:
             written = iterator.read()
     return {cookie: -error for cookie, error, _ in _OUTCOME.iter_unpack(written)}
 

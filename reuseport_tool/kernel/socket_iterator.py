@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import os
 import struct
 import time
 from collections.abc import Iterator, Mapping
@@ -14,13 +13,13 @@ from typing import NamedTuple
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import ProgramRejected, Unsupported
 from reuseport_tool.kernel import btf, diag
-from reuseport_tool.kernel.program import AttachType, ProgramType, bpf_dir, load
+from reuseport_tool.kernel.bpf_iterator import BpfIterator
+from reuseport_tool.kernel.program import Source, bpf_dir
 from reuseport_tool.models import Protocol
 
 TIME_WAIT, LISTEN, NEW_SYN_RECV = 6, 10, 12
 NO_IDLE = 0xFFFFFFFF
 
-_CHUNK = 1 << 16
 _CLOCK_MONOTONIC_COARSE = 6
 _TUPLE_FIELDS = {
     "OFF_FAMILY": ("sock_common", "skc_family"),
@@ -81,59 +80,6 @@ class RawSocket(NamedTuple):
 _RECORD = struct.Struct("=QQQ16s16sHHHHIIIIII")
 
 
-class SocketIterator(Closing):
-    """A loaded program of one protocol's iterator. A context manager.
-
-    Each walk goes over the sockets of the calling thread's network namespace.
-
-    Raises:
-        Unsupported: no iterator over this protocol (Linux 5.9), or no BTF.
-        MissingCapability: CAP_BPF and CAP_PERFMON are needed.
-    """
-
-    def __init__(self, protocol: Protocol, source: str, defines: Mapping[str, int], kfunc: int | None = None) -> None:
-        self._protocol = protocol
-        self._program = load(
-            bpf_dir() / source,
-            f"bpf_iter__{protocol}",
-            ProgramType.TRACING,
-            AttachType.TRACE_ITER,
-            defines,
-            kfunc,
-        )
-        from bcc import lib
-
-        self._lib = lib
-        self._link = lib.bcc_iter_attach(self._program.fd, None, 0)
-        if self._link < 0:
-            self._program.close()
-            raise self._unsupported()
-
-    def _unsupported(self) -> Unsupported:
-        return Unsupported(
-            f"the kernel has no iterator over {self._protocol.upper()} sockets", hint="it came with Linux 5.9"
-        )
-
-    def read(self, chunk: int = _CHUNK) -> bytes:
-        """Walk once. Returns what the program wrote.
-
-        Args:
-            chunk: bytes of one read(2), at least a record. Between two the kernel holds no lock, and
-                sockets come and go; it gives at most 32 KiB at a time (kernel/bpf/bpf_iter.c).
-        """
-        fd = self._lib.bcc_iter_create(self._link)
-        if fd < 0:
-            raise self._unsupported()
-        try:
-            return b"".join(iter(lambda: os.read(fd, chunk), b""))
-        finally:
-            os.close(fd)
-
-    def close(self) -> None:
-        os.close(self._link)
-        self._program.close()
-
-
 @contextlib.contextmanager
 def collector_paused() -> Iterator[None]:
     """No search for cycles meanwhile: among 100,000 records that have none it takes most of the time."""
@@ -147,7 +93,7 @@ def collector_paused() -> Iterator[None]:
 
 
 class SocketWalk(Closing):
-    """Walks whose records are parsed. A context manager; raises as SocketIterator.
+    """Walks whose records are parsed. A context manager; raises as BpfIterator.
 
     Every socket has its cookie: the program asks for it, or, where it cannot (before Linux 5.12), a dump
     by sock_diag before each walk does.
@@ -155,17 +101,14 @@ class SocketWalk(Closing):
 
     def __init__(self, protocol: Protocol) -> None:
         self._protocol = protocol
-        offsets = btf.offsets(_FIELDS[protocol])
-        defines = {**tuple_offsets(), **offsets}
         self._asks = True
         try:
-            self._iterator = SocketIterator(protocol, f"sockets/{protocol}_sockets.c", defines)
+            self._iterator = BpfIterator(protocol, walk_source(protocol))
         except ProgramRejected:
             self._asks = False
-            defines["OFF_COOKIE"] = btf.offset("sock_common", "skc_cookie")
-            self._iterator = SocketIterator(protocol, f"sockets/{protocol}_sockets.c", defines)
+            self._iterator = BpfIterator(protocol, walk_source(protocol, asks=False))
 
-    def read(self, chunk: int = _CHUNK) -> list[RawSocket]:
+    def read(self, chunk: int = 1 << 16) -> list[RawSocket]:
         """The sockets of the calling thread's network namespace, in the order of the kernel's hash tables."""
         if not self._asks:
             diag.give_cookies(self._protocol)
@@ -175,6 +118,13 @@ class SocketWalk(Closing):
 
     def close(self) -> None:
         self._iterator.close()
+
+
+def walk_source(protocol: Protocol, *, asks: bool = True) -> Source:
+    """The program of a SocketWalk; one that asks for cookies needs Linux 5.12."""
+    cookie = {} if asks else {"OFF_COOKIE": btf.offset("sock_common", "skc_cookie")}
+    defines = {**tuple_offsets(), **btf.offsets(_FIELDS[protocol]), **cookie}
+    return Source(path=bpf_dir() / "sockets" / f"{protocol}_sockets.c", defines=defines)
 
 
 @functools.cache

@@ -269,7 +269,7 @@ def test_events_that_are_lost_are_made_good(tool: Tool, tmp_path: Path) -> None:
 @pytest.mark.parametrize("protocol", Protocol)
 def test_the_ring_tells_of_a_loss(in_netns: None, protocol: Protocol) -> None:
     kind = socket.SOCK_STREAM if protocol is Protocol.TCP else socket.SOCK_DGRAM
-    with ListenEvents(protocol, PORT, ring_bytes=4096) as events:
+    with ListenEvents(protocol, [PORT], ring_bytes=4096) as events:
         for _ in range(10):
             bind(kind).close()
         drained, lost = events.drain()
@@ -287,7 +287,7 @@ def test_the_ring_tells_of_a_loss(in_netns: None, protocol: Protocol) -> None:
 @pytest.mark.parametrize("protocol", Protocol)
 def test_no_event_of_another_port_or_namespace(in_netns: None, protocol: Protocol) -> None:
     kind = socket.SOCK_STREAM if protocol is Protocol.TCP else socket.SOCK_DGRAM
-    with ListenEvents(protocol, PORT) as events, ListenEvents(protocol, PORT + 1) as others:
+    with ListenEvents(protocol, [PORT]) as events, ListenEvents(protocol, [PORT + 1]) as others:
         with netns.throw_away():
             bind(kind).close()
         assert events.drain() == ([], False)

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -88,9 +88,9 @@ def test_many_groups_share_one_compiled_policy(
     compiled = []
 
     class Module(program.Module):
-        def __init__(self, source: Path, defines: Mapping[str, int]) -> None:
-            compiled.append(source.stem)
-            super().__init__(source, defines)
+        def __init__(self, source: program.Source) -> None:
+            compiled.append(source.path.stem)
+            super().__init__(source)
 
     monkeypatch.setattr(program, "Module", Module)
     report = attach.attach(parse_endpoint(str(PORT)), Policy.SOURCE_IP, None, bpffs)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from reuseport_tool.errors import Unsupported
-from reuseport_tool.kernel import program, sock_destroy, sockets
+from reuseport_tool.kernel import sock_destroy, sockets
 from reuseport_tool.models import Protocol
 from reuseport_tool.sockets import destroy
 from reuseport_tool.sockets.destroy import Engine
@@ -229,14 +229,3 @@ def test_the_states_alone_spare_a_listener(world: World) -> None:
     assert number in everything()
     assert sock_destroy.by_bpf(Protocol.TCP, [raw], ALL) == {number: 0}
     assert number not in everything()
-
-
-def test_calls_of_the_kfunc_are_marked() -> None:
-    call, helper, jump = b"\x85\x00\x00\x00\x39\x30\x00\x00", b"\x85\x00\x00\x00\x01\x00\x00\x00", b"\x05" + b"\0" * 7
-    assert program.mark_kfunc_calls(call + helper + jump, 12345) == b"\x85\x20" + call[2:] + helper + jump
-
-
-def test_the_numbers_of_maps_are_replaced() -> None:
-    load, half, number = b"\x18\x11\x00\x00\x02\x00\x00\x00", b"\0" * 8, b"\x18\x01\x00\x00\x02\x00\x00\x00"
-    linked = program.link_maps(load + half + number + half, {2: 300})
-    assert linked == b"\x18\x11\x00\x00\x2c\x01\x00\x00" + half + number + half

@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from reuseport_tool.errors import ProgramRejected
-from reuseport_tool.kernel import btf, netns, program, socket_iterator, sockets
+from reuseport_tool.kernel import bpf, bpf_iterator, btf, netns, program, socket_iterator, sockets
 from reuseport_tool.kernel.socket_iterator import RawSocket, SocketWalk
 from reuseport_tool.models import Endpoint, Protocol, SocketState
 from reuseport_tool.sockets import select as listing
@@ -337,12 +338,12 @@ def test_without_the_cookie_helper(pair: Pair, monkeypatch: pytest.MonkeyPatch) 
     """As before Linux 5.12: the first program is refused, and a dump by sock_diag gives the cookies."""
     load = program.load
 
-    def refusing(*arguments: object) -> object:
-        if "OFF_COOKIE" not in arguments[4]:  # type: ignore[operator]
+    def refusing(source: program.Source, *arguments: Any, **options: Any) -> bpf.Program:
+        if "OFF_COOKIE" not in source.defines:
             raise ProgramRejected("unknown func bpf_get_socket_cookie#46")
-        return load(*arguments)  # type: ignore[arg-type]
+        return load(source, *arguments, **options)
 
-    monkeypatch.setattr(socket_iterator, "load", refusing)
+    monkeypatch.setattr(bpf_iterator, "load", refusing)
     with SocketWalk(Protocol.TCP) as walk:
         assert sorted(raw.cookie for raw in walk.read()) == sorted(cookie(sock) for sock in pair)
 

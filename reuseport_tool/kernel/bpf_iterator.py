@@ -1,0 +1,54 @@
+"""A BPF iterator: a program that the kernel runs for each object of a kind, and that writes records."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from reuseport_tool.closing import Closing
+from reuseport_tool.kernel import bpf
+from reuseport_tool.kernel.program import AttachType, ProgramType, Source, load
+
+_CHUNK_BYTES = 1 << 16
+
+
+class BpfIterator(Closing):
+    """A loaded program of an iterator. A context manager.
+
+    Each walk goes over the objects that the calling thread sees: sockets of its network namespace, or processes of its
+    PID namespace.
+
+    Args:
+        over: tcp, udp, task_file: the source's function is bpf_iter__<over>.
+        maps, kfuncs: as for Module.load().
+
+    Raises:
+        Unsupported: no such iterator, or no BTF.
+        MissingCapability: CAP_BPF and CAP_PERFMON are needed.
+        ProgramRejected: from loading.
+    """
+
+    def __init__(
+        self,
+        over: str,
+        source: Source,
+        *,
+        maps: Mapping[str, int] | None = None,
+        kfuncs: Mapping[str, int] | None = None,
+    ) -> None:
+        function = f"bpf_iter__{over}"
+        with load(source, function, ProgramType.TRACING, AttachType.TRACE_ITER, maps=maps, kfuncs=kfuncs) as program:
+            self._link = bpf.attach_iterator(program)
+
+    def read(self, chunk_bytes: int = _CHUNK_BYTES) -> bytes:
+        """Walk once. Returns what the program wrote.
+
+        Args:
+            chunk_bytes: of one read(2), at least a record. Between two the kernel holds no lock, and objects come and
+                go; it gives at most 32 KiB at a time (kernel/bpf/bpf_iter.c).
+        """
+        with bpf.create_iterator(self._link) as walk:
+            return b"".join(iter(lambda: os.read(walk.fd, chunk_bytes), b""))
+
+    def close(self) -> None:
+        self._link.close()

@@ -1,0 +1,203 @@
+"""BCC: compile a C file of ours without kernel headers."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import struct
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from reuseport_tool.closing import Closing
+from reuseport_tool.errors import ProgramRejected, ToolError, Unsupported
+
+_LIBRARY = "libbcc.so.0"
+_PT_NOTE, _NT_GNU_BUILD_ID = 4, 3
+_LOG_MAX = 1 << 22
+
+
+def bpf_dir() -> Path:
+    """The folder of the C programs: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "bpf"
+    return inside if inside.is_dir() else package.parent / "bpf"
+
+
+class Compiled(Closing):
+    """The functions of a compiled C file. A context manager: it owns the maps that the file itself declares.
+
+    Attributes:
+        functions: the instructions of each function, by name.
+        license: what the file declares, "GPL" by default.
+    """
+
+    def __init__(self, module: Any) -> None:
+        from bcc import lib
+
+        handle = module.module
+        self._module = module
+        names = [lib.bpf_function_name(handle, index) for index in range(lib.bpf_num_functions(handle))]
+        self.functions = {name.decode(): bytes(module.dump_func(name)) for name in names}
+        self.license = ctypes.string_at(lib.bpf_module_license(handle) or b"GPL")
+
+    def close(self) -> None:
+        self._module.cleanup()  # BCC would keep its own descriptors until the process ends
+
+
+def compile_text(name: str, text: bytes, defines: Mapping[str, int]) -> Compiled:
+    """Compile C text with -D for each define. It includes the headers in bpf_dir() only.
+
+    Args:
+        name: of the file, for messages.
+
+    Raises:
+        ProgramRejected: it does not compile; the compiler's text is the error's log.
+        Unsupported: BCC is missing.
+    """
+    bpf_class = _bcc()
+    with captured_stderr() as captured, _in_bpf_dir():
+        try:
+            return Compiled(bpf_class(text=text, cflags=_cflags(defines)))
+        except Exception as error:  # BCC raises nothing more specific
+            raise _compile_error(name, captured()) from error
+
+
+def try_in_child(name: str, text: bytes, defines: Mapping[str, int]) -> None:
+    """Compile a stranger's text in a child first: LLVM ends the process on code that it cannot express.
+
+    Raises:
+        ProgramRejected: the compiler crashed. Ordinary errors are left for compile_text() to report.
+    """
+    bpf_class = _bcc()
+    with _memory_file() as log:
+        child = os.fork()
+        if child == 0:
+            os.dup2(log, 2)
+            with contextlib.suppress(Exception), _in_bpf_dir():
+                bpf_class(text=text, cflags=_cflags(defines))
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            output = os.pread(log, _LOG_MAX, 0).decode(errors="replace")
+            last = next((line for line in reversed(output.splitlines()) if line.strip()), "no message")
+            raise ProgramRejected(
+                f"{name} does not compile: {last}",
+                hint="BPF has no such instruction on BCC's target (an atomic whose result is used, for example)",
+                log=output,
+            )
+
+
+def identity() -> str | None:
+    """What tells one build of BCC from another, without loading it: libbcc's build id. None where there is none."""
+    for folder in _library_folders():
+        try:
+            with open(os.path.join(folder, _LIBRARY), "rb") as file:
+                return _build_id(file.read(1 << 13)) or _size_and_time(file.fileno())
+        except OSError:
+            continue
+    return None
+
+
+def _library_folders() -> Iterator[str]:
+    """Where the dynamic loader looks, most specific first."""
+    yield from filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":"))
+    multiarch = getattr(sys.implementation, "_multiarch", "")
+    yield from ("/usr/local/lib", f"/lib/{multiarch}", f"/usr/lib/{multiarch}", "/lib64", "/usr/lib64")
+    yield from ("/lib", "/usr/lib")
+
+
+def _build_id(head: bytes) -> str | None:
+    """The GNU build id in the first bytes of a 64-bit ELF file: Elf64_Ehdr, Elf64_Phdr, Elf64_Nhdr of elf(5)."""
+    if head[:5] != b"\x7fELF\x02":
+        return None
+    (table,) = struct.unpack_from("=Q", head, 32)
+    size, count = struct.unpack_from("=HH", head, 54)
+    for at in range(table, min(table + size * count, len(head) - 56 + 1), size):
+        kind, _, offset, _, _, length = struct.unpack_from("=IIQQQQ", head, at)
+        if kind == _PT_NOTE:
+            found = _note(head[offset : offset + length])
+            if found:
+                return found.hex()
+    return None
+
+
+def _note(notes: bytes) -> bytes | None:
+    at = 0
+    while at + 12 <= len(notes):
+        name_size, size, kind = struct.unpack_from("=III", notes, at)
+        name_at = at + 12
+        at = name_at + (name_size + 3) // 4 * 4
+        if kind == _NT_GNU_BUILD_ID and notes[name_at : name_at + 4] == b"GNU\0":
+            return notes[at : at + size]
+        at += (size + 3) // 4 * 4
+    return None
+
+
+def _size_and_time(fd: int) -> str:
+    status = os.fstat(fd)
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def _cflags(defines: Mapping[str, int]) -> list[str]:
+    return [f"-I{bpf_dir()}", *(f"-D{name}={value}" for name, value in defines.items())]
+
+
+def _bcc() -> Any:
+    # BCC looks for <BCC_KERNEL_SOURCE>/include first; ours holds stubs (bpf/include).
+    os.environ["BCC_KERNEL_SOURCE"] = str(bpf_dir())
+    try:
+        from bcc import BPF
+    except (ImportError, OSError) as error:
+        raise Unsupported(
+            "BCC's Python module is not installed",
+            hint="install python3-bpfcc (Debian, Ubuntu), python3-bcc (Fedora) or python-bcc (Arch), and run the tool "
+            "by the distribution's python3; a venv needs --system-site-packages",
+        ) from error
+    return BPF
+
+
+@contextlib.contextmanager
+def _in_bpf_dir() -> Iterator[None]:
+    """Work in our own folder: clang also looks for headers in the current one, a stranger's perhaps, or deleted."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # no permission to search it: there is nothing to go back to
+            before = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, before)
+            stack.callback(os.fchdir, before)
+        os.chdir(bpf_dir())
+        yield
+
+
+@contextlib.contextmanager
+def captured_stderr() -> Iterator[Callable[[], str]]:
+    """Redirect fd 2 to a file, because BCC, clang and libbpf write there; yields a reader of it."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with _memory_file() as file:
+        os.dup2(file, 2)
+        try:
+            yield lambda: os.pread(file, _LOG_MAX, 0).decode(errors="replace")
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+@contextlib.contextmanager
+def _memory_file() -> Iterator[int]:
+    fd = os.memfd_create("log")
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _compile_error(name: str, log: str) -> ToolError:
+    first = next((line for line in log.splitlines() if "error:" in line), "no message of the compiler")
+    return ProgramRejected(
+        f"{name} does not compile: {first}",
+        hint="--verbose shows the compiler's whole output",
+        log=log,
+    )
