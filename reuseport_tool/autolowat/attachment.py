@@ -38,7 +38,7 @@ _ROLES = {Role.RECEIVER: 1, Role.SENDER: 2, Role.BOTH: 3}  # enum role of bpf/au
 _PORTS_MAX = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What an attachment is made of; kept with it as JSON."""
 
@@ -69,7 +69,7 @@ def attach(
     framing.parse(spec)
     if len(ports) > _PORTS_MAX:
         raise UsageError(f"{len(ports)} ports are too many", hint=f"there is room for {_PORTS_MAX}")
-    plan = Plan(choose_engine(engine), spec, tuple(sorted(set(ports))), role)
+    plan = Plan(engine=choose_engine(engine), framing=spec, ports=tuple(sorted(set(ports))), role=role)
     with ExitStack() as stack:
         fd = cgroup.open_folder(folder)
         stack.callback(os.close, fd)
@@ -80,7 +80,9 @@ def attach(
         result = "unchanged" if _resume(pins, plan, group) else "attached"
         if result == "attached":
             _attach_new(pins, plan, fd, group)
-        return AutolowatAttachment(str(folder), plan.engine, spec, plan.ports, role, result)
+        return AutolowatAttachment(
+            cgroup=str(folder), engine=plan.engine, framing=spec, ports=plan.ports, role=role, result=result
+        )
 
 
 def _base(root: Path) -> Path:
@@ -120,7 +122,7 @@ def _resume(pins: Path, plan: Plan, group: int) -> bool:
 
 def _plan(maps: kernel.Maps) -> Plan:
     kept = json.loads(maps.text())
-    return Plan(kept["engine"], kept["framing"], tuple(kept["ports"]), kept["role"])
+    return Plan(engine=kept["engine"], framing=kept["framing"], ports=tuple(kept["ports"]), role=kept["role"])
 
 
 def _attach_new(pins: Path, plan: Plan, cgroup_fd: int, group: int) -> None:
@@ -200,7 +202,7 @@ def detach(folder: Path, root: Path | None) -> AutolowatDetached:
                 hint="the programs stay attached until these connections end: they give up with the next segment",
             )
         _clean(pins)
-        return AutolowatDetached(str(folder), len(found))
+        return AutolowatDetached(cgroup=str(folder), sockets=len(found))
 
 
 def _identity(folder: Path) -> int:
@@ -221,12 +223,12 @@ def status(root: Path | None) -> AutolowatStatus:
     except NotFound:
         if root is not None:
             raise
-        return AutolowatStatus(())
+        return AutolowatStatus(attachments=())
     found = []
     for group in _attached(base):
         with suppress(FileNotFoundError):  # detached meanwhile
             found.append(_describe(base / str(group), group))
-    return AutolowatStatus(tuple(found))
+    return AutolowatStatus(attachments=tuple(found))
 
 
 def _describe(pins: Path, group: int) -> Autolowat:
@@ -236,11 +238,11 @@ def _describe(pins: Path, group: int) -> Autolowat:
         # While it is not working a walk would change sockets.
         found = _walk_everywhere(maps, Engine(plan.engine), group) if maps.is_working() else []
         return Autolowat(
-            str(cgroup.by_id(group) or group),
-            plan.engine,
-            plan.framing,
-            plan.ports,
-            plan.role,
+            cgroup=str(cgroup.by_id(group) or group),
+            engine=plan.engine,
+            framing=plan.framing,
+            ports=plan.ports,
+            role=plan.role,
             working=maps.is_working(),
             sockets=len(found),
             following=_following(found),

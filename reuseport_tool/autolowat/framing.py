@@ -29,7 +29,7 @@ class Includes(enum.StrEnum):
     FRAME = "frame"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Framing:
     """A frame is its header, with a number of `width` bytes at `offset`, and what that number says.
 
@@ -64,8 +64,12 @@ class Framing:
 
 
 _MIB = 1 << 20
-_RPC = Framing("rpc", Kind.RPC, 0, 4, False, Includes.PAYLOAD, 8, 16 * _MIB)
-_LENGTH = Framing("length", Kind.LENGTH, 0, 4, True, Includes.PAYLOAD, 4, 64 * _MIB)
+_RPC = Framing(
+    spec="rpc", kind=Kind.RPC, offset=0, width=4, big=False, includes=Includes.PAYLOAD, header=8, max=16 * _MIB
+)
+_LENGTH = Framing(
+    spec="length", kind=Kind.LENGTH, offset=0, width=4, big=True, includes=Includes.PAYLOAD, header=4, max=64 * _MIB
+)
 PRESETS = {
     # TConfiguration's maxFrameSize, rounded up
     "thrift": replace(_LENGTH, spec="thrift", max=16 * _MIB),
@@ -73,9 +77,21 @@ PRESETS = {
     "kafka": replace(_LENGTH, spec="kafka", max=100 * _MIB),
     "dns": replace(_LENGTH, spec="dns", width=2, header=2, max=2 + 0xFFFF),
     # One byte of type, then a length that counts itself. A server answers an SSLRequest with a bare byte.
-    "postgres": Framing("postgres", Kind.POSTGRES, 1, 4, True, Includes.LENGTH, 5, 1024 * _MIB, accepted_only=True),
+    "postgres": Framing(
+        spec="postgres",
+        kind=Kind.POSTGRES,
+        offset=1,
+        width=4,
+        big=True,
+        includes=Includes.LENGTH,
+        header=5,
+        max=1024 * _MIB,
+        accepted_only=True,
+    ),
     # Larger than what gRPC asks for, smaller than a TLS record looks like.
-    "http2": Framing("http2", Kind.HTTP2, 0, 3, True, Includes.PAYLOAD, 9, _MIB),
+    "http2": Framing(
+        spec="http2", kind=Kind.HTTP2, offset=0, width=3, big=True, includes=Includes.PAYLOAD, header=9, max=_MIB
+    ),
 }
 
 
@@ -128,7 +144,16 @@ def _length(spec: str, values: dict[str, str]) -> Framing:
         )
     most = _number(spec, values, "max", _LENGTH.max, header, _INT_MAX)
     _no_more(spec, values)
-    return Framing(spec, Kind.LENGTH, offset, width, big, Includes(includes), header, most)
+    return Framing(
+        spec=spec,
+        kind=Kind.LENGTH,
+        offset=offset,
+        width=width,
+        big=big,
+        includes=Includes(includes),
+        header=header,
+        max=most,
+    )
 
 
 def _order(spec: str, values: dict[str, str], default: str) -> bool:

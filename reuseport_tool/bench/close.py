@@ -33,7 +33,7 @@ from reuseport_tool.errors import ToolError
 from reuseport_tool.group.scratch import Scratch
 from reuseport_tool.kernel import bpf, diag, loopback, program, sockets, sysctl
 from reuseport_tool.kernel.program import AttachType, ProgramType
-from reuseport_tool.models import CloseSize, Policy, Protocol, Ratio, Spread
+from reuseport_tool.models import CloseSize, Policy, Protocol, Spread
 
 QUEUED = (1, 16, 256, 1024, 4096)
 PROGRAM, MINIMAL, SYSCTL = "program", "minimal", "sysctl"
@@ -179,26 +179,26 @@ def _answer_all(listener: socket.socket, size: int) -> None:
 
 def _summary(queued: int, program: _Samples, minimal: _Samples, sysctl: _Samples) -> CloseSize:
     return CloseSize(
-        queued,
-        spread(program.wall_us, 2),
-        spread(minimal.wall_us, 2),
-        spread(sysctl.wall_us, 2),
-        round(statistics.median(program.wall_us) / queued, 3),
-        round(statistics.median(sysctl.wall_us) / queued, 3),
-        _ratio(program.wall_us, sysctl.wall_us),
-        _ratio(program.cpu_us, sysctl.cpu_us),
-        _ratio(minimal.wall_us, sysctl.wall_us),
+        queued=queued,
+        program_us=spread(program.wall_us, 2),
+        minimal_us=spread(minimal.wall_us, 2),
+        sysctl_us=spread(sysctl.wall_us, 2),
+        program_us_per_connection=round(statistics.median(program.wall_us) / queued, 3),
+        sysctl_us_per_connection=round(statistics.median(sysctl.wall_us) / queued, 3),
+        relative=_ratio(program.wall_us, sysctl.wall_us),
+        cpu_relative=_ratio(program.cpu_us, sysctl.cpu_us),
+        minimal_relative=_ratio(minimal.wall_us, sysctl.wall_us),
     )
 
 
 def spread(values: Sequence[float], digits: int) -> Spread:
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Spread(round(median, digits), round(low, digits), round(high, digits))
+    return Spread(median=round(median, digits), low=round(low, digits), high=round(high, digits))
 
 
-def _ratio(ours: list[float], theirs: list[float]) -> Ratio:
+def _ratio(ours: list[float], theirs: list[float]) -> Spread:
     found = spread([mine / other for mine, other in zip(ours, theirs, strict=True)], 3)
-    return Ratio(found.median, found.low, found.high)
+    return Spread(median=found.median, low=found.low, high=found.high)
 
 
 class _Connections:

@@ -31,7 +31,7 @@ TIMEOUT_S = 15.0
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Ledger:
     """Every connection is counted once. `longest_wait_s` is from connect(2) to the first byte of an answer.
 
@@ -118,7 +118,7 @@ class Load:
         return Ledger(**json.loads(out.splitlines()[-1]))
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Connection:
     socket: socket.socket
     begun: float
@@ -179,7 +179,7 @@ class _Loop:
     def _begin(self, slow: bool) -> None:
         made = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-        connection = _Connection(made, time.monotonic(), slow)
+        connection = _Connection(socket=made, begun=time.monotonic(), slow=slow)
         self._open[made.fileno()] = connection
         with contextlib.suppress(BlockingIOError):
             made.connect(self._address)

@@ -37,7 +37,7 @@ PLAIN, ACCEPT_DRAIN, SYSCTL, BPF_DRAIN, MIGRATE = "plain", "accept-drain", "sysc
 HAPROXY_SF, HAPROXY_X = "haproxy -sf", "haproxy -x"
 
 _ADDRESS, _PORT, _BACKEND_PORT = "127.0.0.1", 8080, 8081
-_ENDPOINT = Endpoint(Protocol.TCP, _ADDRESS, _PORT)
+_ENDPOINT = Endpoint(protocol=Protocol.TCP, address=_ADDRESS, port=_PORT)
 _LISTENERS = 4
 _SERVICE_US = 500
 _ROUND_TRIP_S = 0.05
@@ -45,7 +45,7 @@ _DEADLINE_S = 30.0
 _ENDS_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Samples:
     """One element a round; the ledger is of all rounds."""
 
@@ -120,10 +120,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _listeners(port: int) -> set[int]:
-    return {entry.cookie for entry in discover.sockets_in(Endpoint(Protocol.TCP, _ADDRESS, port))}
+    return {entry.cookie for entry in discover.sockets_in(Endpoint(protocol=Protocol.TCP, address=_ADDRESS, port=port))}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Arm:
     """`start` gives the old process; `reload` starts the new one and tells the old one to stop."""
 
@@ -166,13 +166,13 @@ def _haproxy_passing(stage: _Stage, old: subprocess.Popen[bytes]) -> None:
 
 
 _ARMS = (
-    _Arm(PLAIN, _Stage.server, _plain),
-    _Arm(ACCEPT_DRAIN, lambda stage: stage.server("--accept-first"), _plain),
-    _Arm(HAPROXY_SF, _haproxy_behind, _haproxy_plain),
-    _Arm(HAPROXY_X, _haproxy_behind, _haproxy_passing),
-    _Arm(SYSCTL, _Stage.server, _plain, migrate_req="1"),
-    _Arm(BPF_DRAIN, _Stage.server, _by_the_tool("drain")),
-    _Arm(MIGRATE, _Stage.server, _by_the_tool("migrate")),
+    _Arm(name=PLAIN, start=_Stage.server, reload=_plain),
+    _Arm(name=ACCEPT_DRAIN, start=lambda stage: stage.server("--accept-first"), reload=_plain),
+    _Arm(name=HAPROXY_SF, start=_haproxy_behind, reload=_haproxy_plain),
+    _Arm(name=HAPROXY_X, start=_haproxy_behind, reload=_haproxy_passing),
+    _Arm(name=SYSCTL, start=_Stage.server, reload=_plain, migrate_req="1"),
+    _Arm(name=BPF_DRAIN, start=_Stage.server, reload=_by_the_tool("drain")),
+    _Arm(name=MIGRATE, start=_Stage.server, reload=_by_the_tool("migrate")),
 )
 ARMS = tuple(arm.name for arm in _ARMS)
 
@@ -210,7 +210,15 @@ def bench(
         closes = bench_close.measure(queued, close_rounds, on_round)
     arms = tuple(_summary(arm, samples.get(arm.name)) for arm in _ARMS)
     duration_s = round(time.perf_counter() - start, 2)
-    return BenchReload(os.uname().release, rounds, clients, arms, close_rounds, closes, duration_s)
+    return BenchReload(
+        kernel=os.uname().release,
+        rounds=rounds,
+        clients=clients,
+        arms=arms,
+        close_rounds=close_rounds,
+        closes=closes,
+        duration_s=duration_s,
+    )
 
 
 def _absent(arm: _Arm) -> str:
@@ -263,18 +271,18 @@ def _await_queue(length: int) -> None:
 
 def _summary(arm: _Arm, samples: _Samples | None) -> ReloadArm:
     if samples is None:
-        return ReloadArm(arm.name, detail=_absent(arm))
+        return ReloadArm(name=arm.name, detail=_absent(arm))
     ledger = samples.ledger
     return ReloadArm(
-        arm.name,
-        ledger.connections,
-        ledger.answered,
-        ledger.refused,
-        ledger.reset,
-        ledger.unanswered,
-        ledger.timed_out,
-        samples.migrated,
-        spread(samples.lost, 1),
-        spread(samples.longest_wait_ms, 1),
-        spread(samples.duration_s, 3),
+        name=arm.name,
+        connections=ledger.connections,
+        answered=ledger.answered,
+        refused=ledger.refused,
+        reset=ledger.reset,
+        unanswered=ledger.unanswered,
+        timed_out=ledger.timed_out,
+        migrated=samples.migrated,
+        lost=spread(samples.lost, 1),
+        longest_wait_ms=spread(samples.longest_wait_ms, 1),
+        duration_s=spread(samples.duration_s, 3),
     )

@@ -27,7 +27,7 @@ from reuseport_tool.check.framing_lab import Pair, rpc_frame
 from reuseport_tool.errors import ToolError
 from reuseport_tool.kernel import autolowat as kernel
 from reuseport_tool.kernel import cgroup, netns
-from reuseport_tool.models import BenchRpcFraming, Engine, FramingArm, FramingSize, Ratio, Role
+from reuseport_tool.models import BenchRpcFraming, Engine, FramingArm, FramingSize, Role, Spread
 
 # Bytes of a frame, segments that it is sent in, frames in a round
 SIZES = (
@@ -49,7 +49,7 @@ class _Task(NamedTuple):
     frames: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Sample:
     """One arm in one round. CPU time of both ends in seconds, latencies in nanoseconds."""
 
@@ -83,11 +83,16 @@ def bench(rounds: int, cpus: int, step: Callable[[int, int], None]) -> BenchRpcF
         samples = _rounds(rounds, pairs, client, step)
     sizes = tuple(
         FramingSize(
-            size, segments, frames, _summaries({arm: samples[_Task(arm, size, segments, frames)] for arm in pairs})
+            size=size,
+            segments=segments,
+            frames=frames,
+            arms=_summaries({arm: samples[_Task(arm, size, segments, frames)] for arm in pairs}),
         )
         for size, segments, frames in SIZES
     )
-    return BenchRpcFraming(os.uname().release, rounds, cpus, sizes, time.monotonic() - begin)
+    return BenchRpcFraming(
+        kernel=os.uname().release, rounds=rounds, cpus=cpus, sizes=sizes, duration_s=time.monotonic() - begin
+    )
 
 
 def _pairs(stack: ExitStack) -> dict[str, Pair]:
@@ -96,7 +101,7 @@ def _pairs(stack: ExitStack) -> dict[str, Pair]:
     folder = stack.enter_context(cgroup.throw_away())
     engines = [Engine.PAIRED] if kernel.missing_for_native() else [Engine.NATIVE, Engine.PAIRED]
     for engine in engines:
-        plan = Plan(engine, "rpc", (_PORTS[engine],), Role.BOTH)
+        plan = Plan(engine=engine, framing="rpc", ports=(_PORTS[engine],), role=Role.BOTH)
         stack.enter_context(framing_lab.programs_at(folder, plan))
     for engine in engines:
         pairs[engine] = stack.enter_context(framing_lab.pair(port=_PORTS[engine]))
@@ -129,7 +134,7 @@ def _measure(task: _Task, pair: Pair, client: Connection) -> _Sample:
     if not client.poll(_TIMEOUT_S):
         raise ToolError("the client of the bench does not answer")
     theirs, latencies = client.recv()
-    return _Sample(wakeups, syscalls, cpu_s + theirs, wall_s, latencies)
+    return _Sample(wakeups=wakeups, syscalls=syscalls, cpu_s=cpu_s + theirs, wall_s=wall_s, latencies_ns=latencies)
 
 
 def _cpu_s() -> float:
@@ -212,18 +217,18 @@ def _summary(name: str, taken: list[_Sample], base: list[_Sample]) -> FramingArm
     frames = sum(len(sample.latencies_ns) for sample in taken)
     latencies = statistics.quantiles((ns for sample in taken for ns in sample.latencies_ns), n=100)
     return FramingArm(
-        name,
-        sum(sample.wakeups for sample in taken) / frames,
-        sum(sample.syscalls for sample in taken) / frames,
-        statistics.median(sample.cpu_s / len(sample.latencies_ns) for sample in taken) * 1e6,
-        _ratio([sample.cpu_s / other.cpu_s for sample, other in zip(taken, base, strict=True)]),
-        statistics.median(len(sample.latencies_ns) / sample.wall_s for sample in taken),
-        _ratio([other.wall_s / sample.wall_s for sample, other in zip(taken, base, strict=True)]),
-        latencies[49] / 1000,
-        latencies[98] / 1000,
+        name=name,
+        wakeups_per_frame=sum(sample.wakeups for sample in taken) / frames,
+        syscalls_per_frame=sum(sample.syscalls for sample in taken) / frames,
+        cpu_us_per_frame=statistics.median(sample.cpu_s / len(sample.latencies_ns) for sample in taken) * 1e6,
+        cpu_relative=_ratio([sample.cpu_s / other.cpu_s for sample, other in zip(taken, base, strict=True)]),
+        frames_per_s=statistics.median(len(sample.latencies_ns) / sample.wall_s for sample in taken),
+        speed_relative=_ratio([other.wall_s / sample.wall_s for sample, other in zip(taken, base, strict=True)]),
+        p50_us=latencies[49] / 1000,
+        p99_us=latencies[98] / 1000,
     )
 
 
-def _ratio(values: list[float]) -> Ratio:
+def _ratio(values: list[float]) -> Spread:
     low, median, high = statistics.quantiles(values, n=4)
-    return Ratio(median, low, high)
+    return Spread(median=median, low=low, high=high)

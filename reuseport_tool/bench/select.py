@@ -26,7 +26,7 @@ from reuseport_tool.group.scratch import Scratch
 from reuseport_tool.kernel import bpf, loopback, netns, program, sockets
 from reuseport_tool.kernel import rlimit as room
 from reuseport_tool.kernel.program import AttachType, ProgramType
-from reuseport_tool.models import BenchSelect, Policy, Ratio, SelectArm
+from reuseport_tool.models import BenchSelect, Policy, SelectArm, Spread
 
 LISTENERS = (1, 16, 256)
 STATISTICS_ROUNDS = 10
@@ -49,7 +49,7 @@ class _Pace:
     cpu_ns: float
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Samples:
     """What one arm was measured as, one element a round."""
 
@@ -59,7 +59,7 @@ class _Samples:
     connections: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Bench:
     """Listeners of one group, the programs that take turns there, and what was measured."""
 
@@ -110,7 +110,14 @@ def select(rounds: int, connections: int, on_round: Callable[[], None] = lambda:
             on_round()
         arms = tuple(_summary(bench, arm) for bench in benches for arm in bench.programs)
     duration_s = round(time.perf_counter() - start, 2)
-    return BenchSelect(os.uname().release, rounds, connections, STATISTICS_ROUNDS, arms, duration_s)
+    return BenchSelect(
+        kernel=os.uname().release,
+        rounds=rounds,
+        connections_per_round=connections,
+        statistics_rounds=STATISTICS_ROUNDS,
+        arms=arms,
+        duration_s=duration_s,
+    )
 
 
 def _bench(stack: ExitStack, number: int) -> _Bench:
@@ -125,7 +132,9 @@ def _bench(stack: ExitStack, number: int) -> _Bench:
         SELECT: stack.enter_context(_load(SELECT, {"LISTENERS": number}, {"SOCKARRAY_FD": array.fd})),
         OURS: ours.program,
     }
-    return _Bench(port, listeners, programs, ours, {arm: _Samples() for arm in programs})
+    return _Bench(
+        port=port, listeners=listeners, programs=programs, ours=ours, samples={arm: _Samples() for arm in programs}
+    )
 
 
 def _statistics() -> bpf.Handle:
@@ -232,17 +241,17 @@ def _summary(bench: _Bench, arm: str) -> SelectArm:
     minimal = bench.samples[SELECT].ns_per_run
     per_run = zip(samples.ns_per_run, minimal, strict=True) if has_program else ()
     return SelectArm(
-        arm,
-        len(bench.listeners),
-        round(1e9 / statistics.median(pace.wall_ns for pace in samples.paces), 1),
-        _ratio([before.wall_ns / pace.wall_ns for before, pace in pairs]),
-        _ratio([before.cpu_ns / pace.cpu_ns for before, pace in pairs]),
-        round(statistics.median(samples.ns_per_run), 1) if has_program else None,
-        round(statistics.median(ours / other for ours, other in per_run), 3) if has_program else None,
-        round(samples.runs / samples.connections, 3) if has_program else None,
+        program=arm,
+        listeners=len(bench.listeners),
+        connections_per_s=round(1e9 / statistics.median(pace.wall_ns for pace in samples.paces), 1),
+        relative=_ratio([before.wall_ns / pace.wall_ns for before, pace in pairs]),
+        cpu_relative=_ratio([before.cpu_ns / pace.cpu_ns for before, pace in pairs]),
+        ns_per_run=round(statistics.median(samples.ns_per_run), 1) if has_program else None,
+        ns_relative=round(statistics.median(ours / other for ours, other in per_run), 3) if has_program else None,
+        runs_per_connection=round(samples.runs / samples.connections, 3) if has_program else None,
     )
 
 
-def _ratio(ratios: list[float]) -> Ratio:
+def _ratio(ratios: list[float]) -> Spread:
     low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return Ratio(round(median, 4), round(low, 4), round(high, 4))
+    return Spread(median=round(median, 4), low=round(low, 4), high=round(high, 4))

@@ -24,7 +24,7 @@ from contextlib import ExitStack
 
 from reuseport_tool.errors import ToolError, Unsupported
 from reuseport_tool.kernel import netns, sysctl
-from reuseport_tool.models import BenchSockets, Protocol, Ratio, SocketsArm, SocketsSize
+from reuseport_tool.models import BenchSockets, Protocol, SocketsArm, SocketsSize, Spread
 from reuseport_tool.sockets import select as sockets
 from reuseport_tool.sockets.select import Filter, Walker
 
@@ -61,7 +61,9 @@ def bench(
     version = _ss_version()
     measured = [size for protocol in protocols for size in _measure(protocol, sizes, rounds, on_round)]
     duration_s = round(time.perf_counter() - start, 2)
-    return BenchSockets(os.uname().release, version, rounds, tuple(measured), duration_s)
+    return BenchSockets(
+        kernel=os.uname().release, ss=version, rounds=rounds, sizes=tuple(measured), duration_s=duration_s
+    )
 
 
 def _ss_version() -> str:
@@ -100,7 +102,7 @@ def _size(protocol: Protocol, rounds: int, on_round: Callable[[], None]) -> Sock
                 times[name].append(_timed(arms[name]))
             on_round()
         number = len(walker.read()[protocol])
-    return SocketsSize(str(protocol), number, tuple(_arm(name, times) for name in arms))
+    return SocketsSize(protocol=str(protocol), sockets=number, arms=tuple(_arm(name, times) for name in arms))
 
 
 def _arms(protocol: Protocol, walker: Walker) -> dict[str, Callable[[], object]]:
@@ -138,9 +140,9 @@ def _arm(name: str, times: dict[str, list[float]]) -> SocketsArm:
     ratios = [ours / theirs for ours, theirs in zip(times[name], times[SS], strict=True)]
     low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return SocketsArm(
-        name,
-        round(statistics.median(times[name]) * 1000, 2),
-        Ratio(round(median, 3), round(low, 3), round(high, 3)),
+        name=name,
+        milliseconds=round(statistics.median(times[name]) * 1000, 2),
+        relative=Spread(median=round(median, 3), low=round(low, 3), high=round(high, 3)),
     )
 
 

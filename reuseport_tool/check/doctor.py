@@ -40,15 +40,19 @@ def doctor(bpffs_folder: Path | None) -> Doctor:
     Args:
         bpffs_folder: where pins are to be kept, None for the usual places.
     """
-    ours = Probe(_OUR_PROGRAM, "5.14", ("CAP_SYS_ADMIN", "CAP_BPF", "CAP_NET_ADMIN"), _our_program)
+    ours = Probe(
+        name=_OUR_PROGRAM, minimum_kernel="5.14", needs=("CAP_SYS_ADMIN", "CAP_BPF", "CAP_NET_ADMIN"), run=_our_program
+    )
     found = (*features.probe_all(bpffs_folder), ours.answer())
     missing = tuple(feature.name for feature in found if feature.name in _NEEDED and not feature.available)
-    return Doctor(os.uname().release, not missing, missing, found, _capabilities())
+    return Doctor(
+        kernel=os.uname().release, ok=not missing, missing=missing, features=found, capabilities=_capabilities()
+    )
 
 
 def _capabilities() -> tuple[Capability, ...]:
     held = capabilities.effective()
-    return tuple(Capability(name, name in held, used_for) for name, used_for in _USED_FOR.items())
+    return tuple(Capability(name=name, held=name in held, used_for=used_for) for name, used_for in _USED_FOR.items())
 
 
 def _our_program() -> str:

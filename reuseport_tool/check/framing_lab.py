@@ -61,7 +61,7 @@ class Arrived:
     segments: int
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Pair:
     """A connection. `server` is the end that is watched; `client` sends each piece as a segment of its own."""
 
@@ -117,7 +117,7 @@ def pair(family: socket.AddressFamily = socket.AF_INET, port: int = 0) -> Iterat
         level, edge = (stack.enter_context(select.epoll()) for _ in range(2))
         level.register(server, select.EPOLLIN)
         edge.register(server, select.EPOLLIN | select.EPOLLET)
-        yield Pair(client, server, level, edge)
+        yield Pair(client=client, server=server, level=level, edge=edge)
 
 
 def rpc_frame(header: int, payload: int) -> bytes:

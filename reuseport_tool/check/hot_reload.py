@@ -65,12 +65,12 @@ def check(
         cases = _run_all(opened, cells, connections, progress)
         moved = redistribution.redistribute(opened, [way for way in chosen if way in MIGRATING])
     return CheckHotReload(
-        os.uname().release,
-        all(case.ok for case in cases) and moved.ok,
-        tuple(cases),
-        moved,
-        round(time.perf_counter() - start, 3),
-        (_TIMER_NOTE, _DRAIN_NOTE) if Way.BPF_DRAIN in chosen else (_TIMER_NOTE,),
+        kernel=os.uname().release,
+        ok=all(case.ok for case in cases) and moved.ok,
+        cases=tuple(cases),
+        redistribution=moved,
+        duration_s=round(time.perf_counter() - start, 3),
+        notes=(_TIMER_NOTE, _DRAIN_NOTE) if Way.BPF_DRAIN in chosen else (_TIMER_NOTE,),
     )
 
 
@@ -118,7 +118,16 @@ def run_cell(opened: Lab, cell: Cell, connections: int) -> Case:
 def _failed(cell: Cell, connections: int, error: ToolError) -> Case:
     expected = "survive" if cell.lives else "lose"
     return Case(
-        cell.state, cell.family, cell.way, connections, 0, expected, None, 0.0, False, f"could not run: {error.message}"
+        state=cell.state,
+        family=cell.family,
+        strategy=cell.way,
+        connections=connections,
+        survived=0,
+        expected=expected,
+        woken=None,
+        duration_s=0.0,
+        ok=False,
+        detail=f"could not run: {error.message}",
     )
 
 
@@ -141,16 +150,16 @@ def _verdict(trial: Trial, woken: bool | None, duration_s: float, kernel: mib.Tc
         *_wrong_counts(cell, survived, kernel, program),
     ]
     return Case(
-        cell.state,
-        cell.family,
-        cell.way,
-        connections,
-        survived,
-        "survive" if cell.lives else "lose",
-        woken,
-        round(duration_s, 4),
-        not wrong,
-        "; ".join(wrong),
+        state=cell.state,
+        family=cell.family,
+        strategy=cell.way,
+        connections=connections,
+        survived=survived,
+        expected="survive" if cell.lives else "lose",
+        woken=woken,
+        duration_s=round(duration_s, 4),
+        ok=not wrong,
+        detail="; ".join(wrong),
     )
 
 

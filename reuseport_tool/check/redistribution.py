@@ -42,7 +42,7 @@ def redistribute(opened: Lab, ways: Iterable[Way]) -> Redistribution:
         wrong += [f"{way}: the request of {move.queued_on} went astray" for move in played if not _right(move)]
         if counted != hops:
             wrong.append(f"{way}: the queues say {hops} migrations, the kernel {counted}")
-    return Redistribution(tuple(moves), not wrong, "; ".join(wrong))
+    return Redistribution(moves=tuple(moves), ok=not wrong, detail="; ".join(wrong))
 
 
 def _right(move: Move) -> bool:
@@ -123,7 +123,12 @@ class _Scene:
         return moves, counted, sum(len(path) for path in paths.values())
 
     def _move(self, name: str, path: list[str]) -> Move:
-        return Move(self._way, name, tuple(path[:-1]), self._clients[name].answer.decode() or "-")
+        return Move(
+            strategy=self._way,
+            queued_on=name,
+            via=tuple(path[:-1]),
+            answered_by=self._clients[name].answer.decode() or "-",
+        )
 
 
 def _grown(before: dict[str, int], after: dict[str, int]) -> list[str]:

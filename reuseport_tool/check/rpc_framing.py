@@ -29,7 +29,7 @@ class Seen:
     lowat: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """Send a piece as one segment, or read up to so many bytes."""
 
@@ -40,7 +40,7 @@ class Step:
 
 
 def _send(piece: bytes, native: tuple[bool, int], paired: tuple[bool, int]) -> Step:
-    return Step(Seen(*native), Seen(*paired), piece=piece)
+    return Step(native=Seen(*native), paired=Seen(*paired), piece=piece)
 
 
 def _whole(piece: bytes) -> Step:
@@ -55,7 +55,7 @@ def _quiet(piece: bytes, lowat: int) -> Step:
 
 def _take(size: int, native: tuple[bool, int], paired_ready: bool | None = None) -> Step:
     """The paired engine has no callback after recvmsg(): its mark is right again with the next segment."""
-    return Step(Seen(*native), Seen(paired_ready, None), take=size)
+    return Step(native=Seen(*native), paired=Seen(paired_ready, None), take=size)
 
 
 _DRAINED = _take(1 << 16, (False, 8), False)
@@ -122,7 +122,7 @@ _CASES: dict[str, tuple[int, list[Step]]] = {
         150,
         [
             _send(rpc_frame(0, 0) * 150, (True, 1), (True, 1)),
-            Step(Seen(False, 1), Seen(False, None), take=1 << 16),
+            Step(native=Seen(False, 1), paired=Seen(False, None), take=1 << 16),
             _send(_FRAME[:1], (True, 1), (False, 8)),
         ],
     ),
@@ -130,7 +130,7 @@ _CASES: dict[str, tuple[int, list[Step]]] = {
         0,
         [
             _send(b"\xff\xff\xff\x7f\xff\xff\xff\x7f", (True, 1), (True, 1)),
-            Step(Seen(False, 1), Seen(False, 1), take=1 << 16),
+            Step(native=Seen(False, 1), paired=Seen(False, 1), take=1 << 16),
             _send(b"x", (True, 1), (True, 1)),
         ],
     ),
@@ -138,7 +138,7 @@ _CASES: dict[str, tuple[int, list[Step]]] = {
         0,
         [
             _send(b"GET / HTTP/1.1\r\n", (True, 1), (True, 1)),
-            Step(Seen(False, 1), Seen(False, 1), take=1 << 16),
+            Step(native=Seen(False, 1), paired=Seen(False, 1), take=1 << 16),
             _send(b"Host: x\r\n", (True, 1), (True, 1)),
         ],
     ),
@@ -262,7 +262,15 @@ def _case(engine: Engine, name: str, family: str) -> FramingCase:
             act(run, pair)
     except (_Failed, ToolError, OSError) as error:
         detail = str(error)
-    return FramingCase(name, family, frames, run.wakeups, run.stalls, not detail and not run.stalls, detail)
+    return FramingCase(
+        name=name,
+        family=family,
+        frames=frames,
+        wakeups=run.wakeups,
+        stalls=run.stalls,
+        ok=not detail and not run.stalls,
+        detail=detail,
+    )
 
 
 def check(engine: Engine | None, step: Callable[[int, int], None]) -> CheckRpcFraming:
@@ -276,7 +284,7 @@ def check(engine: Engine | None, step: Callable[[int, int], None]) -> CheckRpcFr
         Unsupported: the kernel has not what the engine takes.
     """
     begin, chosen = time.monotonic(), choose_engine(engine)
-    plan = Plan(chosen, "rpc", (), Role.BOTH)
+    plan = Plan(engine=chosen, framing="rpc", ports=(), role=Role.BOTH)
     names = list(itertools.product([*_CASES, *_OTHERS], _FAMILIES))
     cases = []
     with framing_lab.attached(plan):
@@ -284,4 +292,6 @@ def check(engine: Engine | None, step: Callable[[int, int], None]) -> CheckRpcFr
             cases.append(_case(chosen, name, family))
             step(len(cases), len(names))
     ok = all(case.ok for case in cases)
-    return CheckRpcFraming(os.uname().release, chosen, ok, tuple(cases), time.monotonic() - begin)
+    return CheckRpcFraming(
+        kernel=os.uname().release, engine=chosen, ok=ok, cases=tuple(cases), duration_s=time.monotonic() - begin
+    )

@@ -121,6 +121,8 @@ def _failed(error: ToolError, as_json: bool, verbose: bool) -> int:
 
     if error.report is not None and as_json:
         show.result(error.report, as_json)
-    report = ErrorReport(error.exit_code, error.message, error.hint, error.log if verbose else None)
+    report = ErrorReport(
+        code=error.exit_code, message=error.message, hint=error.hint, log=error.log if verbose else None
+    )
     show.error(report, as_json)
     return error.exit_code

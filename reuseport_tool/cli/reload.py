@@ -156,7 +156,9 @@ def command(
         **options,  # type: ignore[arg-type]  # click's names and types are the plan's
     )
     with show.ReloadProgress(ctx.json) as shown:
-        report = reload.reload(endpoint, plan, ctx.bpffs, Progress(shown.begin, shown.end, shown.note, shown.warn))
+        report = reload.reload(
+            endpoint, plan, ctx.bpffs, Progress(begin=shown.begin, end=shown.end, note=shown.note, warn=shown.warn)
+        )
     return _show(ctx, report)
 
 
@@ -175,7 +177,7 @@ def _go_on(ctx: Context, endpoint: Endpoint, resume: bool, abort: bool, wait_s: 
             hint="give one of them, and besides only --wait",
         )
     with show.ReloadProgress(ctx.json) as shown:
-        progress = Progress(shown.begin, shown.end, shown.note, shown.warn)
+        progress = Progress(begin=shown.begin, end=shown.end, note=shown.note, warn=shown.warn)
         act = reload.resume if resume else reload.abort
         report = act(endpoint, ctx.bpffs, progress, wait_s)
     return _show(ctx, report)

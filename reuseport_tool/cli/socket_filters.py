@@ -65,12 +65,12 @@ def make_filter(
     older_than_s: float | None,
 ) -> Filter:
     return Filter(
-        endpoint,
-        pids,
-        generation,
-        states,
-        Protocol(protocol) if protocol else None,
-        cookies,
-        idle_s,
-        older_than_s,
+        endpoint=endpoint,
+        pids=pids,
+        generation=generation,
+        states=states,
+        protocol=Protocol(protocol) if protocol else None,
+        cookies=cookies,
+        idle_s=idle_s,
+        older_than_s=older_than_s,
     )

@@ -58,11 +58,11 @@ def follow(endpoint: Endpoint, policy: Policy | None, source: Path | None, root:
         follower = _Follower(endpoint, folder, chosen, listeners, tell, wakeups)
         follower.start()
         follower.prepare()
-        tell(FollowEvent(Happening.FOLLOWING, str(endpoint)))
+        tell(FollowEvent(event=Happening.FOLLOWING, endpoint=str(endpoint)))
         notify.notify("READY=1", follower.status())
         _serve(follower, events, wakeups)
         notify.notify("STOPPING=1")
-        tell(FollowEvent(Happening.STOPPED, str(endpoint)))
+        tell(FollowEvent(event=Happening.STOPPED, endpoint=str(endpoint)))
 
 
 def _serve(follower: _Follower, events: ListenEvents, wakeups: _Wakeups) -> None:
@@ -207,7 +207,7 @@ class _Follower:
         if events or lost:
             self._again = iter(_AGAIN_S)
         if lost:
-            self._tell(FollowEvent(Happening.EVENTS_LOST, str(self._endpoint)))
+            self._tell(FollowEvent(event=Happening.EVENTS_LOST, endpoint=str(self._endpoint)))
         self._hints |= {event.pid: event.time_ns for event in events if event.pid is not None}
         present = discover.sockets_of(self._endpoint)
         self._account(len(events), {entry.cookie for entries in present.values() for entry in entries})
@@ -216,7 +216,7 @@ class _Follower:
             try:
                 self._look_at(group, entries)
             except ToolError as error:
-                self._tell_once(FollowEvent(Happening.FAILED, str(group), detail=error.message))
+                self._tell_once(FollowEvent(event=Happening.FAILED, endpoint=str(group), detail=error.message))
         self._tell_manager()
 
     @property
@@ -229,7 +229,9 @@ class _Follower:
         wait_s = next(self._again, None) if self.unsettled else None
         if wait_s is None:
             if self._obstacle is not None:
-                self._tell_once(FollowEvent(Happening.FAILED, str(self._endpoint), detail=self._obstacle))
+                self._tell_once(
+                    FollowEvent(event=Happening.FAILED, endpoint=str(self._endpoint), detail=self._obstacle)
+                )
             self._owed, self._obstacle, self._hints = min(0, self._owed), None, {}
         return wait_s
 
@@ -284,7 +286,7 @@ class _Follower:
         if group in self._locked:
             return
         self._locked.add(group)
-        self._tell(FollowEvent(Happening.LOCKED, str(group), detail=conflict.message))
+        self._tell(FollowEvent(event=Happening.LOCKED, endpoint=str(group), detail=conflict.message))
 
         def wait() -> None:
             bpffs.await_lock(folder)
@@ -307,7 +309,9 @@ class _Follower:
                     self._attached.add(group)
                     return
         if interrupted:
-            self._tell_once(FollowEvent(Happening.FAILED, str(group), detail=f"a reload of {group} was interrupted"))
+            self._tell_once(
+                FollowEvent(event=Happening.FAILED, endpoint=str(group), detail=f"a reload of {group} was interrupted")
+            )
             return
         members = tuple(Member(entry, self._owners.of(entry.cookie)) for entry in entries)
         if not first and not all(member.holders for member in members):
@@ -331,7 +335,9 @@ class _Follower:
         with opened:
             self._attached.add(group)
             if result != "unchanged":
-                self._tell(FollowEvent(Happening.ATTACHED, str(group), opened.working, detail=result))
+                self._tell(
+                    FollowEvent(event=Happening.ATTACHED, endpoint=str(group), generation=opened.working, detail=result)
+                )
             slots = {cookie: slot for slot, cookie in opened.slots(opened.working)}
             for cookie in cookies:
                 self._tell_registered(group, opened.working, slots.get(cookie), cookie)
@@ -359,7 +365,9 @@ class _Follower:
         except NotFound as error:
             self._obstacle = error.message
         except ToolError as error:
-            self._tell_once(FollowEvent(Happening.FAILED, str(group), cookie=member.cookie, detail=error.message))
+            self._tell_once(
+                FollowEvent(event=Happening.FAILED, endpoint=str(group), cookie=member.cookie, detail=error.message)
+            )
         else:
             self._tell_registered(group, opened.working, slot, member.cookie)
 
@@ -381,7 +389,16 @@ class _Follower:
         delay_s = None if since is None else round((time.monotonic_ns() - since) / 1e9, 6)
         pid, command = self._owner(cookie)
         self._tell(
-            FollowEvent(Happening.REGISTERED, str(group), generation, slot, cookie, pid, command, delay_s=delay_s)
+            FollowEvent(
+                event=Happening.REGISTERED,
+                endpoint=str(group),
+                generation=generation,
+                slot=slot,
+                cookie=cookie,
+                pid=pid,
+                command=command,
+                delay_s=delay_s,
+            )
         )
 
     def _tell_left(self, group: Endpoint, entries: Collection[BoundSocket]) -> None:
@@ -389,7 +406,14 @@ class _Follower:
         for entry in entries:
             pid, command = self._owner(entry.cookie)
             self._tell_once(
-                FollowEvent(Happening.LEFT_ALONE, str(group), cookie=entry.cookie, pid=pid, command=command, detail=why)
+                FollowEvent(
+                    event=Happening.LEFT_ALONE,
+                    endpoint=str(group),
+                    cookie=entry.cookie,
+                    pid=pid,
+                    command=command,
+                    detail=why,
+                )
             )
 
     def _owner(self, cookie: int) -> tuple[int | None, str | None]:
@@ -400,7 +424,7 @@ class _Follower:
     def _tell_detached(self, group: Endpoint) -> None:
         if group not in self._detached:
             self._detached.add(group)
-            self._tell(FollowEvent(Happening.DETACHED, str(group), detail="'attach' takes it up again"))
+            self._tell(FollowEvent(event=Happening.DETACHED, endpoint=str(group), detail="'attach' takes it up again"))
 
     def _tell_once(self, event: FollowEvent) -> None:
         if event not in self._told:

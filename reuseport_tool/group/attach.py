@@ -51,7 +51,7 @@ def attach(
                 opened, result, registered = attach_group(group, chosen, group_folder, listeners=listeners)
                 with opened:
                     results.append(_report(group, opened, result, registered, time.perf_counter() - start))
-    return AttachReport(tuple(results))
+    return AttachReport(attached=tuple(results))
 
 
 def check_source(source: Path | None) -> None:
@@ -62,13 +62,13 @@ def check_source(source: Path | None) -> None:
 
 def _report(group: Found, opened: State, result: str, registered: list[int], duration_s: float) -> Attached:
     return Attached(
-        str(group.endpoint),
-        result,
-        opened.policy(),
-        opened.working,
-        tuple(registered),
-        str(opened.folder / "state"),
-        round(duration_s, 4),
+        endpoint=str(group.endpoint),
+        result=result,
+        program=opened.policy(),
+        generation=opened.working,
+        registered=tuple(registered),
+        pins=str(opened.folder / "state"),
+        duration_s=round(duration_s, 4),
     )
 
 

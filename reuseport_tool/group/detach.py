@@ -37,8 +37,8 @@ def detach(endpoint: Endpoint, root: Path | None, wait_s: float = 0.0) -> Detach
         for group in pinned:
             with state.locked(folder, group, wait_s) as group_folder:
                 result = _detach_group(group, group_folder, load)
-                results.append(Detached(str(group), result, str(group_folder / "state")))
-    return DetachReport(tuple(results))
+                results.append(Detached(endpoint=str(group), result=result, pins=str(group_folder / "state")))
+    return DetachReport(detached=tuple(results))
 
 
 def _detach_group(group: Endpoint, folder: Path, load: Callable[[], iterator.TcpListeners | None]) -> str:

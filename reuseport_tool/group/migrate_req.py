@@ -17,4 +17,4 @@ def migrate_req(enable: bool | None) -> MigrateReq:
     if enable is not None and enable != before:
         sysctl.write(sysctl.TCP_MIGRATE_REQ, str(int(enable)))
     now = before if enable is None else enable
-    return MigrateReq(f"net:[{netns.identity()}]", now, now != before)
+    return MigrateReq(netns=f"net:[{netns.identity()}]", enabled=now, changed=now != before)

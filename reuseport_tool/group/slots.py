@@ -21,7 +21,7 @@ def list_maps(endpoint: Endpoint | None, root: Path | None) -> Maps:
         NotFound: an endpoint was given and nothing of ours is attached there.
     """
     folder = bpffs.find(root)
-    wanted = [endpoint] if endpoint else [Endpoint(protocol, None, 0) for protocol in Protocol]
+    wanted = [endpoint] if endpoint else [Endpoint(protocol=protocol, address=None, port=0) for protocol in Protocol]
     groups = [group for one in wanted for group in state.pinned(folder, one)]
     if endpoint is not None and not groups:
         raise _not_attached(endpoint)
@@ -29,14 +29,19 @@ def list_maps(endpoint: Endpoint | None, root: Path | None) -> Maps:
     for group in groups:
         with State.open(state.group_folder(folder, group)) as opened:
             found += [_describe(group, opened, number) for number in opened.generations()]
-    return Maps(tuple(found))
+    return Maps(maps=tuple(found))
 
 
 def _describe(group: Endpoint, opened: State, generation: int) -> GenerationMap:
     with opened.sockarray(generation) as array:
-        slots = tuple(Slot(slot, cookie) for slot, cookie in array.items(opened.members(generation)))
+        slots = tuple(Slot(slot=slot, cookie=cookie) for slot, cookie in array.items(opened.members(generation)))
         return GenerationMap(
-            str(group), generation, generation == opened.working, opened.members(generation), array.capacity, slots
+            endpoint=str(group),
+            generation=generation,
+            working=generation == opened.working,
+            members=opened.members(generation),
+            capacity=array.capacity,
+            slots=slots,
         )
 
 
@@ -69,10 +74,16 @@ def add(
             opened.create_generation(number)
         with discover.descriptors(members) as fds:
             added = [
-                MapChange(str(group.endpoint), "added", number, opened.add(number, fd, slot), cookie)
+                MapChange(
+                    endpoint=str(group.endpoint),
+                    change="added",
+                    generation=number,
+                    slot=opened.add(number, fd, slot),
+                    cookie=cookie,
+                )
                 for cookie, fd in fds.items()
             ]
-    return MapChanges(tuple(added))
+    return MapChanges(changes=tuple(added))
 
 
 def _chosen(group: Found, opened: State, pid: int | None, cookie: int | None) -> list[Member]:
@@ -103,7 +114,13 @@ def remove(endpoint: Endpoint, root: Path | None, *, generation: int, slot: int)
     with _attached(endpoint, root) as (group, opened):
         cookie = dict(opened.slots(generation)).get(slot)
         opened.remove(generation, slot)
-        return MapChanges((MapChange(str(group.endpoint), "removed", generation, slot, cookie),))
+        return MapChanges(
+            changes=(
+                MapChange(
+                    endpoint=str(group.endpoint), change="removed", generation=generation, slot=slot, cookie=cookie
+                ),
+            )
+        )
 
 
 def switch(endpoint: Endpoint, root: Path | None, *, generation: int, force: bool) -> MapChanges:
@@ -125,7 +142,7 @@ def switch(endpoint: Endpoint, root: Path | None, *, generation: int, force: boo
                 hint="the kernel would choose among all listeners; --force does it all the same",
             )
         opened.switch(generation)
-        return MapChanges((MapChange(str(group.endpoint), "switched", generation),))
+        return MapChanges(changes=(MapChange(endpoint=str(group.endpoint), change="switched", generation=generation),))
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ from reuseport_tool.models import Counters, Endpoint, Policy, Program, Protocol
 
 GENERATIONS = 16
 MEMBERS_MAX = 512
-_COUNTERS = len(Counters.__dataclass_fields__)
+_COUNTERS = tuple(Counters.__dataclass_fields__)
 _CURSORS = 3
 SHARES = 10_000
 """The unit of a canary's share: hundredths of a percent."""
@@ -61,7 +61,12 @@ def endpoint_of(folder: str) -> Endpoint | None:
     if match is None:
         return None
     address = match[3].replace("-", "." if match[2] == "4" else ":").replace("+", ".")
-    group = Endpoint(Protocol(match[1]), address, int(match[4]), match[5].replace(":", ".") if match[5] else None)
+    group = Endpoint(
+        protocol=Protocol(match[1]),
+        address=address,
+        port=int(match[4]),
+        device=match[5].replace(":", ".") if match[5] else None,
+    )
     try:
         ipaddress.ip_address(address)
     except ValueError:
@@ -135,7 +140,7 @@ _SHAPES = {
     "choice": (bpf.MapType.ARRAY, 4, Choice.STEERED_ADDRESS + 4),
     "members": (bpf.MapType.ARRAY, 4, GENERATIONS),
     "generations": (bpf.MapType.ARRAY_OF_MAPS, 4, GENERATIONS),
-    "counters": (bpf.MapType.PERCPU_ARRAY, 8, _COUNTERS),
+    "counters": (bpf.MapType.PERCPU_ARRAY, 8, len(_COUNTERS)),
     "cursors": (bpf.MapType.ARRAY, 4, _CURSORS),
 }
 """By name: type, size of a value in bytes, number of elements."""
@@ -245,7 +250,7 @@ class State(Closing):
 
     def counters(self) -> Counters:
         """Sums over the CPUs."""
-        return Counters(*(_sum(self._maps["counters"].lookup(index)) for index in range(_COUNTERS)))
+        return Counters(**{name: _sum(self._maps["counters"].lookup(index)) for index, name in enumerate(_COUNTERS)})
 
     def generations(self) -> list[int]:
         """The numbers of the generations that are pinned, lowest first."""
@@ -358,7 +363,7 @@ class State(Closing):
         """The pinned program; `policy` is its name as `attach --policy` takes it, or as its file has it."""
         info = self.program.info()
         name = info.name.replace("_", "-")
-        return Program(info.id, info.name, name if name in tuple(Policy) else info.name)
+        return Program(id=info.id, name=info.name, policy=name if name in tuple(Policy) else info.name)
 
     def replace_program(self, replacement: bpf.Program, fd: int) -> None:
         """Run another program over the same maps, attached through the listener `fd`.

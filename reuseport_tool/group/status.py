@@ -17,7 +17,7 @@ from reuseport_tool.models import Canary, Counters, Endpoint, Group, Listener, P
 from reuseport_tool.reload import journal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Pinned:
     """What our pins say of a group."""
 
@@ -61,7 +61,7 @@ class Observer:
                 groups.append(group)
         if not groups and self._endpoint is not None:
             discover.groups(self._endpoint)
-        return Status(tuple(groups))
+        return Status(groups=tuple(groups))
 
     def _discovered(self) -> dict[Endpoint, list[BoundSocket]]:
         if self._endpoint is not None:
@@ -69,7 +69,7 @@ class Observer:
         else:
             found = discover.all_groups(Protocol.TCP)
         for protocol in [self._endpoint.protocol] if self._endpoint else list(Protocol):
-            for pinned in self._pinned(self._endpoint or Endpoint(protocol, None, 0)):
+            for pinned in self._pinned(self._endpoint or Endpoint(protocol=protocol, address=None, port=0)):
                 found.setdefault(pinned, discover.sockets_in(pinned))
         return found
 
@@ -91,7 +91,13 @@ class Observer:
             places = {
                 cookie: (number, slot) for number in opened.generations() for slot, cookie in opened.slots(number)
             }
-            return _Pinned(opened.policy(), opened.working, places, opened.counters(), _canary(opened))
+            return _Pinned(
+                program=opened.policy(),
+                working=opened.working,
+                places=places,
+                counters=opened.counters(),
+                canary=_canary(opened),
+            )
 
     def _transaction(self, group: Endpoint) -> Transaction | None:
         try:
@@ -101,19 +107,23 @@ class Observer:
         record = journal.read(folder)
         if record is None:
             return None
-        return Transaction(journal.is_running(folder), record.step, record.pid, record.begun_at)
+        return Transaction(
+            running=journal.is_running(folder), step=record.step, pid=record.pid, begun_at=record.begun_at
+        )
 
     def _group(self, found: Found, infos: dict[int, ListenerInfo], pins: _Pinned | None) -> Group:
         running = [infos[cookie].program_id for cookie in found.cookies if cookie in infos]
         attached = running[0] if running else None
         ours = pins is not None and (attached == pins.program.id or (not running and bool(found.members)))
         return Group(
-            str(found.endpoint),
-            f"net:[{netns.identity()}]",
-            pins.program if pins and ours else _foreign(attached),
-            (pins.working or None) if pins and ours else None,
-            tuple(_listener(member, infos.get(member.cookie), pins if ours else None) for member in found.members),
-            pins.counters if pins and ours else None,
+            endpoint=str(found.endpoint),
+            netns=f"net:[{netns.identity()}]",
+            program=pins.program if pins and ours else _foreign(attached),
+            working_generation=(pins.working or None) if pins and ours else None,
+            listeners=tuple(
+                _listener(member, infos.get(member.cookie), pins if ours else None) for member in found.members
+            ),
+            counters=pins.counters if pins and ours else None,
             stale=pins is not None and not ours,
             canary=pins.canary if pins and ours else None,
             reload=self._transaction(found.endpoint),
@@ -124,7 +134,7 @@ def _canary(opened: State) -> Canary | None:
     found = opened.canary
     if found is None or found[0] == opened.working:
         return None
-    return Canary(found[0], found[1] / state.SHARES * 100)
+    return Canary(generation=found[0], percent=found[1] / state.SHARES * 100)
 
 
 def _is_group(found: Found, infos: dict[int, ListenerInfo]) -> bool:
@@ -139,23 +149,23 @@ def _foreign(program_id: int | None) -> Program | None:
     name = "(classic BPF)" if program_id == 0 else "(unknown)"
     with contextlib.suppress(OSError), bpf.Program.by_id(program_id) as program:
         name = program.info().name
-    return Program(program_id, name, None)
+    return Program(id=program_id, name=name, policy=None)
 
 
 def _listener(member: Member, info: ListenerInfo | None, pins: _Pinned | None) -> Listener:
     owner = member.owner()
     generation, slot = pins.places.get(member.cookie, (None, None)) if pins else (None, None)
     return Listener(
-        member.cookie,
-        owner,
-        processes.command(owner) if owner is not None else None,
-        member.socket.uid,
-        generation,
-        slot,
-        member.socket.accept_queue,
-        member.socket.backlog,
-        info.half_open if info else None,
-        _flag(pins, generation),
+        cookie=member.cookie,
+        pid=owner,
+        command=processes.command(owner) if owner is not None else None,
+        uid=member.socket.uid,
+        generation=generation,
+        slot=slot,
+        accept_queue=member.socket.accept_queue,
+        backlog=member.socket.backlog,
+        half_open=info.half_open if info else None,
+        flag=_flag(pins, generation),
     )
 
 

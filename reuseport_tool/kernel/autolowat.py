@@ -23,7 +23,7 @@ _WORKING, _ANY_PORT = range(_SETTINGS)
 _PORTS_MAX = 256
 _TEXT = 1024
 AGREED, OPTED_IN, FRAMES, SAVED, _FAIL_OPENS = range(5)
-_DOUBTS = len(FailOpens.__dataclass_fields__)
+_DOUBTS = tuple(FailOpens.__dataclass_fields__)
 
 _OFFSETS = {
     "OFF_COPIED_SEQ": ("tcp_sock", "copied_seq"),
@@ -82,7 +82,7 @@ def missing_for_native() -> list[str]:
     return missing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Maps:
     """`sockets` by socket, `settings`, `counters` per CPU, `ports`, and `about`: a text for the next run."""
 
@@ -95,13 +95,13 @@ class Maps:
     @classmethod
     def create(cls, stack: ExitStack, ports: Sequence[int], about: str) -> Self:
         """New maps, closed with the stack. No ports: any. The programs do nothing until set_working()."""
-        array, entries = bpf.MapType.ARRAY, _FAIL_OPENS + _DOUBTS + 1
+        array, entries = bpf.MapType.ARRAY, _FAIL_OPENS + len(_DOUBTS) + 1
         made = cls(
-            bpf.Map.create_socket_storage("autolowat", _STATE_SIZE),
-            bpf.Map.create(array, "settings", max_entries=_SETTINGS),
-            bpf.Map.create(bpf.MapType.PERCPU_ARRAY, "counters", value_size=8, max_entries=entries),
-            bpf.Map.create(bpf.MapType.HASH, "ports", max_entries=_PORTS_MAX),
-            bpf.Map.create(array, "about", value_size=_TEXT),
+            sockets=bpf.Map.create_socket_storage("autolowat", _STATE_SIZE),
+            settings=bpf.Map.create(array, "settings", max_entries=_SETTINGS),
+            counters=bpf.Map.create(bpf.MapType.PERCPU_ARRAY, "counters", value_size=8, max_entries=entries),
+            ports=bpf.Map.create(bpf.MapType.HASH, "ports", max_entries=_PORTS_MAX),
+            about=bpf.Map.create(array, "about", value_size=_TEXT),
         )
         for entry in made.by_name().values():
             stack.enter_context(entry)
@@ -114,7 +114,7 @@ class Maps:
     @classmethod
     def open(cls, stack: ExitStack, folder: Path) -> Self:
         """The maps pinned in a folder. Raises FileNotFoundError."""
-        return cls(*(stack.enter_context(bpf.Map.open(str(folder / name))) for name in cls.__dataclass_fields__))
+        return cls(**{name: stack.enter_context(bpf.Map.open(str(folder / name))) for name in cls.__dataclass_fields__})
 
     def by_name(self) -> dict[str, bpf.Map]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -137,7 +137,7 @@ class Maps:
         return sum(value for (value,) in struct.iter_unpack("=Q", self.counters.lookup(key)))
 
     def fail_opens(self) -> FailOpens:
-        return FailOpens(*(self.count(_FAIL_OPENS + 1 + doubt) for doubt in range(_DOUBTS)))
+        return FailOpens(**{name: self.count(_FAIL_OPENS + 1 + doubt) for doubt, name in enumerate(_DOUBTS)})
 
 
 def _constant(name: str) -> str:

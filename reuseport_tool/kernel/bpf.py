@@ -293,7 +293,7 @@ class Map(Handle):
         libc.bpf(command, attr, command.name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProgramInfo:
     """`run_time_ns` and `run_count` grow only while statistics are on."""
 
@@ -319,7 +319,13 @@ class Program(Handle):
 
     def info(self) -> ProgramInfo:
         info = _object_info(self.fd, _ProgInfo())
-        return ProgramInfo(info.id, info.name.decode(), bytes(info.tag).hex(), info.run_time_ns, info.run_cnt)
+        return ProgramInfo(
+            id=info.id,
+            name=info.name.decode(),
+            tag=bytes(info.tag).hex(),
+            run_time_ns=info.run_time_ns,
+            run_count=info.run_cnt,
+        )
 
 
 def _locked_value(size: int) -> Handle:

@@ -21,7 +21,7 @@ _ALL_STATES = 0xFFFFFFFF
 _STATES = {Protocol.TCP: 1 << _LISTEN, Protocol.UDP: 1 << _CLOSE}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BoundSocket:
     """A listening TCP socket or an unconnected UDP socket.
 
@@ -78,12 +78,17 @@ def _dump(diag: DiagSocket, family: int, protocol: Protocol, states: int, port: 
 def _socket(message: dict[str, int], protocol: Protocol) -> BoundSocket:
     is_tcp = protocol is Protocol.TCP
     return BoundSocket(
-        Endpoint(protocol, str(message["idiag_src"]), message["idiag_sport"], _device(message["idiag_if"])),
-        message["idiag_cookie"],
-        message["idiag_inode"],
-        message["idiag_uid"],
-        message["idiag_rqueue"] if is_tcp else None,
-        message["idiag_wqueue"] if is_tcp else None,
+        endpoint=Endpoint(
+            protocol=protocol,
+            address=str(message["idiag_src"]),
+            port=message["idiag_sport"],
+            device=_device(message["idiag_if"]),
+        ),
+        cookie=message["idiag_cookie"],
+        inode=message["idiag_inode"],
+        uid=message["idiag_uid"],
+        accept_queue=message["idiag_rqueue"] if is_tcp else None,
+        backlog=message["idiag_wqueue"] if is_tcp else None,
     )
 
 

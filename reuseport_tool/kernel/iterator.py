@@ -46,7 +46,7 @@ class _Record(ctypes.Structure):
 _LISTEN, _NEW_SYN_RECV = 10, 12
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ListenerInfo:
     """What the kernel keeps of a listener.
 
@@ -114,12 +114,12 @@ class TcpListeners(Closing):
         for record in self._records():
             if record.state == _LISTEN:
                 listeners[record.cookie] = ListenerInfo(
-                    record.cookie,
-                    record.group,
-                    record.program_id if record.has_program else None,
-                    record.accept_queue,
-                    record.backlog,
-                    record.half_open,
+                    cookie=record.cookie,
+                    group=record.group,
+                    program_id=record.program_id if record.has_program else None,
+                    accept_queue=record.accept_queue,
+                    backlog=record.backlog,
+                    half_open=record.half_open,
                 )
             elif record.state == _NEW_SYN_RECV:
                 requests[record.cookie] = requests.get(record.cookie, 0) + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TcpCounters:
     """Some of TcpExt in /proc/net/netstat, and OutRsts (segments sent with RST) of Tcp in /proc/net/snmp.
 
@@ -20,13 +20,13 @@ class TcpCounters:
     OutRsts: int = 0
 
     def since(self, earlier: TcpCounters) -> TcpCounters:
-        return TcpCounters(*(getattr(self, name) - getattr(earlier, name) for name in self.__dataclass_fields__))
+        return TcpCounters(**{name: getattr(self, name) - getattr(earlier, name) for name in self.__dataclass_fields__})
 
 
 def read() -> TcpCounters:
     """The counters of the calling thread's namespace."""
     values = _values("netstat", "TcpExt:") | _values("snmp", "Tcp:")
-    return TcpCounters(*(int(values.get(name, 0)) for name in TcpCounters.__dataclass_fields__))
+    return TcpCounters(**{name: int(values.get(name, 0)) for name in TcpCounters.__dataclass_fields__})
 
 
 def _values(file: str, section: str) -> dict[str, str]:

@@ -65,7 +65,7 @@ def _group_option(fd: int, option: int, value: int, doing: str) -> None:
             raise bpf.translate(error, doing) from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ListenerOptions:
     """The options of a listener that its connections inherit, or that migration depends on.
 

@@ -19,7 +19,6 @@ from reuseport_tool.models.bench import (
     CloseSize,
     FramingArm,
     FramingSize,
-    Ratio,
     ReloadArm,
     SelectArm,
     SocketsArm,
@@ -47,19 +46,15 @@ from reuseport_tool.models.group import (
     Counters,
     Detached,
     DetachReport,
-    GenerationMap,
     Group,
     Listener,
-    MapChange,
-    MapChanges,
-    Maps,
     MigrateReq,
     Policy,
     Program,
-    Slot,
     Status,
     Transaction,
 )
+from reuseport_tool.models.maps import GenerationMap, MapChange, MapChanges, Maps, Slot
 from reuseport_tool.models.reload import CanaryStep, Leftovers, Lost, Migrated, Queues, Reload, Side, Step, Strategy
 from reuseport_tool.models.sockets import Destroy, Ending, Socket, Sockets, SocketState
 
@@ -113,7 +108,6 @@ __all__ = [
     "Program",
     "Protocol",
     "Queues",
-    "Ratio",
     "Redistribution",
     "Reload",
     "ReloadArm",

@@ -1,200 +1,230 @@
-"""What a bench has measured."""
+"""What the benches measured."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """A median over rounds with the first and third quartile. Without unit."""
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A median over rounds with its quartiles, in the unit of its field."""
 
     median: float
+    """The median."""
     low: float
+    """The first quartile."""
     high: float
+    """The third quartile."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SelectArm:
-    """One arm of `bench select`, over all rounds.
-
-    Attributes:
-        program: none, bench_pass, bench_select or hash.
-        connections_per_s: median over the rounds, by wall clock, one client thread on one CPU.
-        relative: connections per second of the round, divided by those of its arm without a program
-            with the same number of listeners, by wall clock.
-        cpu_relative: the same by CPU time of the thread, which leaves out what else the machine did; and,
-            where the kernel has CONFIG_IRQ_TIME_ACCOUNTING, the handling of the SYN with its program, too.
-        ns_per_run: by the kernel's BPF statistics, in rounds of their own; None without a program.
-        ns_relative: `ns_per_run` divided by that of bench_select with the same number of listeners.
-        runs_per_connection: how often the program ran, from the same statistics.
-    """
+    """One arm of `bench select`, over all rounds."""
 
     program: str
+    """`none`, `bench_pass`, `bench_select` or `hash`."""
     listeners: int
+    """Listeners in the group."""
     connections_per_s: float
-    relative: Ratio
-    cpu_relative: Ratio
+    """Median over the rounds, by wall clock. One client thread on one CPU."""
+    relative: Spread
+    """Connections per second, divided by those of the round's arm without a program, by wall clock."""
+    cpu_relative: Spread
+    """The same by CPU time of the thread, which excludes other work of the machine. Where the kernel has
+    CONFIG_IRQ_TIME_ACCOUNTING, it also excludes the SYN and its program."""
     ns_per_run: float | None
+    """By the kernel's BPF statistics, in rounds of their own; null without a program."""
     ns_relative: float | None
+    """`ns_per_run`, divided by that of `bench_select` with the same number of listeners."""
     runs_per_connection: float | None
+    """How often the program ran, by the same statistics."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchSelect:
-    """`statistics_rounds` of the same size follow the `rounds`; `duration_s` is that of everything."""
+    """What `bench select` measured."""
 
     kernel: str
+    """The kernel's release."""
     rounds: int
+    """Rounds of the measurement of speed."""
     connections_per_round: int
+    """Connections in one round of one arm."""
     statistics_rounds: int
+    """Rounds of the same size that follow, for `ns_per_run`."""
     arms: tuple[SelectArm, ...]
+    """One entry for each program and number of listeners."""
     duration_s: float
+    """Duration of everything."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SocketsArm:
-    """One way to list, over all rounds. `relative` is its wall time divided by that of ss in the same round.
-
-    `name` is `walk` (our iterator into records of this process), `list` (the same with filters, text of
-    addresses and processes), `sockets` (the whole command), `ss`, or `ss -p` (with processes).
-    """
+    """One way to list sockets, over all rounds."""
 
     name: str
+    """`walk`: the iterator, into records of this process. `list`: the same with filters, text and processes.
+    `sockets`: the whole command. `ss`: `ss -tan` or `ss -uan`. `ss -p`: that with processes."""
     milliseconds: float
-    relative: Ratio
+    """Median wall time."""
+    relative: Spread
+    """Wall time, divided by that of `ss` in the same round. Below 1 is faster."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SocketsSize:
-    """`sockets` is what the kernel counted in the namespace."""
+    """All ways to list one number of sockets."""
 
     protocol: str
+    """`tcp` or `udp`."""
     sockets: int
+    """Sockets in the network namespace, by the kernel's count."""
     arms: tuple[SocketsArm, ...]
+    """One entry for each way."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchSockets:
+    """What `bench sockets` measured."""
+
     kernel: str
+    """The kernel's release."""
     ss: str
+    """Version of ss."""
     rounds: int
+    """Rounds of each arm."""
     sizes: tuple[SocketsSize, ...]
+    """One entry for each protocol and number of sockets."""
     duration_s: float
+    """Duration of everything."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FramingArm:
-    """One way to wait for frames of one size, over all rounds.
-
-    Attributes:
-        name: off, rcvlowat (set once by the application, to the size of all frames), native or paired.
-        wakeups_per_frame: returns of epoll_wait at the receiver.
-        syscalls_per_frame: of the receiver: epoll_wait, recv, and the send of the answer.
-        cpu_us_per_frame: CPU time of both processes, the kernel's work for them included.
-        cpu_relative, speed_relative: CPU per frame and frames per second, divided by those of `off` in the round.
-        p50_us, p99_us: from the first send of a frame to its answer.
-    """
+    """One way to wait for frames of one size, over all rounds."""
 
     name: str
+    """`off`; `rcvlowat`: the application sets it once to the size of all frames; `native`; `paired`."""
     wakeups_per_frame: float
+    """Returns of epoll_wait at the receiver."""
     syscalls_per_frame: float
+    """System calls of the receiver: epoll_wait, recv, setsockopt, and the send of the answer."""
     cpu_us_per_frame: float
-    cpu_relative: Ratio
+    """CPU time of both processes, including the kernel's work for them."""
+    cpu_relative: Spread
+    """CPU time per frame, divided by that of `off` in the same round."""
     frames_per_s: float
-    speed_relative: Ratio
+    """Median over the rounds."""
+    speed_relative: Spread
+    """Frames per second, divided by those of `off` in the same round."""
     p50_us: float
+    """Median time from the first send of a frame to its answer."""
     p99_us: float
+    """99th percentile of that time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FramingSize:
-    """Frames of `size` bytes, sent in `segments` pieces, `frames` in each round."""
+    """All ways to wait for frames of one size."""
 
     size: int
+    """Bytes of a frame."""
     segments: int
+    """Pieces that a frame is sent in."""
     frames: int
+    """Frames in each round."""
     arms: tuple[FramingArm, ...]
+    """One entry for each way."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchRpcFraming:
+    """What `bench rpc-framing` measured."""
+
     kernel: str
+    """The kernel's release."""
     rounds: int
+    """Rounds of each arm."""
     cpus: int
+    """1: server and client share a CPU. 2: each has its own."""
     sizes: tuple[FramingSize, ...]
+    """One entry for each size and number of pieces."""
     duration_s: float
+    """Duration of everything."""
 
 
-@dataclass(frozen=True)
-class Spread:
-    """A median over rounds with the first and third quartile, in the unit of its field."""
-
-    median: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReloadArm:
-    """One way to replace a server under load, over all rounds.
-
-    Attributes:
-        name: plain, accept-drain, sysctl, bpf-drain, migrate, haproxy -sf or haproxy -x.
-        connections: begun by the clients in all rounds: the sum of the accounts after it.
-        answered, refused, reset, unanswered, timed_out: what became of them, as the clients saw it.
-        migrated: how many of them the kernel moved to another listener (TCPMigrateReqSuccess).
-        lost: connections of one reload that were not answered.
-        longest_wait_ms: from connect(2) to the first byte, of those on their way during one reload.
-        duration_s: of one reload, from the start of the new server until the old process has ended.
-        detail: why the arm was not measured; everything else is 0 or None then.
-    """
+    """One way to replace a server under load, over all rounds. An arm that was not measured has `detail`, and
+    everything else is 0 or null."""
 
     name: str
+    """`plain`: the new server starts, then the old one gets SIGTERM. `accept-drain`: the old one first accepts until
+    EAGAIN. `haproxy -sf`. `haproxy -x`: the descriptors are passed. `sysctl`: plain with `net.ipv4.tcp_migrate_req`.
+    `bpf-drain`, `migrate`: `reload` with the strategy `drain` or `migrate`."""
     connections: int = 0
+    """Connections that the clients began in all rounds: the sum of the next five."""
     answered: int = 0
+    """The whole answer came."""
     refused: int = 0
+    """The connect was refused."""
     reset: int = 0
+    """The connection was reset."""
     unanswered: int = 0
+    """The connection was closed before the whole answer was there."""
     timed_out: int = 0
+    """No answer came in time."""
     migrated: int = 0
+    """Connections that the kernel moved to another listener (TCPMigrateReqSuccess), in all rounds."""
     lost: Spread | None = None
+    """Connections of one reload that were not answered."""
     longest_wait_ms: Spread | None = None
+    """The longest time from connect() to the first byte during one reload."""
     duration_s: Spread | None = None
+    """Duration of one reload, from the start of the new server until the old process has ended."""
     detail: str = ""
+    """Why the arm was not measured."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CloseSize:
-    """close(2) of a group's last old listener with `queued` connections in its accept queue.
-
-    Attributes:
-        program_us, minimal_us, sysctl_us: duration of the system call with our program on the group, with the
-            smallest program, and with net.ipv4.tcp_migrate_req and no program.
-        program_us_per_connection, sysctl_us_per_connection: the medians divided by `queued`.
-        relative, cpu_relative: our program to the sysctl in the same round, by wall clock and by CPU time.
-        minimal_relative: the smallest program to the sysctl, by wall clock: what running any program takes.
-    """
+    """close(2) of a group's last old listener, in which the kernel moves what is queued."""
 
     queued: int
+    """Connections in its accept queue."""
     program_us: Spread
+    """Duration of the system call with the tool's program on the group."""
     minimal_us: Spread
+    """The same with the smallest program."""
     sysctl_us: Spread
+    """The same without a program, with `net.ipv4.tcp_migrate_req`."""
     program_us_per_connection: float
+    """Median of `program_us`, divided by `queued`."""
     sysctl_us_per_connection: float
-    relative: Ratio
-    cpu_relative: Ratio
-    minimal_relative: Ratio
+    """Median of `sysctl_us`, divided by `queued`."""
+    relative: Spread
+    """The tool's program against the sysctl in the same round, by wall clock."""
+    cpu_relative: Spread
+    """The same by CPU time."""
+    minimal_relative: Spread
+    """The smallest program against the sysctl, by wall clock: the kernel's cost of running any program."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchReload:
-    """`clients` are connections at a time; `close_rounds` is for the `closes`."""
+    """What `bench reload` measured."""
 
     kernel: str
+    """The kernel's release."""
     rounds: int
+    """Rounds of each arm."""
     clients: int
+    """Connections at a time. Half of them send 50 ms after they have connected."""
     arms: tuple[ReloadArm, ...]
+    """One entry for each way to reload."""
     close_rounds: int
+    """Rounds of each close(2)."""
     closes: tuple[CloseSize, ...]
+    """One entry for each queue length."""
     duration_s: float
+    """Duration of everything."""

@@ -1,4 +1,4 @@
-"""What a check has proved."""
+"""The checks: what came out, and what was expected."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class Way(enum.StrEnum):
-    """The ways to reload that `check hot-reload` compares; see check/trial.py."""
+    """The ways to reload that `check hot-reload` compares."""
 
     CLOSE = "close"
     ACCEPT_DRAIN = "accept-drain"
@@ -18,11 +18,10 @@ class Way(enum.StrEnum):
 
 
 class ConnectionState(enum.StrEnum):
-    """What a connection that nobody has accepted yet can be when its listener closes.
+    """The state of a connection that nobody has accepted yet when its listener closes.
 
-    ESTABLISHED and SYN_RECV (TCP Fast Open) wait in the accept queue. NEW_SYN_RECV waits for the
-    final ACK, and the kernel notices that the listener is gone when that comes, or when the timer of
-    the SYN+ACK fires.
+    ESTABLISHED and SYN_RECV (TCP Fast Open) wait in the accept queue. NEW_SYN_RECV waits for the final ACK, and the
+    kernel notices that the listener is gone when the ACK comes, or when the timer of the SYN+ACK fires.
     """
 
     ESTABLISHED = "established"
@@ -35,76 +34,107 @@ class ConnectionState(enum.StrEnum):
         return self in (ConnectionState.NEW_SYN_RECV_ACK, ConnectionState.NEW_SYN_RECV_TIMER)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Case:
-    """One cell of `check hot-reload`: `state` is a ConnectionState, `strategy` a Way.
-
-    `duration_s` is from the start of the reload to the last client's answer or reset. `woken` says
-    whether a server asleep in epoll_wait was woken by what reached it; None where nothing was to wake
-    it.
-    """
+    """One cell of `check hot-reload`."""
 
     state: str
+    """`established`, `syn_recv`, `new_syn_recv_ack` or `new_syn_recv_timer`."""
     family: str
+    """`ipv4` or `ipv6`."""
     strategy: str
+    """`close`, `accept-drain`, `fd-passing`, `bpf-drain`, `sysctl` or `bpf-migrate`."""
     connections: int
+    """Connections that waited."""
     survived: int
+    """Connections that the new listener answered."""
     expected: str
+    """`survive` or `lose`."""
     woken: bool | None
+    """Whether a server asleep in epoll_wait was woken; null when there was nothing to wake it."""
     duration_s: float
+    """From the start of the reload to the last client's answer or reset."""
     ok: bool
+    """The case came out as expected."""
     detail: str = ""
+    """What was not as expected."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Move:
-    """Where the request that was queued on one listener was answered ("-": nowhere).
-
-    `via` are the queues that it was in between: each but the last one was closed in its turn.
-    """
+    """The way of the request that was queued on one listener."""
 
     strategy: str
+    """As in Case."""
     queued_on: str
+    """The listener that it was queued on."""
     via: tuple[str, ...]
+    """The queues that it was in between. Each of them but the last one was closed in its turn."""
     answered_by: str
+    """The listener that answered it; `-` when nobody did."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Redistribution:
-    """Listeners A, B (old) and C, D (new) hold one request each; A, then B is closed."""
+    """Listeners A, B (old) and C, D (new) hold one request each; A is closed, then B."""
 
     moves: tuple[Move, ...]
+    """One entry for each request and strategy."""
     ok: bool
+    """Everything came out as expected."""
     detail: str = ""
+    """What was not as expected."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckHotReload:
+    """What `check hot-reload` found."""
+
     kernel: str
+    """The kernel's release."""
     ok: bool
+    """Every case came out as expected."""
     cases: tuple[Case, ...]
+    """One entry for each state, family and strategy."""
     redistribution: Redistribution
+    """Where the requests of two old listeners went."""
     duration_s: float
+    """Duration of everything."""
     notes: tuple[str, ...] = ()
+    """What a reader of the figures must know."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FramingCase:
-    """One case of `check rpc-framing`. A stall is a frame that the reader had to be given by a deadline."""
+    """One case of `check rpc-framing`."""
 
     name: str
+    """What was sent, and how."""
     family: str
+    """`ipv4` or `ipv6`."""
     frames: int
+    """Whole frames that were sent."""
     wakeups: int
+    """Wake-ups of an edge-triggered reader."""
     stalls: int
+    """Frames that were complete without a wake-up of the reader."""
     ok: bool
+    """The case came out as expected."""
     detail: str = ""
+    """What was not as expected."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckRpcFraming:
+    """What `check rpc-framing` found."""
+
     kernel: str
+    """The kernel's release."""
     engine: str
+    """`native` or `paired`."""
     ok: bool
+    """Every case came out as expected."""
     cases: tuple[FramingCase, ...]
+    """One entry for each case and family."""
     duration_s: float
+    """Duration of everything."""

@@ -1,36 +1,47 @@
-"""What the running kernel can do."""
+"""What the kernel and the process can do."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Feature:
-    """One probe. `available` is None when the probe could not tell."""
+    """The answer of one probe."""
 
     name: str
+    """Name of the probe."""
     available: bool | None
+    """Null when the probe could not tell."""
     detail: str
+    """What the probe did, or why it could not tell."""
     minimum_kernel: str
+    """The release that brought the feature. It is for readers; the tool never compares it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Capability:
-    """One capability of the process, and the verbs' jobs that take it."""
+    """One capability of the process."""
 
     name: str
+    """For example CAP_BPF."""
     held: bool
+    """Whether this process has it."""
     used_for: str
+    """The jobs that need it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """`ok` says that the strategy `migrate` works here and wakes who sleeps on the new listener; the
-    detail of each feature says the rest. `missing` names the features that keep `ok` from being true."""
+    """What `doctor` found."""
 
     kernel: str
+    """The kernel's release."""
     ok: bool
+    """The strategy `migrate` works here, and a migrated connection wakes a server that sleeps."""
     missing: tuple[str, ...]
+    """Names of the features that keep `ok` from being true."""
     features: tuple[Feature, ...]
+    """One entry for each probe."""
     capabilities: tuple[Capability, ...]
+    """One entry for each capability that some job needs."""

@@ -1,4 +1,4 @@
-"""What a group is bound to."""
+"""What a group is bound to, as typed and as printed."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ class Protocol(enum.StrEnum):
     UDP = "udp"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """What a group is bound to: protocol, local address, port and perhaps a device.
-
-    `address` None means every address and `port` 0 every port: that covers groups but never is one.
-    """
+    """A protocol, a local address, a port and perhaps a device."""
 
     protocol: Protocol
+    """Of the sockets."""
     address: str | None
+    """The local address. None means every address, which covers groups but is never one."""
     port: int
+    """The local port. 0 means every port, which covers groups but is never one."""
     device: str | None = None
+    """The device that the sockets are bound to, by its name."""
 
     def __str__(self) -> str:
         if self.address is None:
@@ -70,11 +71,12 @@ def parse_endpoint(text: str) -> Endpoint:
     address = match["v6"] if match["v6"] is not None else match["v4"]
     if address == "*":
         address = None
+    version = 6 if match["v6"] is not None else 4
     return Endpoint(
-        Protocol(protocol.lower()),
-        None if address is None else _parse_address(address, text, hint, version=6 if match["v6"] is not None else 4),
-        _parse_port(match["port"], text),
-        match["v6dev"] or match["v4dev"],
+        protocol=Protocol(protocol.lower()),
+        address=None if address is None else _parse_address(address, text, hint, version=version),
+        port=_parse_port(match["port"], text),
+        device=match["v6dev"] or match["v4dev"],
     )
 
 

@@ -1,15 +1,19 @@
-"""An error as JSON."""
+"""What a failed command prints."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ErrorReport:
-    """What a failed command prints on stderr with --json."""
+    """The last thing on stderr when a command with `--json` fails."""
 
     code: int
+    """The exit code."""
     message: str
+    """What failed."""
     hint: str | None
-    log: str | None = field(default=None)
+    """What to do about it, or null."""
+    log: str | None = None
+    """The text of the compiler or the verifier; only with `--verbose`."""

@@ -1,4 +1,4 @@
-"""One reuseport group: its listeners, program, generations and what verbs did to it."""
+"""One reuseport group: its sockets, its program, and what attach and detach did to it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class Policy(enum.StrEnum):
-    """How a new connection is given to a listener of the working generation."""
+    """How the program assigns a new connection to a listener of the working generation."""
 
     HASH = "hash"
     ROUND_ROBIN = "round-robin"
@@ -15,179 +15,183 @@ class Policy(enum.StrEnum):
     SOURCE_IP = "source-ip"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Program:
-    """The sk_reuseport program of a group. `policy` is None for a program that is not ours."""
+    """The program that the kernel runs for a group."""
 
     id: int
+    """The kernel's id of the program; 0 for a classic BPF filter."""
     name: str
+    """The kernel's name of the program."""
     policy: str | None
+    """The value of `--policy`, or the name of your own program; null for a program that this tool did not attach."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Listener:
-    """One socket of a group.
-
-    Attributes:
-        cookie: SO_COOKIE, the identity of the socket.
-        pid: the topmost process that holds it, None when no process does.
-        command: the name of that process.
-        uid: owner of the socket.
-        generation, slot: where it is registered, None when it is not.
-        accept_queue: connections that wait for accept() (None for UDP).
-        backlog: the limit of the accept queue.
-        half_open: request sockets that wait for the final ACK; None where the kernel does not tell.
-        flag: "working", "canary", "old" (any other generation), "foreign" (the program never selects it),
-            or "-" where no program of ours is attached.
-    """
+    """One socket of a group."""
 
     cookie: int
+    """SO_COOKIE, the identity of the socket."""
     pid: int | None
+    """The topmost process that holds the socket; null when no visible process does."""
     command: str | None
+    """The name of that process, or null."""
     uid: int
+    """The owner of the socket."""
     generation: int | None
+    """The generation that the socket is registered in, or null."""
     slot: int | None
+    """Its slot in that generation's map, or null."""
     accept_queue: int | None
+    """Connections that wait for accept(); null for UDP."""
     backlog: int | None
+    """The limit of the accept queue; null for UDP."""
     half_open: int | None
+    """Request sockets that wait for the final ACK; null where the kernel does not tell."""
     flag: str
+    """`working`, `canary`, `old` (any other generation), `foreign` (not registered, so it gets nothing), or `-`
+    (no program of this tool is attached)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Counters:
-    """What the program counted over all CPUs since it was attached. Unit: runs of the program.
-
-    `canary` and `steered` are new connections to the canary generation: by its share, and the tool's own.
-    """
+    """Runs of the program since it was attached, over all CPUs, by their outcome."""
 
     selected: int = 0
+    """It selected a listener of the working generation for a new connection."""
     fallback: int = 0
+    """It found nothing to select, and the kernel chose."""
     migrated_established: int = 0
+    """It migrated an established connection from the accept queue of a closing listener."""
     migrated_syn_recv: int = 0
+    """It migrated a TCP Fast Open connection from the accept queue of a closing listener."""
     migrated_new_syn_recv: int = 0
+    """It migrated a request socket that waited for the final ACK."""
     dropped: int = 0
+    """A program of your own refused the connection."""
     canary: int = 0
+    """It selected a listener of the canary generation, by that generation's share."""
     steered: int = 0
+    """It selected a listener of the canary generation for a connection of this tool (`--health-url`, the probe)."""
 
     def since(self, earlier: Counters) -> Counters:
-        return Counters(*(getattr(self, name) - getattr(earlier, name) for name in self.__dataclass_fields__))
+        """The growth since an earlier look."""
+        growth = {name: getattr(self, name) - getattr(earlier, name) for name in self.__dataclass_fields__}
+        return Counters(**growth)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Canary:
-    """The generation beside the working one that gets a share of the new connections, percent."""
+    """The generation beside the working one that gets a share of the new connections."""
 
     generation: int
+    """Number of the generation."""
     percent: float
+    """Its share of the new connections."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Transaction:
-    """A reload that has begun and not ended: it runs, or was killed in `step`.
-
-    `begun_at` is in seconds since 1970, `pid` the tool's.
-    """
+    """A reload that has begun and not ended."""
 
     running: bool
+    """False when its run was killed: `reload --resume` finishes it, `reload --abort` undoes it."""
     step: str
+    """The step that runs, or in which the run was killed."""
     pid: int
+    """The process of the tool that runs, or ran, the reload."""
     begun_at: float
+    """When the reload began, in seconds since 1970."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Group:
-    """The sockets bound with SO_REUSEPORT to one endpoint of one network namespace.
-
-    `stale` says that pins of ours are left although the group does not run our program.
-    """
+    """The sockets that the kernel keeps in one reuseport group."""
 
     endpoint: str
+    """For example `tcp://10.0.0.1:80` or `tcp://[::]:80`."""
     netns: str
+    """The network namespace, as `net:[inode]`."""
     program: Program | None
+    """The program of the group, or null."""
     working_generation: int | None
+    """The generation that new connections go to, or null."""
     listeners: tuple[Listener, ...]
+    """The sockets of the group."""
     counters: Counters | None
+    """What the program counted; null without a program of this tool."""
     stale: bool = False
+    """Pins of this tool are left, but the group does not run its program."""
     canary: Canary | None = None
+    """The canary generation, or null."""
     reload: Transaction | None = None
+    """The reload that has begun and not ended, or null."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Status:
+    """What `status` found. With `--watch` one object follows another."""
+
     groups: tuple[Group, ...]
+    """The groups that match."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Attached:
-    """What attach did. `result` is attached, replaced (another policy) or unchanged."""
+    """What attach did to one group."""
 
     endpoint: str
+    """The group."""
     result: str
+    """`attached`, `replaced` (another policy was attached before) or `unchanged`."""
     program: Program
+    """The program that the group runs now."""
     generation: int
+    """The working generation."""
     registered: tuple[int, ...]
+    """Cookies of the listeners that this run registered."""
     pins: str
+    """The folder on bpffs that holds the pins."""
     duration_s: float
+    """Time spent on this group."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AttachReport:
+    """What `attach` did."""
+
     attached: tuple[Attached, ...]
+    """One entry for each group."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Detached:
+    """What detach did to one group."""
+
     endpoint: str
+    """The group."""
     result: str
+    """`detached`, or `cleaned` when only pins were left and were removed."""
     pins: str
+    """The folder on bpffs that was removed."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DetachReport:
+    """What `detach` did."""
+
     detached: tuple[Detached, ...]
+    """One entry for each group."""
 
 
-@dataclass(frozen=True)
-class Slot:
-    slot: int
-    cookie: int
-
-
-@dataclass(frozen=True)
-class GenerationMap:
-    """One REUSEPORT_SOCKARRAY of a group: its generation, capacity and occupied slots."""
-
-    endpoint: str
-    generation: int
-    working: bool
-    members: int
-    capacity: int
-    slots: tuple[Slot, ...]
-
-
-@dataclass(frozen=True)
-class Maps:
-    maps: tuple[GenerationMap, ...]
-
-
-@dataclass(frozen=True)
-class MapChange:
-    """What a map verb did. `slot` and `cookie` are None for a switch."""
-
-    endpoint: str
-    change: str
-    generation: int
-    slot: int | None = None
-    cookie: int | None = None
-
-
-@dataclass(frozen=True)
-class MapChanges:
-    changes: tuple[MapChange, ...]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MigrateReq:
+    """The sysctl net.ipv4.tcp_migrate_req of a network namespace."""
+
     netns: str
+    """The network namespace, as `net:[inode]`."""
     enabled: bool
+    """Whether the sysctl is on."""
     changed: bool
+    """Whether this run changed it."""

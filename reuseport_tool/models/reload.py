@@ -7,119 +7,143 @@ from dataclasses import dataclass
 
 
 class Strategy(enum.StrEnum):
-    """How a reload moves the connections that nobody has accepted yet."""
+    """How a reload moves the connections that the old server has not accepted yet."""
 
     MIGRATE = "migrate"
     SYSCTL = "sysctl"
     DRAIN = "drain"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Side:
-    """One side of a reload: its generation (None without a program), processes and listener cookies."""
+    """The old or the new server of a reload."""
 
     generation: int | None
+    """Number of its generation; null without a program."""
     pids: tuple[int, ...]
+    """Its topmost processes."""
     listeners: tuple[int, ...]
+    """Cookies of its listeners."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Migrated:
-    """Migrations by the state of the connection, from the program's counters.
-
-    With the strategy sysctl no program counts: the kernel's TCPMigrateReqSuccess is `total` and the
-    states are None.
-    """
+    """Connections that the kernel moved from a closing listener to another one."""
 
     established: int | None
+    """Established connections, by the program's counter; null with the strategy `sysctl`."""
     syn_recv: int | None
+    """TCP Fast Open connections, by the program's counter; null with the strategy `sysctl`."""
     new_syn_recv: int | None
+    """Half-open connections, by the program's counter; null with the strategy `sysctl`."""
     total: int
+    """All of them, by the kernel's counter TCPMigrateReqSuccess of the whole network namespace."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Lost:
-    """Growth of the namespace's counters during the reload.
-
-    `migrate_failures` is TCPMigrateReqFailure. `listen_drops` and `listen_overflows` are of every
-    listener in the namespace. `aborted_accepted` (TCPAbortOnClose) are connections that a server had
-    accepted and closed with unread data: its own doing, reported apart.
-    """
+    """Growth of the network namespace's counters during the reload."""
 
     migrate_failures: int
+    """TCPMigrateReqFailure. The exit code is 1 if there are any."""
     listen_drops: int
+    """ListenDrops, of every listener in the network namespace."""
     listen_overflows: int
+    """ListenOverflows, of every listener in the network namespace."""
     aborted_accepted: int
+    """TCPAbortOnClose: accepted connections that a server closed with unread data. That is the server's own doing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Queues:
-    """Connections in the old listeners when the old side was stopped; `half_open` may be unknown."""
+    """Connections in the old listeners when the old server was told to stop."""
 
     accept_queue: int
+    """Connections that waited for accept()."""
     half_open: int | None
+    """Request sockets that waited for the final ACK; null where the kernel does not tell."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Step:
-    """One step of a reload. `outcome` is done, skipped or failed."""
+    """One step of a reload."""
 
     name: str
+    """prepare, start, compare, register, canary, switch, health, drain, stop, leftovers, prove or roll back.
+    A resumed reload has the steps of both runs."""
     duration_s: float
+    """Time that the step took."""
     outcome: str
+    """`done`, `skipped` or `failed`."""
     detail: str = ""
+    """Why the step failed, or was skipped."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CanaryStep:
-    """What one share of a canary came to: new connections by the program's counters."""
+    """One share of a canary."""
 
     percent: float
+    """The share that was asked for."""
     duration_s: float
+    """Time at this share, including the health check at its end."""
     to_new: int
+    """New connections that went to the new server meanwhile, by the program's counters."""
     to_old: int
+    """New connections that went to the old server meanwhile, by the program's counters."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Leftovers:
-    """Accepted connections of the old side, after it stopped listening.
-
-    Attributes:
-        connections: at the first look.
-        ended: by --kill-leftovers.
-        left: at the end.
-        waited_s: between the first and the last look.
-        older_than_s: every one of them is at least so old: the old side accepts none since.
-        idle_min_s, idle_max_s: without data, at the last look that saw one; None where none was seen.
-    """
+    """Accepted connections that the old server held after it stopped listening."""
 
     connections: int
+    """At the first look."""
     ended: int
+    """Ended by `--kill-leftovers`."""
     left: int
+    """At the last look."""
     waited_s: float
+    """From the first look to the last one."""
     older_than_s: float
+    """Seconds since the old server stopped accepting. Each connection is at least this old; the kernel does not
+    keep the time of birth."""
     idle_min_s: float | None
+    """The shortest time without data, at the last look that saw a connection; null when none was seen."""
     idle_max_s: float | None
+    """The longest time without data, at the last look that saw a connection; null when none was seen."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reload:
-    """The report of a reload (docs/json.md).
-
-    `switch_us` is None where nothing was switched, `leftovers` where nobody looked.
-    """
+    """The report of a reload. It is also printed, with the result `rolled-back`, when a reload fails or is
+    interrupted (exit codes 8 and 130) after something had begun."""
 
     endpoint: str
+    """The group."""
     result: str
+    """`reloaded` or `rolled-back`."""
     strategy: str
+    """`migrate`, `sysctl` or `drain`."""
     old: Side
+    """The old server."""
     new: Side
+    """The new server."""
     queued_at_stop: Queues
+    """What the old listeners held when the old server was told to stop."""
     migrated: Migrated
+    """What the kernel moved."""
     lost: Lost
+    """What was lost, by the kernel's counters."""
     steps: tuple[Step, ...]
+    """The steps, in order."""
     switch_us: float | None
+    """Duration of the switch to the new generation; null when nothing was switched."""
     duration_s: float
+    """Duration of the whole reload."""
     warnings: tuple[str, ...] = ()
+    """The warnings, as they were shown on stderr."""
     canary: tuple[CanaryStep, ...] = ()
+    """The shares of the canary, in order."""
     leftovers: Leftovers | None = None
+    """Connections of the old server after the stop; null when nobody looked."""

@@ -1,4 +1,4 @@
-"""Sockets, and what became of them."""
+"""Single sockets: listed and ended."""
 
 from __future__ import annotations
 
@@ -24,80 +24,97 @@ class SocketState(enum.StrEnum):
     UNCONNECTED = "unconnected"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Socket:
-    """One TCP or UDP socket.
-
-    Attributes:
-        state: a SocketState.
-        local, remote: `ADDR:PORT` or `[ADDR6]:PORT`; `remote` is None for an unconnected one.
-        pid, command: the topmost process that holds it; None where none does (not accepted yet,
-            TIME_WAIT, closed by its program), or where it ended meanwhile.
-        inode: None without a descriptor.
-        age_s: of a request socket, from its first SYN+ACK; the kernel keeps no time of birth of others.
-        idle_s: of a TCP connection, since data last came or went, or since the handshake; None for others.
-        receive_queue, send_queue: bytes; None for a listener and for sockets without queues.
-        accept_queue, backlog: connections; None for all but listeners.
-        generation: of the attached group that it belongs to; None where that cannot be told.
-    """
+    """One TCP or UDP socket."""
 
     protocol: str
+    """`tcp` or `udp`."""
     state: str
+    """The kernel's name of the TCP state: `established`, `syn_sent`, `syn_recv`, `fin_wait1`, `fin_wait2`, `time_wait`,
+    `close`, `close_wait`, `last_ack`, `listen`, `closing` or `new_syn_recv`. UDP has `established` and
+    `unconnected`."""
     local: str
+    """For example `10.0.0.1:80`, `[::1]:80` or `0.0.0.0%eth0:53`."""
     remote: str | None
+    """The same for the other end; null when there is none."""
     cookie: int
+    """SO_COOKIE. Every socket has one."""
     pid: int | None
+    """The topmost process that holds the socket. Null when none does: the connection was not accepted yet, its program
+    closed it, or the process ended meanwhile."""
     command: str | None
+    """The name of that process, or null."""
     uid: int
+    """The owner. A half-open connection has its listener's; `time_wait` has 0."""
     inode: int | None
+    """Null for a socket without a descriptor."""
     age_s: float | None
+    """Time since the first SYN+ACK of a `new_syn_recv`. Null for all others: the kernel does not keep it."""
     idle_s: float | None
+    """Time since data last came or went on a TCP connection, or since the handshake; null for all others."""
     receive_queue: int | None
+    """Bytes; null for listeners, `new_syn_recv` and `time_wait`."""
     send_queue: int | None
+    """Bytes; null for listeners, `new_syn_recv` and `time_wait`."""
     accept_queue: int | None
+    """Connections that wait for accept(); null for all but listeners."""
     backlog: int | None
+    """The limit of the accept queue; null for all but listeners."""
     generation: int | None
+    """For a listener the generation that it is registered in. For a connection to an attached group the generation of
+    its process's listeners, if they are all of one. Null otherwise, also when the process has closed its listeners."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sockets:
-    """Those of the `walked` sockets that match.
-
-    `exactly_once` says whether the kernel promises, for all walked protocols, that a socket that lives through
-    the walk is seen once; None where it does not tell. `walk_s` is the time of the walk in the kernel.
-    """
+    """What `sockets` found."""
 
     netns: str
+    """The network namespace, as `net:[inode]`."""
     protocols: tuple[str, ...]
+    """The protocols that were walked: `tcp`, `udp`."""
     exactly_once: bool | None
+    """Whether the kernel promises, for all walked protocols, that a socket that lives through the walk is seen exactly
+    once. Found in BTF by what Linux 6.16 (UDP) and 6.17 (TCP) added; null where that does not tell."""
     walked: int
+    """Sockets that the walk saw."""
     walk_s: float
+    """Time of the walk in the kernel, without /proc."""
     sockets: tuple[Socket, ...]
+    """The sockets that match."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ending:
-    """What became of a chosen socket.
-
-    `result` is would-end (dry run), ended, disconnected (UDP: its program got the error, and it stays bound
-    until that closes it), gone (it had closed or changed meanwhile) or refused.
-    """
+    """What became of a chosen socket."""
 
     socket: Socket
+    """The socket as it was when it was chosen."""
     result: str
+    """`would-end` (dry run), `ended`, `disconnected` (UDP: the program got the error, and the socket stays bound until
+    the program closes it), `gone` (it had closed or changed meanwhile) or `refused` (the exit code is 1 then)."""
     detail: str = ""
+    """Why the kernel refused."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Destroy:
-    """`engine` is bpf or netlink. `listeners`, `request_sockets` and `time_wait` count those that matched
-    and were left alone."""
+    """What `destroy` did."""
 
     netns: str
+    """The network namespace, as `net:[inode]`."""
     engine: str
+    """`bpf` (bpf_sock_destroy() in an iterator) or `netlink` (SOCK_DESTROY)."""
     dry_run: bool
+    """True without `--yes`: nothing was changed."""
     exactly_once: bool | None
+    """As in Sockets."""
     endings: tuple[Ending, ...]
+    """One entry for each chosen socket."""
     listeners: int
+    """Listeners that matched and were left alone, because `--state listen` was not given."""
     request_sockets: int
+    """Half-open connections that matched. The tool never ends them."""
     time_wait: int
+    """Sockets in TIME_WAIT that matched. The tool never ends them."""

@@ -62,7 +62,7 @@ _TCPI_OPT_SYN_DATA = 32
 _FASTOPEN_WITHOUT_COOKIES = 0x1 | 0x2 | 0x4 | 0x200
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Probe:
     """One feature and how to try it.
 
@@ -88,7 +88,7 @@ class Probe:
             available, detail = _absent(error.__cause__), error.message
         except OSError as error:
             available, detail = _absent(error), error.args[-1]
-        return Feature(self.name, available, detail, self.minimum_kernel)
+        return Feature(name=self.name, available=available, detail=detail, minimum_kernel=self.minimum_kernel)
 
     def _refused(self, error: Exception) -> str:
         missing = capabilities.missing(self.needs)
@@ -108,7 +108,12 @@ def probe_all(bpffs_folder: Path | None = None) -> tuple[Feature, ...]:
     Args:
         bpffs_folder: where pins are to be kept, None for the usual places.
     """
-    pins = Probe(BPFFS, "4.4", ("CAP_SYS_ADMIN", "CAP_BPF"), functools.partial(_bpffs, bpffs_folder))
+    pins = Probe(
+        name=BPFFS,
+        minimum_kernel="4.4",
+        needs=("CAP_SYS_ADMIN", "CAP_BPF"),
+        run=functools.partial(_bpffs, bpffs_folder),
+    )
     return tuple(probe.answer() for probe in (*_PROBES, pins))
 
 
@@ -486,26 +491,36 @@ def _lowat_of_a_begun_frame() -> int:
 _NETNS = ("CAP_SYS_ADMIN",)
 _GROUP = ("CAP_SYS_ADMIN", "CAP_BPF")
 _PROBES = (
-    Probe("network namespace", "2.6.29", _NETNS, _network_namespace),
-    Probe("veth", "2.6.29", ("CAP_SYS_ADMIN", "CAP_NET_ADMIN"), _veth),
-    Probe("BCC", "4.19", (), _bcc),
-    Probe("sk_reuseport program", "4.19", ("CAP_BPF",), _load),
-    Probe("sockarray with cookies", "4.19", _GROUP, _sockarray_cookies),
-    Probe("array of sockarrays", "4.19", _GROUP, _array_of_sockarrays),
-    Probe("sockarrays of any size", "5.10", _GROUP, _sizes_of_sockarrays),
-    Probe("attach to a group", "4.19", _GROUP, _attach),
-    Probe("detach from a group", "5.3", _GROUP, _detach),
-    Probe("SELECT_OR_MIGRATE", "5.14", ("CAP_BPF",), _attach_type),
-    Probe("migration by sysctl", "5.14", ("CAP_SYS_ADMIN", "CAP_NET_ADMIN"), _by_sysctl),
-    Probe(MIGRATION_BY_PROGRAM, "5.14", (*_GROUP, "CAP_NET_ADMIN"), _by_program),
-    Probe(MIGRATION_WAKES, "May 2026", ("CAP_SYS_ADMIN", "CAP_NET_ADMIN"), _wakes),
-    Probe(PIDFD_GETFD, "5.6", ("CAP_SYS_PTRACE",), _pidfd_getfd),
-    Probe("TCP iterator", "5.9", (*_GROUP, "CAP_PERFMON"), _tcp_iterator),
-    Probe("BTF", "5.4", (), _btf),
-    Probe("bpf_sock_destroy", "6.5", (), _sock_destroy),
-    Probe("cgroup v2", "4.5", (), _cgroup2),
-    Probe("BPF statistics", "5.8", _GROUP, _statistics),
-    Probe("AutoLOWAT paired", "5.18", (*_GROUP, "CAP_NET_ADMIN"), functools.partial(_autolowat, Engine.PAIRED)),
-    Probe("AutoLOWAT native", "none yet", (*_GROUP, "CAP_NET_ADMIN"), functools.partial(_autolowat, Engine.NATIVE)),
-    Probe("TCP Fast Open server", "3.7", ("CAP_SYS_ADMIN", "CAP_NET_ADMIN"), _fast_open),
+    Probe(name="network namespace", minimum_kernel="2.6.29", needs=_NETNS, run=_network_namespace),
+    Probe(name="veth", minimum_kernel="2.6.29", needs=("CAP_SYS_ADMIN", "CAP_NET_ADMIN"), run=_veth),
+    Probe(name="BCC", minimum_kernel="4.19", needs=(), run=_bcc),
+    Probe(name="sk_reuseport program", minimum_kernel="4.19", needs=("CAP_BPF",), run=_load),
+    Probe(name="sockarray with cookies", minimum_kernel="4.19", needs=_GROUP, run=_sockarray_cookies),
+    Probe(name="array of sockarrays", minimum_kernel="4.19", needs=_GROUP, run=_array_of_sockarrays),
+    Probe(name="sockarrays of any size", minimum_kernel="5.10", needs=_GROUP, run=_sizes_of_sockarrays),
+    Probe(name="attach to a group", minimum_kernel="4.19", needs=_GROUP, run=_attach),
+    Probe(name="detach from a group", minimum_kernel="5.3", needs=_GROUP, run=_detach),
+    Probe(name="SELECT_OR_MIGRATE", minimum_kernel="5.14", needs=("CAP_BPF",), run=_attach_type),
+    Probe(name="migration by sysctl", minimum_kernel="5.14", needs=("CAP_SYS_ADMIN", "CAP_NET_ADMIN"), run=_by_sysctl),
+    Probe(name=MIGRATION_BY_PROGRAM, minimum_kernel="5.14", needs=(*_GROUP, "CAP_NET_ADMIN"), run=_by_program),
+    Probe(name=MIGRATION_WAKES, minimum_kernel="May 2026", needs=("CAP_SYS_ADMIN", "CAP_NET_ADMIN"), run=_wakes),
+    Probe(name=PIDFD_GETFD, minimum_kernel="5.6", needs=("CAP_SYS_PTRACE",), run=_pidfd_getfd),
+    Probe(name="TCP iterator", minimum_kernel="5.9", needs=(*_GROUP, "CAP_PERFMON"), run=_tcp_iterator),
+    Probe(name="BTF", minimum_kernel="5.4", needs=(), run=_btf),
+    Probe(name="bpf_sock_destroy", minimum_kernel="6.5", needs=(), run=_sock_destroy),
+    Probe(name="cgroup v2", minimum_kernel="4.5", needs=(), run=_cgroup2),
+    Probe(name="BPF statistics", minimum_kernel="5.8", needs=_GROUP, run=_statistics),
+    Probe(
+        name="AutoLOWAT paired",
+        minimum_kernel="5.18",
+        needs=(*_GROUP, "CAP_NET_ADMIN"),
+        run=functools.partial(_autolowat, Engine.PAIRED),
+    ),
+    Probe(
+        name="AutoLOWAT native",
+        minimum_kernel="none yet",
+        needs=(*_GROUP, "CAP_NET_ADMIN"),
+        run=functools.partial(_autolowat, Engine.NATIVE),
+    ),
+    Probe(name="TCP Fast Open server", minimum_kernel="3.7", needs=("CAP_SYS_ADMIN", "CAP_NET_ADMIN"), run=_fast_open),
 )

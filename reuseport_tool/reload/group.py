@@ -18,7 +18,7 @@ from reuseport_tool.reload import preflight
 from reuseport_tool.reload.journal import GroupRecord
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Group:
     """A group whose lock the caller holds.
 
@@ -43,25 +43,33 @@ class Group:
 
     @classmethod
     def begin(cls, old: Found, folder: Path) -> Group:
-        return cls(old.endpoint, folder, old, old.cookies, State.exists(folder))
+        return cls(
+            endpoint=old.endpoint, folder=folder, old=old, old_cookies=old.cookies, attached_before=State.exists(folder)
+        )
 
     @classmethod
     def restore(cls, record: GroupRecord, folder: Path) -> Group:
         """As a reload that was killed left it."""
         old = discover.now(record.endpoint).subset(record.old_cookies)
-        group = cls(record.endpoint, folder, old, record.old_cookies, record.attached_before)
-        group.old_generation, group.new_generation = record.old_generation, record.new_generation
-        group.counters_before = record.counters_before
-        return group
+        return cls(
+            endpoint=record.endpoint,
+            folder=folder,
+            old=old,
+            old_cookies=record.old_cookies,
+            attached_before=record.attached_before,
+            old_generation=record.old_generation,
+            new_generation=record.new_generation,
+            counters_before=record.counters_before,
+        )
 
     def record(self) -> GroupRecord:
         return GroupRecord(
-            self.endpoint,
-            self.old_cookies,
-            self.attached_before,
-            self.old_generation,
-            self.new_generation,
-            self.counters_before,
+            endpoint=self.endpoint,
+            old_cookies=self.old_cookies,
+            attached_before=self.attached_before,
+            old_generation=self.old_generation,
+            new_generation=self.new_generation,
+            counters_before=self.counters_before,
         )
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ _SIZE = 128 * 1024
 _LENGTH = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GroupRecord:
     """One group of the reload. `attached_before` says that our program ran before the reload began."""
 
@@ -37,7 +37,7 @@ class GroupRecord:
     counters_before: Counters | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """Everything of a reload that cannot be found again by looking.
 

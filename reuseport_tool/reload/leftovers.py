@@ -78,7 +78,15 @@ def settle(
     waited_s = time.monotonic() - begun
     low, high = _idle(last_seen)
     older_s = time.monotonic() - stopped_at
-    return Leftovers(first, ended, len(left) - ended, round(waited_s, 3), round(older_s, 3), low, high)
+    return Leftovers(
+        connections=first,
+        ended=ended,
+        left=len(left) - ended,
+        waited_s=round(waited_s, 3),
+        older_than_s=round(older_s, 3),
+        idle_min_s=low,
+        idle_max_s=high,
+    )
 
 
 def _describe(left: Sequence[Found]) -> str:

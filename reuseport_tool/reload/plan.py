@@ -18,7 +18,7 @@ from reuseport_tool.reload.thresholds import Threshold
 _DRAIN_S = 70.0  # SYN+ACK retries take 63 s by default
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """How to reload. Exactly one of `command`, `new_pid` and `run` is given.
 
@@ -80,7 +80,7 @@ class Plan:
         return _DRAIN_S if self.kill_leftovers else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """What a reload tells while it runs: a step begins, a step ended, something to know, a warning."""
 

@@ -195,7 +195,7 @@ class _Run:
         self.migrate_req_before: str | None = None
         self.mib_before = mib.read()
         self.switch_us: float | None = None
-        self.queued = Queues(0, None)
+        self.queued = Queues(accept_queue=0, half_open=None)
         self.stopped_at = time.monotonic()
         self.leftovers: Leftovers | None = None
         self.copies = ExitStack()
@@ -235,25 +235,25 @@ class _Run:
         self.sequence += 1
         self.journal.write(
             Record(
-                self.sequence,
-                os.getpid(),
-                self.begun_at,
-                self.endpoint,
-                self.step,
-                self.plan,
-                self.strategy,
-                self.old,
-                self.old_side,
-                self.started.identity if self.started else None,
-                self.stop_asked,
-                self.migrate_req_before,
-                self.mib_before,
-                self.queued,
-                self.switch_us,
-                tuple(self.canary),
-                tuple(self.steps),
-                tuple(self.warnings),
-                tuple(group.record() for group in self.groups),
+                sequence=self.sequence,
+                pid=os.getpid(),
+                begun_at=self.begun_at,
+                endpoint=self.endpoint,
+                step=self.step,
+                plan=self.plan,
+                strategy=self.strategy,
+                old=self.old,
+                old_side=self.old_side,
+                started=self.started.identity if self.started else None,
+                stop_asked=self.stop_asked,
+                migrate_req_before=self.migrate_req_before,
+                mib_before=self.mib_before,
+                queued=self.queued,
+                switch_us=self.switch_us,
+                canary=tuple(self.canary),
+                steps=tuple(self.steps),
+                warnings=tuple(self.warnings),
+                groups=tuple(group.record() for group in self.groups),
             )
         )
 
@@ -326,7 +326,7 @@ class _Run:
             outcome, detail = "failed", str(error) or "interrupted"
             raise
         finally:
-            step = Step(name, round(time.perf_counter() - start, 4), outcome, detail)
+            step = Step(name=name, duration_s=round(time.perf_counter() - start, 4), outcome=outcome, detail=detail)
             self.steps.append(step)
             self.progress.end(step)
 
@@ -378,7 +378,7 @@ class _Run:
         if self.listeners is not None:
             infos = self.listeners.read().listeners
             half_open = sum(infos[cookie].half_open for cookie in cookies & infos.keys())
-        return Queues(sum(queues.get(cookie, 0) for cookie in cookies), half_open)
+        return Queues(accept_queue=sum(queues.get(cookie, 0) for cookie in cookies), half_open=half_open)
 
     def _still_listening(self) -> set[int]:
         return self._old_cookies() & self._queues().keys()
@@ -561,7 +561,9 @@ class _Run:
         self._watch(self.plan.step_s)
         self._ask_new(steered=True)
         to_new, to_old = (now - then for now, then in zip(self._canary_counts(), before, strict=True))
-        self.canary.append(CanaryStep(percent, round(time.monotonic() - start, 3), to_new, to_old))
+        self.canary.append(
+            CanaryStep(percent=percent, duration_s=round(time.monotonic() - start, 3), to_new=to_new, to_old=to_old)
+        )
         self._save()
 
     def _canary_counts(self) -> tuple[int, int]:
@@ -633,7 +635,7 @@ class _Run:
         if self.listeners is None:
             raise Unsupported("half-open connections cannot be seen here", hint="draining needs BTF and Linux 5.9")
         timeout_s = self.plan.queue_drain_timeout_s
-        if not wait_until(lambda: self._waiting(self._old_cookies()) == Queues(0, 0), timeout_s):
+        if not wait_until(lambda: self._waiting(self._old_cookies()) == Queues(accept_queue=0, half_open=0), timeout_s):
             left = self._waiting(self._old_cookies())
             raise ToolError(
                 f"the old listeners still hold {left.accept_queue} queued and {left.half_open} half-open connections "
@@ -699,7 +701,15 @@ class _Run:
         serving = {holder.pid for found in present for member in found.members for holder in member.holders}
         side = [process for process in self.old_side if process.pid not in serving and process.runs()]
         if not side:
-            self.leftovers = Leftovers(0, 0, 0, 0.0, round(time.monotonic() - self.stopped_at, 3), None, None)
+            self.leftovers = Leftovers(
+                connections=0,
+                ended=0,
+                left=0,
+                waited_s=0.0,
+                older_than_s=round(time.monotonic() - self.stopped_at, 3),
+                idle_min_s=None,
+                idle_max_s=None,
+            )
             return
         try:
             with OldConnections([group.endpoint for group in self.groups], side) as connections:
@@ -734,29 +744,34 @@ class _Run:
     def _report(self, result: str, migrated: Migrated) -> Reload:
         counted = mib.read().since(self.mib_before)
         return Reload(
-            str(self.groups[0].endpoint) if len(self.groups) == 1 else str(self.endpoint),
-            result,
-            self.strategy,
-            self._side(old=True),
-            self._side(old=False),
-            self.queued,
-            migrated,
-            Lost(counted.TCPMigrateReqFailure, counted.ListenDrops, counted.ListenOverflows, counted.TCPAbortOnClose),
-            tuple(self.steps),
-            self.switch_us,
-            round(time.perf_counter() - self.begun, 4),
-            tuple(self.warnings),
-            tuple(self.canary),
-            self.leftovers,
+            endpoint=str(self.groups[0].endpoint) if len(self.groups) == 1 else str(self.endpoint),
+            result=result,
+            strategy=self.strategy,
+            old=self._side(old=True),
+            new=self._side(old=False),
+            queued_at_stop=self.queued,
+            migrated=migrated,
+            lost=Lost(
+                migrate_failures=counted.TCPMigrateReqFailure,
+                listen_drops=counted.ListenDrops,
+                listen_overflows=counted.ListenOverflows,
+                aborted_accepted=counted.TCPAbortOnClose,
+            ),
+            steps=tuple(self.steps),
+            switch_us=self.switch_us,
+            duration_s=round(time.perf_counter() - self.begun, 4),
+            warnings=tuple(self.warnings),
+            canary=tuple(self.canary),
+            leftovers=self.leftovers,
         )
 
     def _side(self, old: bool) -> Side:
         first = self.groups[0]
         cookies = tuple(cookie for group in self.groups for cookie in (group.old_cookies if old else group.new))
         if old:
-            return Side(first.old_generation, self.old_pids, cookies)
+            return Side(generation=first.old_generation, pids=self.old_pids, listeners=cookies)
         owners = tuple(sorted(self._owners(cookies)))
-        return Side(first.new_generation or first.old_generation, owners, cookies)
+        return Side(generation=first.new_generation or first.old_generation, pids=owners, listeners=cookies)
 
     def _migrated(self) -> Migrated:
         total = mib.read().since(self.mib_before).TCPMigrateReqSuccess
@@ -766,12 +781,12 @@ class _Run:
             if group.state is not None and group.counters_before is not None
         ]
         if not deltas:
-            return Migrated(None, None, None, total)
+            return Migrated(established=None, syn_recv=None, new_syn_recv=None, total=total)
         return Migrated(
-            sum(delta.migrated_established for delta in deltas),
-            sum(delta.migrated_syn_recv for delta in deltas),
-            sum(delta.migrated_new_syn_recv for delta in deltas),
-            total,
+            established=sum(delta.migrated_established for delta in deltas),
+            syn_recv=sum(delta.migrated_syn_recv for delta in deltas),
+            new_syn_recv=sum(delta.migrated_new_syn_recv for delta in deltas),
+            total=total,
         )
 
     # roll back: the old generation works on, the new side goes
@@ -806,7 +821,12 @@ class _Run:
             self._save()
         left, migrated = ("", self._migrated()) if gone else self._undo()
         self._restore_sysctl()
-        step = Step(_ROLL_BACK, round(time.perf_counter() - start, 4), "failed" if left else "done", left)
+        step = Step(
+            name=_ROLL_BACK,
+            duration_s=round(time.perf_counter() - start, 4),
+            outcome="failed" if left else "done",
+            detail=left,
+        )
         self.steps.append(step)
         self.progress.end(step)
         self.journal.remove()

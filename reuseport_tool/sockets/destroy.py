@@ -44,14 +44,14 @@ def destroy(wanted: Filter, root: Path | None, *, act: bool, engine: Engine = En
         endings = end(wanted, chosen, walker, chosen_engine) if act else _would_end(chosen)
         left = [found.raw.state for found in matching if not may_end(wanted, found.raw)]
         return Destroy(
-            f"net:[{netns.identity()}]",
-            str(chosen_engine),
-            not act,
-            walker.promise(),
-            tuple(endings),
-            left.count(LISTEN),
-            left.count(NEW_SYN_RECV),
-            left.count(TIME_WAIT),
+            netns=f"net:[{netns.identity()}]",
+            engine=str(chosen_engine),
+            dry_run=not act,
+            exactly_once=walker.promise(),
+            endings=tuple(endings),
+            listeners=left.count(LISTEN),
+            request_sockets=left.count(NEW_SYN_RECV),
+            time_wait=left.count(TIME_WAIT),
         )
 
 
@@ -83,7 +83,7 @@ def may_end(wanted: Filter, raw: RawSocket) -> bool:
 
 
 def _would_end(chosen: Sequence[Found]) -> list[Ending]:
-    return [Ending(found.shown, "would-end") for found in chosen]
+    return [Ending(socket=found.shown, result="would-end") for found in chosen]
 
 
 def end(wanted: Filter, chosen: Sequence[Found], walker: Walker, engine: Engine = Engine.AUTO) -> list[Ending]:
@@ -103,12 +103,14 @@ def _ending(found: Found, error: int | None, left: RawSocket | None) -> Ending:
     if error == 0:
         stays = left is not None and found.protocol is Protocol.UDP
         if left is None or stays:
-            return Ending(found.shown, "disconnected" if stays else "ended")
-        return Ending(found.shown, "refused", "the kernel says that it ended it, and it is still there")
+            return Ending(socket=found.shown, result="disconnected" if stays else "ended")
+        return Ending(
+            socket=found.shown, result="refused", detail="the kernel says that it ended it, and it is still there"
+        )
     if left is None or not _is_same(found.raw, left):
-        return Ending(found.shown, "gone")
+        return Ending(socket=found.shown, result="gone")
     detail = sock_destroy.reason(error) if error else "a look-up of its addresses finds another socket"
-    return Ending(found.shown, "refused", detail)
+    return Ending(socket=found.shown, result="refused", detail=detail)
 
 
 def _is_same(then: RawSocket, now: RawSocket) -> bool:

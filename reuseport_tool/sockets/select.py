@@ -41,7 +41,7 @@ _STATES_OF = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Filter:
     """A socket matches when it fits every field that is given.
 
@@ -148,12 +148,12 @@ def sockets(wanted: Filter, root: Path | None) -> Sockets:
         walk_s = time.perf_counter() - start
         found = select(wanted, raws, root)
         return Sockets(
-            f"net:[{netns.identity()}]",
-            tuple(map(str, walker.protocols)),
-            walker.promise(),
-            sum(map(len, raws.values())),
-            round(walk_s, 6),
-            tuple(entry.shown for entry in found),
+            netns=f"net:[{netns.identity()}]",
+            protocols=tuple(map(str, walker.protocols)),
+            exactly_once=walker.promise(),
+            walked=sum(map(len, raws.values())),
+            walk_s=round(walk_s, 6),
+            sockets=tuple(entry.shown for entry in found),
         )
 
 
@@ -278,7 +278,7 @@ def _padded(address: str) -> bytes:
     return ipaddress.ip_address(address).packed.ljust(16, b"\0")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Group:
     """An attached group: where each registered listener belongs, and the inodes of the listeners."""
 
@@ -303,7 +303,7 @@ def _groups(wanted: Filter, raws: Mapping[Protocol, Sequence[RawSocket]], root: 
     groups = [
         _group(folder, endpoint, raws[protocol])
         for protocol in raws
-        for endpoint in state.pinned(folder, wanted.endpoint or Endpoint(protocol, None, 0))
+        for endpoint in state.pinned(folder, wanted.endpoint or Endpoint(protocol=protocol, address=None, port=0))
     ]
     there = sorted({generation for group in groups for generation in group.places.values()})
     if wanted.generation is not None and wanted.generation not in there:
@@ -318,7 +318,7 @@ def _group(folder: Path, endpoint: Endpoint, raws: Sequence[RawSocket]) -> _Grou
     with State.open(state.group_folder(folder, endpoint)) as opened:
         places = {cookie: number for number in opened.generations() for _, cookie in opened.slots(number)}
     inodes = {raw.inode: places[raw.cookie] for raw in raws if raw.cookie in places}
-    return _Group(endpoint, _Place(endpoint, raws), places, inodes)
+    return _Group(endpoint=endpoint, place=_Place(endpoint, raws), places=places, inodes=inodes)
 
 
 class _Owners:
@@ -364,22 +364,22 @@ def _socket(protocol: Protocol, raw: RawSocket, owners: _Owners, generation: int
     listens = raw.state == LISTEN
     has_queues = not listens and raw.state not in (TIME_WAIT, NEW_SYN_RECV)
     return Socket(
-        str(protocol),
-        _NAMES[protocol].get(raw.state, str(raw.state)),
-        _address(raw.family, raw.local, raw.local_port, raw.device),
-        _address(raw.family, raw.remote, socket.ntohs(raw.remote_port), 0) if raw.remote_port else None,
-        raw.cookie,
-        pid,
-        owners.command(pid) if pid is not None else None,
-        raw.uid,
-        raw.inode or None,
-        now.age_s(raw),
-        now.idle_s(raw),
-        raw.receive_queue if has_queues else None,
-        raw.send_queue if has_queues else None,
-        raw.receive_queue if listens else None,
-        raw.send_queue if listens else None,
-        generation,
+        protocol=str(protocol),
+        state=_NAMES[protocol].get(raw.state, str(raw.state)),
+        local=_address(raw.family, raw.local, raw.local_port, raw.device),
+        remote=_address(raw.family, raw.remote, socket.ntohs(raw.remote_port), 0) if raw.remote_port else None,
+        cookie=raw.cookie,
+        pid=pid,
+        command=owners.command(pid) if pid is not None else None,
+        uid=raw.uid,
+        inode=raw.inode or None,
+        age_s=now.age_s(raw),
+        idle_s=now.idle_s(raw),
+        receive_queue=raw.receive_queue if has_queues else None,
+        send_queue=raw.send_queue if has_queues else None,
+        accept_queue=raw.receive_queue if listens else None,
+        backlog=raw.send_queue if listens else None,
+        generation=generation,
     )
 
 

@@ -13,7 +13,7 @@ from reuseport_tool.probes.features import Probe
 
 
 def answer(name: str) -> Feature:
-    pins = Probe(features.BPFFS, "4.4", (), lambda: features._bpffs(None))
+    pins = Probe(name=features.BPFFS, minimum_kernel="4.4", needs=(), run=lambda: features._bpffs(None))
     return next(probe for probe in (*features._PROBES, pins) if probe.name == name).answer()
 
 

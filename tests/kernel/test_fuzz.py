@@ -26,7 +26,7 @@ from reuseport_tool.models import Endpoint, Policy, Protocol
 from tests.servers import restart
 
 PORT = 8080
-GROUP = Endpoint(Protocol.TCP, "127.0.0.1", PORT)
+GROUP = Endpoint(protocol=Protocol.TCP, address="127.0.0.1", port=PORT)
 CODES = (0, 1, 2, 3, 6, 7, 8)
 DEADLINE_S = 30
 VERBS = {

@@ -23,7 +23,7 @@ _STXCSUM, _STSO, _SGSO, _SGRO = 0x17, 0x1F, 0x24, 0x2C
 _ETH_P_ALL = 3
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Chances:
     """Of each packet, from 0 to 1; `delay_s` is how far a late one is held back."""
 

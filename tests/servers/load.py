@@ -21,7 +21,7 @@ _TIMEOUT_S = 45.0
 _STUCK_MAX = 3
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Ledger:
     """Every connection is counted once.
 

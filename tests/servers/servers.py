@@ -23,7 +23,7 @@ _BUILD_S = 120.0
 _GO_SOURCE = Path(__file__).parent / "go" / "server.go"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Server:
     """A command that runs in the foreground, the signal that stops it gracefully, its listeners."""
 
@@ -39,7 +39,7 @@ def gunicorn(workers: int = 2, port: int = PORT, *options: str) -> Server:
         *(sys.executable, "-m", "gunicorn", "--reuse-port", "--workers", str(workers), "--log-level", "warning"),
         *("--bind", f"{ADDRESS}:{port}", *options, "tests.servers.app:app"),
     )
-    return Server("gunicorn", command, "TERM", workers)
+    return Server(name="gunicorn", command=command, stop_signal="TERM", listeners=workers)
 
 
 _NGINX_TEMP = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -56,7 +56,7 @@ def nginx(folder: Path, name: str, workers: int = 1, daemon: str = "off") -> Ser
     configure_nginx(prefix, workers, daemon)
     program = shutil.which("nginx") or "/usr/sbin/nginx"
     command = (program, "-p", str(prefix), "-e", f"{prefix}/error.log", "-c", str(prefix / "nginx.conf"))
-    return Server("nginx", command, "QUIT", workers)
+    return Server(name="nginx", command=command, stop_signal="QUIT", listeners=workers)
 
 
 def configure_nginx(prefix: Path, workers: int, daemon: str = "on") -> None:
@@ -104,7 +104,7 @@ def haproxy(folder: Path) -> Server:
 \n"""
     )
     program = shutil.which("haproxy") or "/usr/sbin/haproxy"
-    return Server("haproxy", (program, "-D", "-f", str(config)), "USR1", 1)
+    return Server(name="haproxy", command=(program, "-D", "-f", str(config)), stop_signal="USR1", listeners=1)
 
 
 def go(folder: Path) -> Server:
@@ -112,12 +112,12 @@ def go(folder: Path) -> Server:
     program = folder / "server"
     environment = {**os.environ, "CGO_ENABLED": "0", "GO111MODULE": "off", "GOCACHE": str(folder / "cache")}
     subprocess.run(["go", "build", "-o", program, _GO_SOURCE], env=environment, check=True, timeout=_BUILD_S)
-    return Server("go", (str(program), f"{ADDRESS}:{PORT}"), "TERM", 1)
+    return Server(name="go", command=(str(program), f"{ADDRESS}:{PORT}"), stop_signal="TERM", listeners=1)
 
 
 def listeners(port: int = PORT) -> list[Member]:
     """The listeners on the port and who holds them."""
-    found = discover.with_holders(discover.sockets_of(Endpoint(Protocol.TCP, ADDRESS, port)))
+    found = discover.with_holders(discover.sockets_of(Endpoint(protocol=Protocol.TCP, address=ADDRESS, port=port)))
     return list(found[0].members) if found else []
 
 

@@ -36,7 +36,7 @@ RESPAWNS = 100
 CLIENTS = 64
 QUEUED = 16
 SOON_S = 0.1
-GROUP = Endpoint(Protocol.TCP, servers.ADDRESS, servers.PORT)
+GROUP = Endpoint(protocol=Protocol.TCP, address=servers.ADDRESS, port=servers.PORT)
 
 
 class Workers:

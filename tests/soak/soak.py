@@ -47,7 +47,7 @@ class Profile:
 FAST, SLOW = Profile(0, 2048), Profile(500, 4000)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Result:
     """One arm over all its runs. Unit: connections; `queued`, `half_open` when the old sides were stopped."""
 
@@ -72,7 +72,7 @@ class Result:
 def server(profile: Profile, listeners: int) -> Server:
     words = (sys.executable, "-m", "reuseport_tool.bench.server", servers.ADDRESS, str(servers.PORT))
     options = ("--listeners", str(listeners), "--service-us", str(profile.service_us), "--defer-accept")
-    return Server("bench_server", (*words, *options), "TERM", listeners)
+    return Server(name="bench_server", command=(*words, *options), stop_signal="TERM", listeners=listeners)
 
 
 def with_the_tool(result: Result, restarts: int, profile: Profile) -> None:

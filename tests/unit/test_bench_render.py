@@ -9,28 +9,46 @@ from reuseport_tool.bench import select as bench_select
 from reuseport_tool.bench.select import _add_statistics, _Pace, _ratio, _Samples
 from reuseport_tool.cli.main import run
 from reuseport_tool.errors import MissingCapability
-from reuseport_tool.models import BenchReload, BenchSelect, CloseSize, Ratio, ReloadArm, SelectArm, Spread
+from reuseport_tool.models import BenchReload, BenchSelect, CloseSize, ReloadArm, SelectArm, Spread
 
-EQUAL = Ratio(1.0, 1.0, 1.0)
+EQUAL = Spread(median=1.0, low=1.0, high=1.0)
 REPORT = BenchSelect(
-    "6.18",
-    60,
-    512,
-    10,
-    (
-        SelectArm("none", 16, 33000.0, EQUAL, EQUAL, None, None, None),
-        SelectArm("hash", 16, 32900.4, Ratio(0.997, 0.99, 1.004), Ratio(0.998, 0.996, 1.0), 120.5, 1.149, 1.0),
+    kernel="6.18",
+    rounds=60,
+    connections_per_round=512,
+    statistics_rounds=10,
+    arms=(
+        SelectArm(
+            program="none",
+            listeners=16,
+            connections_per_s=33000.0,
+            relative=EQUAL,
+            cpu_relative=EQUAL,
+            ns_per_run=None,
+            ns_relative=None,
+            runs_per_connection=None,
+        ),
+        SelectArm(
+            program="hash",
+            listeners=16,
+            connections_per_s=32900.4,
+            relative=Spread(median=0.997, low=0.99, high=1.004),
+            cpu_relative=Spread(median=0.998, low=0.996, high=1.0),
+            ns_per_run=120.5,
+            ns_relative=1.149,
+            runs_per_connection=1.0,
+        ),
     ),
-    15.0,
+    duration_s=15.0,
 )
 
 
 def test_ratio_is_median_and_quartiles() -> None:
-    assert _ratio([0.9, 1.0, 1.1, 1.2, 0.8]) == Ratio(1.0, 0.9, 1.1)
+    assert _ratio([0.9, 1.0, 1.1, 1.2, 0.8]) == Spread(median=1.0, low=0.9, high=1.1)
 
 
 def test_statistics_are_for_each_run() -> None:
-    samples = _Samples([_Pace(1, 1)])
+    samples = _Samples(paces=[_Pace(1, 1)])
     _add_statistics(samples, connections=100, runs=200, time_ns=5000)
     assert (samples.ns_per_run, samples.runs, samples.connections) == ([25.0], 200, 100)
 
@@ -79,18 +97,40 @@ def test_no_rights(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
 
 
 RELOAD = BenchReload(
-    "6.18",
-    5,
-    64,
-    (
+    kernel="6.18",
+    rounds=5,
+    clients=64,
+    arms=(
         ReloadArm(
-            "plain", 953, 631, 0, 322, 0, 0, 0, Spread(66, 62, 69), Spread(46.6, 44, 49), Spread(0.05, 0.05, 0.07)
+            name="plain",
+            connections=953,
+            answered=631,
+            refused=0,
+            reset=322,
+            unanswered=0,
+            timed_out=0,
+            migrated=0,
+            lost=Spread(median=66, low=62, high=69),
+            longest_wait_ms=Spread(median=46.6, low=44, high=49),
+            duration_s=Spread(median=0.05, low=0.05, high=0.07),
         ),
-        ReloadArm("haproxy -x", detail="haproxy is not installed"),
+        ReloadArm(name="haproxy -x", detail="haproxy is not installed"),
     ),
-    11,
-    (CloseSize(256, Spread(214, 211, 215), Spread(204, 202, 209), Spread(166, 162, 171), 0.84, 0.65, *[EQUAL] * 3),),
-    33.0,
+    close_rounds=11,
+    closes=(
+        CloseSize(
+            queued=256,
+            program_us=Spread(median=214, low=211, high=215),
+            minimal_us=Spread(median=204, low=202, high=209),
+            sysctl_us=Spread(median=166, low=162, high=171),
+            program_us_per_connection=0.84,
+            sysctl_us_per_connection=0.65,
+            relative=EQUAL,
+            cpu_relative=EQUAL,
+            minimal_relative=EQUAL,
+        ),
+    ),
+    duration_s=33.0,
 )
 
 

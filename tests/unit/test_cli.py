@@ -126,41 +126,85 @@ def test_no_signal() -> None:
         SignalType().convert("HANGUP", None, None)
 
 
-LISTENER = models.Listener(77, 4242, "nginx", 0, 2, 1, 5, 511, 3, "working")
+LISTENER = models.Listener(
+    cookie=77,
+    pid=4242,
+    command="nginx",
+    uid=0,
+    generation=2,
+    slot=1,
+    accept_queue=5,
+    backlog=511,
+    half_open=3,
+    flag="working",
+)
 GROUP = models.Group(
-    "tcp://10.0.0.1:80",
-    "net:[4026531840]",
-    models.Program(12, "hash", "hash"),
-    2,
-    (LISTENER, dataclasses.replace(LISTENER, cookie=78, generation=None, slot=None, flag="foreign")),
-    models.Counters(10, 1, 5, 6, 7, 0),
+    endpoint="tcp://10.0.0.1:80",
+    netns="net:[4026531840]",
+    program=models.Program(id=12, name="hash", policy="hash"),
+    working_generation=2,
+    listeners=(LISTENER, dataclasses.replace(LISTENER, cookie=78, generation=None, slot=None, flag="foreign")),
+    counters=models.Counters(
+        selected=10, fallback=1, migrated_established=5, migrated_syn_recv=6, migrated_new_syn_recv=7, dropped=0
+    ),
 )
 RELOAD = models.Reload(
-    "tcp://10.0.0.1:80",
-    "reloaded",
-    models.Strategy.MIGRATE,
-    models.Side(1, (1,), (11,)),
-    models.Side(2, (2,), (22,)),
-    models.Queues(50, 3),
-    models.Migrated(50, 0, 3, 53),
-    models.Lost(0, 0, 0, 0),
-    (models.Step("switch", 0.1, "done"),),
-    4.2,
-    1.5,
+    endpoint="tcp://10.0.0.1:80",
+    result="reloaded",
+    strategy=models.Strategy.MIGRATE,
+    old=models.Side(generation=1, pids=(1,), listeners=(11,)),
+    new=models.Side(generation=2, pids=(2,), listeners=(22,)),
+    queued_at_stop=models.Queues(accept_queue=50, half_open=3),
+    migrated=models.Migrated(established=50, syn_recv=0, new_syn_recv=3, total=53),
+    lost=models.Lost(migrate_failures=0, listen_drops=0, listen_overflows=0, aborted_accepted=0),
+    steps=(models.Step(name="switch", duration_s=0.1, outcome="done"),),
+    switch_us=4.2,
+    duration_s=1.5,
 )
 RESULTS = [
-    (models.Status((GROUP,)), ["tcp://10.0.0.1:80", "77", "4242", "nginx", "foreign", "established 5"]),
-    (models.Status(()), ["No SO_REUSEPORT group"]),
+    (models.Status(groups=(GROUP,)), ["tcp://10.0.0.1:80", "77", "4242", "nginx", "foreign", "established 5"]),
+    (models.Status(groups=()), ["No SO_REUSEPORT group"]),
     (
-        models.AttachReport((models.Attached("e", "unchanged", models.Program(1, "cpu", "cpu"), 3, (), "/p", 0.1),)),
+        models.AttachReport(
+            attached=(
+                models.Attached(
+                    endpoint="e",
+                    result="unchanged",
+                    program=models.Program(id=1, name="cpu", policy="cpu"),
+                    generation=3,
+                    registered=(),
+                    pins="/p",
+                    duration_s=0.1,
+                ),
+            )
+        ),
         ["already attached", "cpu"],
     ),
-    (models.DetachReport((models.Detached("e", "cleaned", "/p"),)), ["pins removed"]),
-    (models.Maps((models.GenerationMap("e", 4, True, 1, 512, (models.Slot(0, 77),)),)), ["working", "0 → 77"]),
-    (models.MapChanges((models.MapChange("e", "switched", 9),)), ["generation 9"]),
-    (models.MigrateReq("net:[1]", True, True), ["is on now"]),
+    (models.DetachReport(detached=(models.Detached(endpoint="e", result="cleaned", pins="/p"),)), ["pins removed"]),
+    (
+        models.Maps(
+            maps=(
+                models.GenerationMap(
+                    endpoint="e",
+                    generation=4,
+                    working=True,
+                    members=1,
+                    capacity=512,
+                    slots=(models.Slot(slot=0, cookie=77),),
+                ),
+            )
+        ),
+        ["working", "0 → 77"],
+    ),
+    (models.MapChanges(changes=(models.MapChange(endpoint="e", change="switched", generation=9),)), ["generation 9"]),
+    (models.MigrateReq(netns="net:[1]", enabled=True, changed=True), ["is on now"]),
     (RELOAD, ["generation 2", "4.2 µs", "50 established", "0 lost"]),
-    (dataclasses.replace(RELOAD, lost=models.Lost(2, 1, 0, 4)), ["2 migrations failed", "4 connections"]),
+    (
+        dataclasses.replace(
+            RELOAD, lost=models.Lost(migrate_failures=2, listen_drops=1, listen_overflows=0, aborted_accepted=4)
+        ),
+        ["2 migrations failed", "4 connections"],
+    ),
 ]
 
 

@@ -30,7 +30,9 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool | None]:
     }
 
     def answer(probe: Probe) -> Feature:
-        return Feature(probe.name, found[probe.name], "as the test says", probe.minimum_kernel)
+        return Feature(
+            name=probe.name, available=found[probe.name], detail="as the test says", minimum_kernel=probe.minimum_kernel
+        )
 
     monkeypatch.setattr(Probe, "answer", answer)
     return found

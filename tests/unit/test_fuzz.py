@@ -76,13 +76,13 @@ def test_every_group_finds_its_folder(address: object, port: int, device: str | 
     plain = parse_endpoint(
         f"{protocol}://[{address}]:{port}" if ":" in str(address) else f"{protocol}://{address}:{port}"
     )
-    group = Endpoint(plain.protocol, plain.address, plain.port, device)
+    group = Endpoint(protocol=plain.protocol, address=plain.address, port=plain.port, device=device)
     assert state.endpoint_of(state.folder_name(group)) == group
 
 
 def test_an_address_with_dots_and_colons() -> None:
     """As inet_ntop(3) writes a mapped one."""
-    group = Endpoint(Protocol.TCP, "::ffff:1.2.3.4", 80)
+    group = Endpoint(protocol=Protocol.TCP, address="::ffff:1.2.3.4", port=80)
     assert state.endpoint_of(state.folder_name(group)) == group
 
 

@@ -41,7 +41,7 @@ def os_error(number: int) -> OSError:
     ids=str,
 )
 def test_an_error_is_no_or_could_not_tell(error: Exception, available: bool | None) -> None:
-    feature = Probe("x", "5.14", (), raising(error)).answer()
+    feature = Probe(name="x", minimum_kernel="5.14", needs=(), run=raising(error)).answer()
     assert feature.available is available
     assert feature.detail in str(error)
 
@@ -49,14 +49,14 @@ def test_an_error_is_no_or_could_not_tell(error: Exception, available: bool | No
 @pytest.mark.parametrize("error", [MissingCapability("not permitted"), os_error(errno.EPERM), os_error(errno.EACCES)])
 def test_a_refusal_names_the_missing_capabilities(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(capabilities, "effective", lambda: frozenset({"CAP_NET_ADMIN"}))
-    feature = Probe("x", "5.14", ("CAP_BPF", "CAP_NET_ADMIN"), raising(error)).answer()
+    feature = Probe(name="x", minimum_kernel="5.14", needs=("CAP_BPF", "CAP_NET_ADMIN"), run=raising(error)).answer()
     assert feature.available is None
     assert feature.detail == "not permitted: CAP_BPF missing"
 
 
 def test_a_refusal_in_spite_of_all_capabilities_says_what_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capabilities, "effective", lambda: frozenset({"CAP_BPF"}))
-    feature = Probe("x", "5.14", ("CAP_BPF",), raising(os_error(errno.EPERM))).answer()
+    feature = Probe(name="x", minimum_kernel="5.14", needs=("CAP_BPF",), run=raising(os_error(errno.EPERM))).answer()
     assert feature.available is None
     assert "Operation not permitted" in feature.detail
     assert "missing" not in feature.detail
@@ -64,7 +64,7 @@ def test_a_refusal_in_spite_of_all_capabilities_says_what_refused(monkeypatch: p
 
 def test_a_bug_in_a_probe_is_not_an_answer() -> None:
     with pytest.raises(KeyError):
-        Probe("x", "5.14", (), raising(KeyError("x"))).answer()
+        Probe(name="x", minimum_kernel="5.14", needs=(), run=raising(KeyError("x"))).answer()
 
 
 @pytest.mark.parametrize(

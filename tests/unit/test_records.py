@@ -25,7 +25,7 @@ class Inner:
     share: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outer:
     number: int
     flag: bool
@@ -37,7 +37,16 @@ class Outer:
     pair: tuple[int, str]
 
 
-OUTER = Outer(1, True, Colour.RED, signal.SIGQUIT, Path("/x"), Inner("ü", 0.5), (Inner("a", 1.0),), (1, "b"))
+OUTER = Outer(
+    number=1,
+    flag=True,
+    colour=Colour.RED,
+    signal=signal.SIGQUIT,
+    path=Path("/x"),
+    inner=Inner("ü", 0.5),
+    many=(Inner("a", 1.0),),
+    pair=(1, "b"),
+)
 
 
 @given(

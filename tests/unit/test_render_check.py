@@ -11,20 +11,59 @@ from rich.console import Console
 from reuseport_tool.cli import show
 from reuseport_tool.models import Case, CheckHotReload, ConnectionState, Move, Redistribution, Way
 
-LOST = Case("established", "ipv6", "bpf-migrate", 4, 3, "survive", False, 0.1, False, "3 of 4 survived, all should")
+LOST = Case(
+    state="established",
+    family="ipv6",
+    strategy="bpf-migrate",
+    connections=4,
+    survived=3,
+    expected="survive",
+    woken=False,
+    duration_s=0.1,
+    ok=False,
+    detail="3 of 4 survived, all should",
+)
 
 
 def report(*wrong: Case) -> CheckHotReload:
     """48 cases that are ok, but those that are given."""
     replaced = {(case.strategy, case.family, case.state): case for case in wrong}
     cases = tuple(
-        replaced.get((way, family, state), Case(state, family, way, 64, 64, "survive", True, 7.25, True))
+        replaced.get(
+            (way, family, state),
+            Case(
+                state=state,
+                family=family,
+                strategy=way,
+                connections=64,
+                survived=64,
+                expected="survive",
+                woken=True,
+                duration_s=7.25,
+                ok=True,
+            ),
+        )
         for way in Way
         for family in ("ipv4", "ipv6")
         for state in ConnectionState
     )
-    moves = tuple(Move("sysctl", name, ("B",) if name == "A" else (), "C" if name != "D" else "D") for name in "ABCD")
-    return CheckHotReload("6.18.0", not wrong, cases, Redistribution(moves, True), 9.6, ("a note",))
+    moves = tuple(
+        Move(
+            strategy="sysctl",
+            queued_on=name,
+            via=("B",) if name == "A" else (),
+            answered_by="C" if name != "D" else "D",
+        )
+        for name in "ABCD"
+    )
+    return CheckHotReload(
+        kernel="6.18.0",
+        ok=not wrong,
+        cases=cases,
+        redistribution=Redistribution(moves=moves, ok=True),
+        duration_s=9.6,
+        notes=("a note",),
+    )
 
 
 def shown(model: CheckHotReload, width: int) -> list[str]:
@@ -51,7 +90,9 @@ def test_a_failed_case_says_what_is_wrong() -> None:
 
 
 def test_a_failed_redistribution_without_moves_is_shown() -> None:
-    model = replace(report(), ok=False, redistribution=Redistribution((), False, "sysctl: could not run: no luck"))
+    model = replace(
+        report(), ok=False, redistribution=Redistribution(moves=(), ok=False, detail="sysctl: could not run: no luck")
+    )
     lines = shown(model, 80)
     assert "redistribution: sysctl: could not run: no luck" in lines
     assert lines[-1].startswith("failed: 1 not as expected")

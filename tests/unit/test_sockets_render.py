@@ -21,47 +21,71 @@ from reuseport_tool.models import (
     Ending,
     Endpoint,
     Protocol,
-    Ratio,
     Socket,
     Sockets,
     SocketsArm,
     SocketsSize,
     SocketState,
+    Spread,
 )
 from reuseport_tool.sockets import destroy
 from reuseport_tool.sockets.destroy import Engine
 from reuseport_tool.sockets.select import Filter
 
 CONNECTION = Socket(
-    *(
-        "tcp",
-        "established",
-        "10.0.0.1:80",
-        "10.0.0.2:4000",
-        77,
-        4242,
-        "nginx",
-        33,
-        900,
-        None,
-        61.25,
-        5,
-        0,
-        None,
-        None,
-        2,
-    ),
+    protocol="tcp",
+    state="established",
+    local="10.0.0.1:80",
+    remote="10.0.0.2:4000",
+    cookie=77,
+    pid=4242,
+    command="nginx",
+    uid=33,
+    inode=900,
+    age_s=None,
+    idle_s=61.25,
+    receive_queue=5,
+    send_queue=0,
+    accept_queue=None,
+    backlog=None,
+    generation=2,
 )
 LISTENER = Socket(
-    *("tcp", "listen", "0.0.0.0:80", None, 78, 4242, "nginx", 0, 901, None, None, None, None, 3, 511, None),
+    protocol="tcp",
+    state="listen",
+    local="0.0.0.0:80",
+    remote=None,
+    cookie=78,
+    pid=4242,
+    command="nginx",
+    uid=0,
+    inode=901,
+    age_s=None,
+    idle_s=None,
+    receive_queue=None,
+    send_queue=None,
+    accept_queue=3,
+    backlog=511,
+    generation=None,
 )
 LONG = dataclasses.replace(
     CONNECTION,
     local="[2001:db8:1111:2222:3333:4444:5555:6666%eth0]:54321",
     remote="[2001:db8:1111:2222:3333:4444:5555:7777]:54321",
 )
-SOCKETS = Sockets("net:[1]", ("tcp", "udp"), True, 5, 0.001, (CONNECTION, LISTENER))
-ENDED = Destroy("net:[1]", "bpf", False, True, (Ending(CONNECTION, "ended"), Ending(LISTENER, "gone")), 2, 0, 1)
+SOCKETS = Sockets(
+    netns="net:[1]", protocols=("tcp", "udp"), exactly_once=True, walked=5, walk_s=0.001, sockets=(CONNECTION, LISTENER)
+)
+ENDED = Destroy(
+    netns="net:[1]",
+    engine="bpf",
+    dry_run=False,
+    exactly_once=True,
+    endings=(Ending(socket=CONNECTION, result="ended"), Ending(socket=LISTENER, result="gone")),
+    listeners=2,
+    request_sockets=0,
+    time_wait=1,
+)
 
 
 def text(model: object, width: int = 80) -> str:
@@ -132,10 +156,12 @@ def test_destroy() -> None:
     shown = text(ENDED, 240)
     assert "ended  tcp" in shown
     assert "1 ended, 1 gone; left alone: 2 listeners, 1 time_wait" in shown
-    dry = dataclasses.replace(ENDED, dry_run=True, endings=(Ending(CONNECTION, "would-end"),))
+    dry = dataclasses.replace(ENDED, dry_run=True, endings=(Ending(socket=CONNECTION, result="would-end"),))
     assert "would end 1 socket by bpf; add --yes to do it" in text(dry, 240)
     assert "no socket to end" in text(dataclasses.replace(ENDED, endings=()), 240)
-    refused = dataclasses.replace(ENDED, endings=(Ending(CONNECTION, "refused", "Permission denied"),))
+    refused = dataclasses.replace(
+        ENDED, endings=(Ending(socket=CONNECTION, result="refused", detail="Permission denied"),)
+    )
     assert "refused: Permission denied" in text(refused, 240)
 
 
@@ -147,7 +173,7 @@ def test_exit_code_of_destroy(
 
     def fake(wanted: Filter, _root: object, *, act: bool, engine: Engine) -> Destroy:
         asked.append((wanted, act, engine))
-        return dataclasses.replace(ENDED, endings=(Ending(CONNECTION, result),))
+        return dataclasses.replace(ENDED, endings=(Ending(socket=CONNECTION, result=result),))
 
     monkeypatch.setattr(destroy, "destroy", fake)
     words = [
@@ -166,7 +192,7 @@ def test_exit_code_of_destroy(
     ]
     assert run(["--json", "destroy", *words, "--yes"]) == code
     expected = Filter(
-        endpoint=Endpoint(Protocol.TCP, None, 80),
+        endpoint=Endpoint(protocol=Protocol.TCP, address=None, port=80),
         pids=(7, 8),
         generation=2,
         states=(SocketState.CLOSE_WAIT,),
@@ -185,7 +211,7 @@ def test_no_filter_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     "wanted",
     [
         Filter(generation=1),
-        Filter(endpoint=Endpoint(Protocol.TCP, None, 80), protocol=Protocol.UDP),
+        Filter(endpoint=Endpoint(protocol=Protocol.TCP, address=None, port=80), protocol=Protocol.UDP),
         Filter(states=(SocketState.UNCONNECTED,), protocol=Protocol.TCP),
         Filter(states=(SocketState.LISTEN,), protocol=Protocol.UDP),
     ],
@@ -199,17 +225,28 @@ def test_only_the_protocols_that_can_match_are_walked() -> None:
     assert Filter().protocols == (Protocol.TCP, Protocol.UDP)
     assert Filter(states=(SocketState.LISTEN,)).protocols == (Protocol.TCP,)
     assert Filter(states=(SocketState.UNCONNECTED,)).protocols == (Protocol.UDP,)
-    assert Filter(endpoint=Endpoint(Protocol.UDP, None, 53)).protocols == (Protocol.UDP,)
+    assert Filter(endpoint=Endpoint(protocol=Protocol.UDP, address=None, port=53)).protocols == (Protocol.UDP,)
 
 
 def test_ratios_of_the_bench_are_of_rounds() -> None:
     times = {"walk": [1.0, 4.0, 9.0], "ss": [1.0, 2.0, 3.0]}
-    assert _arm("walk", times) == SocketsArm("walk", 4000.0, Ratio(2.0, 1.5, 2.5))
+    assert _arm("walk", times) == SocketsArm(
+        name="walk", milliseconds=4000.0, relative=Spread(median=2.0, low=1.5, high=2.5)
+    )
 
 
 def test_bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    arms = (SocketsArm("walk", 12.0, Ratio(0.8, 0.7, 0.9)), SocketsArm("ss", 15.0, Ratio(1.0, 1.0, 1.0)))
-    report = BenchSockets("6.18", "ss utility", 9, (SocketsSize("tcp", 10_000, arms),), 3.0)
+    arms = (
+        SocketsArm(name="walk", milliseconds=12.0, relative=Spread(median=0.8, low=0.7, high=0.9)),
+        SocketsArm(name="ss", milliseconds=15.0, relative=Spread(median=1.0, low=1.0, high=1.0)),
+    )
+    report = BenchSockets(
+        kernel="6.18",
+        ss="ss utility",
+        rounds=9,
+        sizes=(SocketsSize(protocol="tcp", sockets=10_000, arms=arms),),
+        duration_s=3.0,
+    )
     monkeypatch.setattr(bench_sockets, "bench", lambda *_: report)
     assert run(["bench", "sockets"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]

@@ -25,7 +25,14 @@ exit 1
 def _row(name: str, doctor: dict[str, object], proofs: dict[str, str]) -> matrix.Row:
     results = {"doctor.json": json.dumps(doctor), "proofs.json": json.dumps(proofs)}
     kernel = kernels.find(name)
-    return matrix.Row(kernel, "linux-image 1", matrix._features(results), "passed", 12.3, 0)
+    return matrix.Row(
+        kernel=kernel,
+        version="linux-image 1",
+        features=matrix._features(results),
+        verdict="passed",
+        duration_s=12.3,
+        exit_code=0,
+    )
 
 
 def test_features_come_from_doctor_and_from_the_proofs() -> None:

@@ -12,7 +12,7 @@ from vagrant.qemu.errors import VmError
 TABLE = CHECKOUT / "vagrant" / "kernels.toml"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Kernel:
     """One row of the table.
 

@@ -28,7 +28,7 @@ AT_A_TIME = min(2, os.cpu_count() or 1)
 MARKS = {True: "yes", False: "no", None: "?"}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
     """One kernel's line: `features` by name as "yes", "no" or "?", and the verdict in words."""
 
@@ -112,11 +112,25 @@ class _Test:
     def row(self) -> Row:
         code = self._process.returncode
         if not self._report.exists():
-            return Row(self.kernel, "", {}, "VM lost" if code == VmLost.exit_code else "not run", 0, code or 1)
+            return Row(
+                kernel=self.kernel,
+                version="",
+                features={},
+                verdict="VM lost" if code == VmLost.exit_code else "not run",
+                duration_s=0,
+                exit_code=code or 1,
+            )
         report = json.loads(self._report.read_text())
         verdict = "passed" if code == 0 else "FAILED"
         features = _features(report["results"])
-        return Row(self.kernel, report["version"], features, verdict, report["duration_s"], code)
+        return Row(
+            kernel=self.kernel,
+            version=report["version"],
+            features=features,
+            verdict=verdict,
+            duration_s=report["duration_s"],
+            exit_code=code,
+        )
 
 
 def write_report(path: Path, bootable: Image, outcome: machine.Outcome) -> None:

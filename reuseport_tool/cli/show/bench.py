@@ -109,7 +109,7 @@ def _spread(spread: models.Spread, unit: str, digits: int = 1) -> str:
     return f"{spread.median:.{digits}f} ±{(spread.high - spread.low) / 2:.{digits}f}{unit}"
 
 
-def _ratio(ratio: models.Ratio) -> str:
+def _ratio(ratio: models.Spread) -> str:
     return f"{ratio.median:.3f} ±{(ratio.high - ratio.low) / 2:.3f}"
 
 

@@ -249,7 +249,7 @@ def test_a_peer_without_the_tool(root: None, engine: Engine) -> None:
     """Both directions: frames arrive, and nobody but SYN and SYN+ACK carries the option."""
     if engine is Engine.NATIVE and kernel.missing_for_native():
         return
-    with framing_lab.attached(Plan(engine, "rpc", (PORT,), Role.BOTH)) as maps:
+    with framing_lab.attached(Plan(engine=engine, framing="rpc", ports=(PORT,), role=Role.BOTH)) as maps:
         inside = cgroup.own()
         for foreign in ("client", "server"):
             with _capture() as packets, _pair_with(foreign, inside) as (client, server):
@@ -340,7 +340,10 @@ def is_marked(segment: Any) -> bool:
 def test_only_the_boundaries_of_long_frames_are_marked(root: None) -> None:
     """A guess, that a frame will be of one segment as the one before, is corrected by the next segment."""
     single, several = [(0, 258)], [(0, 8), (8, 100), (100, 200), (200, 258)]
-    with framing_lab.attached(Plan(Engine.PAIRED, "rpc", (PORT,), Role.BOTH)), _capture() as packets:
+    with (
+        framing_lab.attached(Plan(engine=Engine.PAIRED, framing="rpc", ports=(PORT,), role=Role.BOTH)),
+        _capture() as packets,
+    ):
         with framing_lab.pair(port=PORT) as pair:
             for cut in (single, single, single, several, several, single, single):
                 for begin, end in cut:
@@ -358,7 +361,10 @@ def test_only_the_boundaries_of_long_frames_are_marked(root: None) -> None:
 
 
 def test_the_capture_sees_the_option_between_two_with_the_tool(root: None) -> None:
-    with framing_lab.attached(Plan(Engine.PAIRED, "rpc", (), Role.BOTH)), _capture() as packets:
+    with (
+        framing_lab.attached(Plan(engine=Engine.PAIRED, framing="rpc", ports=(), role=Role.BOTH)),
+        _capture() as packets,
+    ):
         with framing_lab.pair() as pair:
             for _ in range(6):
                 pair.send(FRAME)
@@ -369,7 +375,7 @@ def test_the_capture_sees_the_option_between_two_with_the_tool(root: None) -> No
 def test_a_sender_that_stops_marking_in_the_middle(root: None, ports: tuple[int, ...]) -> None:
     """The reader is given everything, at the latest with the delayed acknowledgement."""
     with (
-        framing_lab.attached(Plan(Engine.PAIRED, "rpc", ports, Role.BOTH)) as maps,
+        framing_lab.attached(Plan(engine=Engine.PAIRED, framing="rpc", ports=ports, role=Role.BOTH)) as maps,
         framing_lab.pair(port=PORT) as pair,
     ):
         if not ports:
@@ -400,7 +406,10 @@ def test_a_blocking_reader_that_takes_a_little_and_then_much(root: None, engine:
     """recv() looks at the mark when it is called: one that is too high then is not mended by lowering it later."""
     if engine is Engine.NATIVE and kernel.missing_for_native():
         return
-    with framing_lab.attached(Plan(engine, "rpc", (PORT,), Role.BOTH)), framing_lab.pair(port=PORT) as pair:
+    with (
+        framing_lab.attached(Plan(engine=engine, framing="rpc", ports=(PORT,), role=Role.BOTH)),
+        framing_lab.pair(port=PORT) as pair,
+    ):
         pair.server.setblocking(True)
         for _ in range(3):  # questions and answers, so that acknowledgements are delayed
             pair.send(FRAME)

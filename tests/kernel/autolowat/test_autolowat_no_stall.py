@@ -41,7 +41,7 @@ STALL_S = 3.0
 RUN_S = 60.0
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Connection:
     """The server's end and what it must get; `ends` are the offsets at which frames end."""
 
@@ -59,7 +59,7 @@ class Connection:
         return whole > 0 and self.ends[whole - 1] > self.taken
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Traffic:
     seed: int
     connections: int
@@ -133,7 +133,15 @@ def accept(listener: socket.socket, expected: list[bytes], ends: list[list[int]]
         first = sock.recv(12, socket.MSG_WAITALL)
         number = struct.unpack("<III", first)[2]
         sock.setblocking(False)
-        made.append(Connection(sock, first + expected[number], [12, *(12 + end for end in ends[number])], 12, [first]))
+        made.append(
+            Connection(
+                sock=sock,
+                expected=first + expected[number],
+                ends=[12, *(12 + end for end in ends[number])],
+                taken=12,
+                got=[first],
+            )
+        )
     return made
 
 
@@ -191,7 +199,7 @@ def run(line: Wire, traffic: Traffic, port: int = PORT) -> str:
     streams = [frames_of(traffic, chance) for _ in range(traffic.connections)]
     ends = [list(_sums(frames)) for frames in streams]
     pieces = [list(cut(frames, traffic.pieces, chance)) for frames in streams]
-    line.chances = Chances(traffic.lost, traffic.doubled, traffic.late)
+    line.chances = Chances(lost=traffic.lost, doubled=traffic.doubled, late=traffic.late)
     done = threading.Event()
     with netns.visit(line.far), socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -261,7 +269,7 @@ def test_no_reader_stalls(line: Wire, engine: Engine) -> None:
         nonlocal frames
         frames += count
 
-    with framing_lab.attached(Plan(engine, "rpc", (PORT,), Role.BOTH)) as maps:
+    with framing_lab.attached(Plan(engine=engine, framing="rpc", ports=(PORT,), role=Role.BOTH)) as maps:
         drive(line, seen)
         followed, saved = maps.count(autolowat.FRAMES), maps.count(autolowat.SAVED)
         print(f"{engine}: {frames} frames, followed {followed}, saved {saved}, {maps.fail_opens()}")
@@ -271,7 +279,18 @@ def test_no_reader_stalls(line: Wire, engine: Engine) -> None:
 
 def test_a_mark_that_stays_is_seen_as_a_stall(line: Wire) -> None:
     """The same reader, and an application that sets SO_RCVLOWAT once: what this test is able to see."""
-    traffic = Traffic(1, 1, 300, 3, False, 100, 0, 0.0, 0.0, 0.0)
+    traffic = Traffic(
+        seed=1,
+        connections=1,
+        largest=300,
+        pieces=3,
+        edge=False,
+        chunk=100,
+        receive_buffer=0,
+        lost=0.0,
+        doubled=0.0,
+        late=0.0,
+    )
     with netns.visit(line.far), socket.socket() as listener:
         listener.bind((FAR, PORT))
         listener.listen()
@@ -282,4 +301,6 @@ def test_a_mark_that_stays_is_seen_as_a_stall(line: Wire) -> None:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 100)
             server.setblocking(False)
             client.sendall(frame)
-            assert read([Connection(server, frame, [len(frame)])], traffic.edge, traffic.chunk).startswith("stalled")
+            assert read(
+                [Connection(sock=server, expected=frame, ends=[len(frame)])], traffic.edge, traffic.chunk
+            ).startswith("stalled")

@@ -51,7 +51,7 @@ class _TestRun(ctypes.Structure):
     ]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class State:
     start: int
     end: int
@@ -85,7 +85,8 @@ class Parser:
             _TestRun(prog_fd=self._program.fd, data_size_in=len(data), data_in=ctypes.addressof(held)),
             "test run",
         )
-        return State(*_RESULT.unpack(self._result.lookup(0)))
+        values = _RESULT.unpack(self._result.lookup(0))
+        return State(**dict(zip(State.__dataclass_fields__, values, strict=True)))
 
 
 class _Loaded(dict[str, Parser]):

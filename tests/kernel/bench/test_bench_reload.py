@@ -108,7 +108,9 @@ HAPROXYS = ("haproxy -sf", "haproxy -x")
 
 
 def test_a_reload_that_fails_ends_the_benchmark(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
-    failing = bench_reload._Arm("migrate", bench_reload._Stage.server, bench_reload._by_the_tool("no-strategy"))
+    failing = bench_reload._Arm(
+        name="migrate", start=bench_reload._Stage.server, reload=bench_reload._by_the_tool("no-strategy")
+    )
     monkeypatch.setattr(bench_reload, "_ARMS", (failing,))
     before = children()
     with pytest.raises(ToolError, match=r"exited with 2: error: .*no-strategy"):

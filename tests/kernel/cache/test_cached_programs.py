@@ -123,7 +123,7 @@ def test_every_program_has_one_tag_compiled_or_cached(
 
 
 def test_autolowat_comes_from_the_cache(no_compiler: Callable[[], None]) -> None:
-    plan = Plan(Engine.PAIRED, "rpc", (), Role.BOTH)
+    plan = Plan(engine=Engine.PAIRED, framing="rpc", ports=(), role=Role.BOTH)
     source = autolowat.source(Engine.PAIRED, attachment.defines(plan))
     with program.Module(source) as compiled:
         expected = compiled._code.functions

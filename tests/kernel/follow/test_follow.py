@@ -26,7 +26,7 @@ from tests.kernel.conftest import PORT, ask, server_command
 from tests.servers import restart, servers
 from tests.tool import Tool
 
-GROUP = Endpoint(Protocol.TCP, "127.0.0.1", PORT)
+GROUP = Endpoint(protocol=Protocol.TCP, address="127.0.0.1", port=PORT)
 SOON_S = 0.1
 IDLE_S = 3.0
 

@@ -47,7 +47,7 @@ def quiet(
     end: Callable[[Step], None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
 ) -> Progress:
-    return Progress(begin, end, note, lambda _: None)
+    return Progress(begin=begin, end=end, note=note, warn=lambda _: None)
 
 
 def in_fork(act: Callable[[], object]) -> int:
@@ -100,7 +100,7 @@ def settle(how: str, bpffs: Path) -> str:
         return "nothing"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Picture:
     """What a group looks like between two reloads."""
 
@@ -115,11 +115,11 @@ def picture(bpffs: Path) -> Picture:
     with status.Observer(parse_endpoint(str(PORT)), bpffs) as observer:
         (group,) = observer.read().groups
     return Picture(
-        len(group.listeners),
-        len({entry.pid for entry in group.listeners}),
-        len({entry.generation for entry in group.listeners}),
-        sum(entry.flag != "working" for entry in group.listeners if group.program),
-        group.reload is not None,
+        listeners=len(group.listeners),
+        owners=len({entry.pid for entry in group.listeners}),
+        generations=len({entry.generation for entry in group.listeners}),
+        unregistered=sum(entry.flag != "working" for entry in group.listeners if group.program),
+        interrupted=group.reload is not None,
     )
 
 

@@ -285,7 +285,9 @@ def reload_interrupted_in(step: str, tool: Tool, number: signal.Signals) -> None
         pass
 
     plan = Plan(command=tuple(server_command("new")), probe=False)
-    reload.reload(parse_endpoint(str(PORT)), plan, tool.bpffs, Progress(begin, ignore, ignore, ignore))
+    reload.reload(
+        parse_endpoint(str(PORT)), plan, tool.bpffs, Progress(begin=begin, end=ignore, note=ignore, warn=ignore)
+    )
 
 
 def test_plans_that_make_no_sense(tool: Tool, server: Start) -> None:

@@ -201,7 +201,7 @@ def test_killed_at_random_moments_under_load() -> None:
 VERBS: dict[str, Callable[[Path], object]] = {
     "attach": lambda bpffs: attach.attach(parse_endpoint(str(PORT)), Policy.ROUND_ROBIN, None, bpffs),
     "detach": lambda bpffs: detach.detach(parse_endpoint(str(PORT)), bpffs),
-    "switch": lambda bpffs: maps.switch(parse_endpoint(str(PORT)), bpffs, 1, force=False),
+    "switch": lambda bpffs: maps.switch(parse_endpoint(str(PORT)), bpffs, generation=1, force=False),
 }
 
 

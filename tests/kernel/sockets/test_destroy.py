@@ -49,7 +49,7 @@ def shown(report: dict[str, list[dict[str, dict[str, int]]]]) -> set[int]:
     return {ending["socket"]["cookie"] for ending in report["endings"]}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class World:
     """Connections on two ports, and UDP sockets: bound, bound to the same port, connected."""
 

@@ -192,11 +192,11 @@ def test_a_half_open_connection_has_an_age(tool: Tool, pair: Pair) -> None:
 
 
 FILTERS: list[tuple[Filter, str]] = [
-    (Filter(endpoint=Endpoint(Protocol.TCP, None, PORT)), "la"),
-    (Filter(endpoint=Endpoint(Protocol.TCP, "127.0.0.1", PORT)), "la"),
-    (Filter(endpoint=Endpoint(Protocol.TCP, "0.0.0.0", PORT)), ""),
-    (Filter(endpoint=Endpoint(Protocol.TCP, "::", PORT)), ""),
-    (Filter(endpoint=Endpoint(Protocol.UDP, None, PORT)), ""),
+    (Filter(endpoint=Endpoint(protocol=Protocol.TCP, address=None, port=PORT)), "la"),
+    (Filter(endpoint=Endpoint(protocol=Protocol.TCP, address="127.0.0.1", port=PORT)), "la"),
+    (Filter(endpoint=Endpoint(protocol=Protocol.TCP, address="0.0.0.0", port=PORT)), ""),
+    (Filter(endpoint=Endpoint(protocol=Protocol.TCP, address="::", port=PORT)), ""),
+    (Filter(endpoint=Endpoint(protocol=Protocol.UDP, address=None, port=PORT)), ""),
     (Filter(states=(SocketState.LISTEN,)), "l"),
     (Filter(states=(SocketState.LISTEN, SocketState.ESTABLISHED)), "lca"),
     (Filter(protocol=Protocol.UDP), ""),
@@ -231,7 +231,7 @@ def test_a_wildcard_means_its_own_connections(in_netns: None) -> None:
         for name in ("127.0.0.1", "127.0.0.2"):
             stack.enter_context(socket.create_connection((name, PORT)))
         accepted = [stack.enter_context(listener.accept()[0]) for listener in listeners]
-        report = listing.sockets(Filter(endpoint=Endpoint(Protocol.TCP, "0.0.0.0", PORT)), None)
+        report = listing.sockets(Filter(endpoint=Endpoint(protocol=Protocol.TCP, address="0.0.0.0", port=PORT)), None)
         assert {entry.cookie for entry in report.sockets} == {cookie(listeners[0]), cookie(accepted[0])}
 
 
