@@ -60,6 +60,10 @@ test: setup lint ## Every test: unit, kernel, servers, packaging, vm (as root)
 soak: setup ## 150 reloads back to back under load, and 150 plain restarts (about seven minutes, as root)
 	$(PY) -m tests.soak.soak
 
+.PHONY: docs
+docs: setup ## Write docs/json.md and docs/schema.json from the models
+	$(PY) -m docs.generate
+
 .PHONY: lint
 lint: setup ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+
 TIMEOUT_S = 90
+CONTRACT = json.loads((Path(__file__).parents[1] / "docs" / "schema.json").read_text())
+_VALID = jsonschema.Draft202012Validator(CONTRACT)
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,10 @@ class Done:
 
     @property
     def json(self) -> Any:
-        return json.loads(self.out)
+        """What it printed, which fits docs/schema.json."""
+        printed = json.loads(self.out)
+        assert _VALID.is_valid(printed), f"not in docs/schema.json: {self.out[:2000]}"
+        return printed
 
     @property
     def error(self) -> Any:

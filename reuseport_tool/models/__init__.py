@@ -1,4 +1,7 @@
-"""The records that cross layers, by job. The JSON output is made of exactly these (docs/json.md)."""
+"""The records that cross layers, by job. The JSON output is made of exactly these.
+
+Each field is described once, by the string below it: docs/json.md and docs/schema.json are made of that (`make docs`).
+"""
 
 from __future__ import annotations
 
