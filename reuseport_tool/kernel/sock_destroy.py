@@ -6,10 +6,11 @@ import errno
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Sequence
 
-from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
-from reuseport_tool.kernel import bpf, btf, capabilities
+from reuseport_tool.errors import MissingCapability, Unsupported
+from reuseport_tool.kernel import bpf, btf, capabilities, sock_diag
 from reuseport_tool.kernel.bpf_iterator import BpfIterator
 from reuseport_tool.kernel.program import Source, bpf_dir
 from reuseport_tool.kernel.socket_iterator import RawSocket, tuple_offsets
@@ -20,15 +21,6 @@ Outcomes = dict[int, int]
 
 _TARGET = struct.Struct("=16s16sHHHHIIII")
 _OUTCOME = struct.Struct("=QiI")
-
-# include/uapi/linux/netlink.h, sock_diag.h and inet_diag.h
-_NETLINK_SOCK_DIAG = 4
-_SOCK_DIAG_BY_FAMILY, _SOCK_DESTROY = 20, 21
-_NLM_F_REQUEST, _NLM_F_ACK, _NLMSG_ERROR = 1, 4, 2
-_HEADER = struct.Struct("=IHHII")
-_REQUEST = struct.Struct("=BBBBIHH16s16sIQ")
-_IPPROTO = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_UDP}
-_RECEIVE_TIMEOUT_S = 10.0
 
 
 def kfunc() -> int | None:
@@ -89,8 +81,7 @@ def by_netlink(protocol: Protocol, targets: Iterable[RawSocket], states: int) ->
         Unsupported: no CONFIG_INET_DIAG_DESTROY.
     """
     outcomes: Outcomes = {}
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as diag:
-        diag.settimeout(_RECEIVE_TIMEOUT_S)
+    with sock_diag.opened() as diag:
         for target in targets:
             state = _state(diag, protocol, target)
             if state is not None and states >> state & 1:
@@ -112,43 +103,35 @@ def _state(diag: socket.socket, protocol: Protocol, target: RawSocket) -> int | 
     A look-up of one UDP socket wants source and destination swapped, "for historical reasons"
     (net/ipv4/udp_diag.c, udp_dump_one()), the destruction of one does not.
     """
-    local = (socket.htons(target.local_port), target.local)
-    remote = (target.remote_port, target.remote)
+    local, remote = _ends(target)
     source, destination = (remote, local) if protocol is Protocol.UDP else (local, remote)
-    error, payload = _ask(diag, _SOCK_DIAG_BY_FAMILY, protocol, target, source, destination)
-    return None if error else payload[1]
+    error, payload = sock_diag.ask(diag, sock_diag.BY_FAMILY, _request(protocol, target, source, destination))
+    return None if error else sock_diag.Record.unpack(payload).state
 
 
 def _destroy(diag: socket.socket, protocol: Protocol, target: RawSocket) -> int:
     """The errno of SOCK_DESTROY, or 0."""
-    local = (socket.htons(target.local_port), target.local)
-    return _ask(diag, _SOCK_DESTROY, protocol, target, local, (target.remote_port, target.remote))[0]
+    return sock_diag.ask(diag, sock_diag.DESTROY, _request(protocol, target, *_ends(target)))[0]
 
 
-def _ask(
-    diag: socket.socket,
-    kind: int,
-    protocol: Protocol,
-    target: RawSocket,
-    source: tuple[int, bytes],
-    destination: tuple[int, bytes],
-) -> tuple[int, bytes]:
-    """One request about one socket. Returns errno, or 0 and the payload of the answer."""
-    request = _REQUEST.pack(
-        *(target.family, _IPPROTO[protocol], 0, 0, 0xFFFFFFFF),
-        *(source[0], destination[0], source[1], destination[1]),
-        *(target.device, target.cookie),
+_End = tuple[bytes, bytes]
+
+
+def _ends(target: RawSocket) -> tuple[_End, _End]:
+    """Port and address of both ends, in network order."""
+    remote_port = target.remote_port.to_bytes(2, sys.byteorder)
+    return (target.local_port.to_bytes(2, "big"), target.local), (remote_port, target.remote)
+
+
+def _request(protocol: Protocol, target: RawSocket, source: _End, destination: _End) -> sock_diag.Request:
+    return sock_diag.Request(
+        protocol=protocol,
+        family=target.family,
+        source=source,
+        destination=destination,
+        device=target.device,
+        cookie=target.cookie,
     )
-    flags = _NLM_F_REQUEST | (_NLM_F_ACK if kind == _SOCK_DESTROY else 0)
-    diag.send(_HEADER.pack(_HEADER.size + len(request), kind, flags, 0, 0) + request)
-    try:
-        answer = diag.recv(1 << 16)
-    except TimeoutError as error:
-        raise ToolError("sock_diag does not answer", hint="the kernel needs CONFIG_INET_DIAG") from error
-    payload = answer[_HEADER.size :]
-    if _HEADER.unpack_from(answer)[1] != _NLMSG_ERROR:
-        return 0, payload
-    return abs(struct.unpack_from("=i", payload)[0]), b""
 
 
 def reason(error: int) -> str:
