@@ -6,8 +6,8 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 # BCC must be the distribution's, so the venv sees the system's packages.
 PACKAGES := python3-bpfcc python3-venv nginx-light haproxy
-# For the tests of the recipes: a Go server, and a systemd in a container.
-TEST_PACKAGES := golang-go systemd-container
+# For the tests: a Go server, a systemd in a container, and a second reader of the kernel's types.
+TEST_PACKAGES := golang-go systemd-container bpftool
 
 # In a VM or in CI a kernel test that cannot run is an error; "skip" lets it be skipped with its reason.
 export REUSEPORT_TOOL_KERNEL_TESTS ?= require

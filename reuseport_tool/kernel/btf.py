@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import struct
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
 from reuseport_tool.errors import Unsupported
 from reuseport_tool.kernel import libbpf
@@ -23,6 +21,21 @@ class _Type(ctypes.Structure):
 
 class _Member(ctypes.Structure):
     _fields_ = [("name_off", ctypes.c_uint32), ("type", ctypes.c_uint32), ("offset", ctypes.c_uint32)]
+
+
+class _Enum(ctypes.Structure):
+    """struct btf_enum."""
+
+    _fields_ = [("name_off", ctypes.c_uint32), ("low", ctypes.c_uint32)]
+
+
+class _Enum64(ctypes.Structure):
+    """struct btf_enum64."""
+
+    _fields_ = [("name_off", ctypes.c_uint32), ("low", ctypes.c_uint32), ("high", ctypes.c_uint32)]
+
+
+_CONSTANTS: dict[int, type[_Enum | _Enum64]] = {6: _Enum, 19: _Enum64}  # BTF_KIND_ENUM, BTF_KIND_ENUM64
 
 
 @functools.cache
@@ -78,23 +91,41 @@ def function(name: str) -> int:
 def enumerator(name: str) -> int | None:
     """The value of an enum's constant in the running kernel, None when there is none of that name.
 
-    Read from the raw data, because libbpf finds no constants: a member of an enum is name_off, value.
+    Raises:
+        Unsupported: no BTF, or enums of that kernel use the name for different values.
     """
-    try:
-        data = Path("/sys/kernel/btf/vmlinux").read_bytes()
-    except OSError as error:
-        raise Unsupported("the kernel has no type information", hint="it needs CONFIG_DEBUG_INFO_BTF") from error
-    _, _, _, header, types, types_size, strings, strings_size = struct.unpack_from("=HBBIIIII", data)
-    at = data.find(b"\0" + name.encode() + b"\0", header + strings, header + strings + strings_size) + 1
-    if not at:
-        return None
-    entry, begin = struct.pack("=I", at - header - strings), header + types
-    found = data.find(entry, begin, begin + types_size)
-    while found >= 0:
-        if (found - begin) % 4 == 0:
-            return int(struct.unpack_from("=I", data, found + 4)[0])
-        found = data.find(entry, found + 1, begin + types_size)
-    return None
+    values = enumerators().get(name, frozenset())
+    if len(values) > 1:
+        raise Unsupported(f"the kernel has several enumerators named {name}")
+    return next(iter(values), None)
+
+
+@functools.cache
+def enumerators() -> dict[str, frozenset[int]]:
+    """Every enum's constant in the running kernel, by its name: libbpf has no look-up for them.
+
+    Raises:
+        Unsupported: no BTF.
+    """
+    lib, btf = libbpf.library(), _vmlinux()
+    found: dict[str, set[int]] = {}
+    for type_id in range(1, lib.btf__type_cnt(btf)):
+        for offset, value in _constants(lib.btf__type_by_id(btf, type_id)):
+            found.setdefault(lib.btf__name_by_offset(btf, offset).decode(), set()).add(value)
+    return {name: frozenset(values) for name, values in found.items()}
+
+
+def _constants(address: int) -> Iterator[tuple[int, int]]:
+    """The name's offset and the value of each constant, if the type is an enum."""
+    info = _Type.from_address(address).info
+    kind = _CONSTANTS.get(info >> 24 & 0x1F)
+    if kind is None:
+        return
+    signed = info >> 31
+    for constant in (kind * (info & 0xFFFF)).from_address(address + ctypes.sizeof(_Type)):
+        value = constant.low | getattr(constant, "high", 0) << 32
+        bits = 8 * (ctypes.sizeof(kind) - 4)
+        yield constant.name_off, value - (1 << bits) if signed and value >> (bits - 1) else value
 
 
 @remembered

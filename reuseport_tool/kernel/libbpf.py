@@ -14,6 +14,7 @@ RING_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, ctypes.c_size
 _FUNCTIONS = {
     "btf__parse": (_POINTER, [_TEXT, _POINTER]),
     "btf__find_by_name_kind": (ctypes.c_int, [_POINTER, _TEXT, _U32]),
+    "btf__type_cnt": (_U32, [_POINTER]),
     "btf__type_by_id": (_POINTER, [_POINTER, _U32]),
     "btf__name_by_offset": (_TEXT, [_POINTER, _U32]),
     "ring_buffer__new": (_POINTER, [ctypes.c_int, RING_CALLBACK, _POINTER, _POINTER]),
