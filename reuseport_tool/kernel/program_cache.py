@@ -24,6 +24,7 @@ _FORMAT = b"reuseport-tool cache 1\n"
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 _ENTRY_MAX = 1 << 22
 _ENTRIES_MAX = 512
+_ENTRY = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\.[0-9a-f]{16}")  # a key, or one that a killed run was writing
 _VARIABLE = "REUSEPORT_TOOL_CACHE"
 
 
@@ -103,8 +104,8 @@ def _write(directory: int, name: str, data: bytes) -> None:
 
 
 def _forget_oldest(directory: int) -> None:
-    """Keep the cache small: kernels and versions of the tool come and go."""
-    names = os.listdir(directory)
+    """Keep the cache small: kernels and versions of the tool come and go. Other files in the folder are not ours."""
+    names = [name for name in os.listdir(directory) if _ENTRY.fullmatch(name)]
     if len(names) <= _ENTRIES_MAX:
         return
     oldest = sorted(names, key=lambda name: os.lstat(name, dir_fd=directory).st_mtime)

@@ -219,10 +219,14 @@ def test_processes_at_once_always_see_a_whole_entry(folder: Path) -> None:
 def test_the_oldest_entries_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(program_cache, "_ENTRIES_MAX", 3)
     store = Store(folder)
-    for number in range(5):
-        assert store.put(f"{number}", b"x")
-        os.utime(folder / f"{number}", (number, number))
-    assert sorted(path.name for path in folder.iterdir()) == ["2", "3", "4"]
+    names = [f"{number:064x}" for number in range(5)]
+    assert store.put(names[0], b"x")
+    (folder / "somebody's").write_text("not an entry")
+    os.utime(folder / "somebody's", (0, 0))
+    for number, name in enumerate(names):
+        assert store.put(name, b"x")
+        os.utime(folder / name, (number, number))
+    assert sorted(path.name for path in folder.iterdir()) == [*names[2:], "somebody's"]
 
 
 def test_an_empty_variable_turns_it_off(entry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
