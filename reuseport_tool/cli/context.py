@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
+from reuseport_tool.cli import complete
 from reuseport_tool.cli.compat import ParamType
 from reuseport_tool.models import Endpoint, parse_endpoint
 
@@ -29,6 +31,9 @@ class EndpointType(ParamType[Endpoint]):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Endpoint:
         return value if isinstance(value, Endpoint) else parse_endpoint(str(value))
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return complete.ports(ctx, incomplete)
 
 
 class SecondsType(ParamType[float]):

@@ -6,6 +6,7 @@ import click
 
 from reuseport_tool.cli import show
 from reuseport_tool.cli.context import ENDPOINT, Context, examples, pass_context
+from reuseport_tool.errors import UsageError
 from reuseport_tool.group import detach
 from reuseport_tool.models import Endpoint
 
@@ -13,15 +14,24 @@ from reuseport_tool.models import Endpoint
 @click.command(
     "detach",
     short_help="Remove the program; the kernel chooses again.",
-    epilog=examples("reuseport-tool detach 8080", "reuseport-tool --netns web detach '[::]:80'"),
+    epilog=examples(
+        "reuseport-tool detach 8080", "reuseport-tool --netns web detach '[::]:80'", "reuseport-tool detach --all"
+    ),
 )
-@click.argument("endpoint", type=ENDPOINT)
+@click.argument("endpoint", type=ENDPOINT, required=False)
+@click.option("--all", "everything", is_flag=True, help="Detach every group of the network namespace.")
 @click.option("--wait", "wait_s", type=float, default=0.0, metavar="SECONDS", help="Wait for another run's lock.")
 @pass_context
-def command(ctx: Context, endpoint: Endpoint, wait_s: float) -> None:
+def command(ctx: Context, endpoint: Endpoint | None, everything: bool, wait_s: float) -> None:
     """Remove program and pins from every group that ENDPOINT means.
 
     Listeners and their connections stay as they are. From then on a closing listener loses what is
     in its queues, unless net.ipv4.tcp_migrate_req is on.
     """
-    show.result(detach.detach(endpoint, ctx.bpffs, wait_s), ctx.json)
+    if (endpoint is None) is not everything:
+        raise UsageError("name an ENDPOINT, or give --all")
+    if endpoint is None:
+        report = detach.detach_all(ctx.bpffs, wait_s)
+    else:
+        report = detach.detach(endpoint, ctx.bpffs, wait_s)
+    show.result(report, ctx.json)

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from reuseport_tool import __version__
+from reuseport_tool.cli import complete
 from reuseport_tool.cli.compat import NoVerb, VerbGroup
 from reuseport_tool.cli.context import Context, examples
 from reuseport_tool.errors import Interrupted, MissingCapability, ToolError, UsageError
@@ -28,6 +29,8 @@ _VERBS = {
     "autolowat": "autolowat",
     "check": "check",
     "bench": "bench",
+    "metrics": "metrics",
+    "completion": "completion",
 }
 
 
@@ -62,7 +65,12 @@ class _Verbs(VerbGroup):
 )
 @click.option("--json", "as_json", is_flag=True, envvar="REUSEPORT_TOOL_JSON", help="Print the result as JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="Show compiler and verifier logs with an error.")
-@click.option("--netns", metavar="NAME|PATH|pid:N", help="Work in this network namespace.")
+@click.option(
+    "--netns",
+    metavar="NAME|PATH|pid:N",
+    shell_complete=complete.namespaces,
+    help="Work in this network namespace.",
+)
 @click.option(
     "--bpffs",
     type=click.Path(path_type=Path, readable=False),  # whether we may look into it is no matter of usage

@@ -8,6 +8,7 @@ import click
 
 from reuseport_tool.cli import show
 from reuseport_tool.cli.context import ENDPOINT, Context, examples, pass_context
+from reuseport_tool.errors import UsageError
 from reuseport_tool.group.status import Observer
 from reuseport_tool.models import Endpoint
 
@@ -15,26 +16,38 @@ from reuseport_tool.models import Endpoint
 @click.command(
     "status",
     short_help="Show groups, listeners, generations, queues and counters.",
-    epilog=examples("reuseport-tool status", "reuseport-tool status 8080 --watch", "reuseport-tool --json status :443"),
+    epilog=examples(
+        "reuseport-tool status",
+        "reuseport-tool status 8080 --watch",
+        "reuseport-tool status --check",
+        "reuseport-tool --json status :443",
+    ),
 )
 @click.argument("endpoint", type=ENDPOINT, required=False)
 @click.option("--watch", is_flag=True, help="Refresh until Ctrl-C.")
+@click.option("--check", is_flag=True, help="Exit with 1 if anything is stale, foreign or out of balance.")
 @click.option("--interval", "interval_s", type=click.FloatRange(0.1), default=1.0, show_default=True, metavar="SECONDS")
 @pass_context
-def command(ctx: Context, endpoint: Endpoint | None, watch: bool, interval_s: float) -> None:
+def command(ctx: Context, endpoint: Endpoint | None, watch: bool, check: bool, interval_s: float) -> int:
     """Show the SO_REUSEPORT groups of the network namespace, or those that ENDPOINT means.
 
     The flag of a listener is "working" (gets new connections), "old" (an older generation), "foreign"
     (in the group, but registered by nobody: it gets nothing), or "-" where no program of this tool runs.
+
+    With --check the exit code is 1 where pins or a killed reload are left (stale), a program or listeners are not
+    this tool's (foreign), or connections wait at one listener while the others are idle (imbalance).
     """
+    if watch and check:
+        raise UsageError("--watch and --check exclude each other")
     with Observer(endpoint, ctx.bpffs) as observer:
         if not watch:
-            show.result(observer.read(), ctx.json)
-            return
+            found = observer.read()
+            show.result(found, ctx.json)
+            return 1 if check and any(group.problems for group in found.groups) else 0
         with show.refreshing(ctx.json) as refresh:
             try:
                 while True:
                     refresh(observer.read())
                     time.sleep(interval_s)
             except KeyboardInterrupt:
-                return
+                return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from reuseport_tool.group import discover, state
 from reuseport_tool.group.attach import attached_program
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpffs, iterator, sockets
-from reuseport_tool.models import Detached, DetachReport, Endpoint
+from reuseport_tool.models import Detached, DetachReport, Endpoint, Protocol
 from reuseport_tool.reload import journal
 
 
@@ -39,6 +40,15 @@ def detach(endpoint: Endpoint, root: Path | None, wait_s: float = 0.0) -> Detach
                 result = _detach_group(group, group_folder, load)
                 results.append(Detached(endpoint=str(group), result=result, pins=str(group_folder / "state")))
     return DetachReport(detached=tuple(results))
+
+
+def detach_all(root: Path | None, wait_s: float = 0.0) -> DetachReport:
+    """detach() for every group of the namespace; where there is none, the report is empty."""
+    done: list[Detached] = []
+    for protocol in Protocol:
+        with contextlib.suppress(NotFound):
+            done += detach(Endpoint(protocol=protocol, address=None, port=0), root, wait_s).detached
+    return DetachReport(detached=tuple(done))
 
 
 def _detach_group(group: Endpoint, folder: Path, load: Callable[[], iterator.TcpListeners | None]) -> str:

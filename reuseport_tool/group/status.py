@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reuseport_tool.errors import MissingCapability, NotFound, Unsupported
-from reuseport_tool.group import discover, state
+from reuseport_tool.group import discover, problems, state
 from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpf, bpffs, netns, processes
@@ -115,7 +115,7 @@ class Observer:
         running = [infos[cookie].program_id for cookie in found.cookies if cookie in infos]
         attached = running[0] if running else None
         ours = pins is not None and (attached == pins.program.id or (not running and bool(found.members)))
-        return Group(
+        group = Group(
             endpoint=str(found.endpoint),
             netns=f"net:[{netns.identity()}]",
             program=pins.program if pins and ours else _foreign(attached),
@@ -128,6 +128,7 @@ class Observer:
             canary=pins.canary if pins and ours else None,
             reload=self._transaction(found.endpoint),
         )
+        return replace(group, problems=problems.of_group(group))
 
 
 def _canary(opened: State) -> Canary | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 
@@ -35,6 +36,13 @@ def write(name: str, value: str) -> None:
     except PermissionError as error:
         raise MissingCapability(
             f"writing the sysctl {name} is not permitted", hint=capabilities.hint("CAP_NET_ADMIN")
+        ) from error
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        raise Unsupported(
+            f"the sysctl {name} cannot be written: /proc/sys is read-only here",
+            hint="run it on the host, or start the container with /proc/sys/net writable",
         ) from error
 
 

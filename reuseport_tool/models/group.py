@@ -105,6 +105,25 @@ class Transaction:
     """When the reload began, in seconds since 1970."""
 
 
+class ProblemKind(enum.StrEnum):
+    """Why `status --check` exits with 1."""
+
+    STALE = "stale"
+    FOREIGN = "foreign"
+    IMBALANCE = "imbalance"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What an operator should look at."""
+
+    kind: str
+    """`stale` (pins or a killed reload are left), `foreign` (a program or listeners that this tool does not know), or
+    `imbalance` (connections wait at one listener while the others are idle)."""
+    detail: str
+    """One sentence."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Group:
     """The sockets that the kernel keeps in one reuseport group."""
@@ -127,6 +146,8 @@ class Group:
     """The canary generation, or null."""
     reload: Transaction | None = None
     """The reload that has begun and not ended, or null."""
+    problems: tuple[Problem, ...] = ()
+    """What `status --check` exits with 1 for."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,13 +24,10 @@ def _status(model: models.Status, console: Console) -> None:
 
 def _group(group: models.Group, console: Console) -> None:
     say(console, Text(group.endpoint, style="bold") + Text(f"  {group.netns}") + _program(group))
-    if group.stale:
-        say(
-            console,
-            Text("  stale: pins are left, but the program does not run; 'attach' or 'detach' mends it", style="yellow"),
-        )
-    if group.reload:
-        say(console, _transaction(group.endpoint, group.reload))
+    for problem in group.problems:
+        say(console, Text(f"  {problem.kind}: {problem.detail}", style="bold yellow"))
+    if group.reload and group.reload.running:
+        say(console, _transaction(group.reload))
     numbers = ("cookie", "pid", "uid", "gen", "slot", "queue", "backlog", "half-open")
     made = make_table(
         "cookie", "pid", "command", "uid", "gen", "slot", "queue", "backlog", "half-open", "flag", right=numbers
@@ -56,15 +53,9 @@ def _group(group: models.Group, console: Console) -> None:
         say(console, Text(_counters(group.counters), style="dim"))
 
 
-def _transaction(endpoint: str, reload: models.Transaction) -> Text:
+def _transaction(reload: models.Transaction) -> Text:
     began = time.strftime("%F %T", time.localtime(reload.begun_at))
-    if reload.running:
-        return Text(f"  a reload is in the step {reload.step!r} (process {reload.pid}, begun {began})", style="cyan")
-    return Text(
-        f"  a reload was killed in the step {reload.step!r} (begun {began}): "
-        f"'reload {endpoint} --resume' finishes it, '--abort' undoes it",
-        style="bold yellow",
-    )
+    return Text(f"  a reload is in the step {reload.step!r} (process {reload.pid}, begun {began})", style="cyan")
 
 
 def _program(group: models.Group) -> Text:
@@ -120,6 +111,8 @@ def _follow_event(model: models.FollowEvent, console: Console) -> None:
 
 @table.register
 def _detached(model: models.DetachReport, console: Console) -> None:
+    if not model.detached:
+        say(console, "Nothing of this tool is attached here.")
     for entry in model.detached:
         text = "program and pins removed" if entry.result == "detached" else "pins removed; no program was running"
         say(console, f"{entry.endpoint}  {text}")

@@ -1,0 +1,30 @@
+"""completion SHELL"""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+from reuseport_tool.cli.context import examples
+
+_NAME, _VARIABLE = "reuseport-tool", "_REUSEPORT_TOOL_COMPLETE"
+
+
+@click.command(
+    "completion",
+    short_help="Print the script that completes this command in a shell.",
+    epilog=examples(
+        "reuseport-tool completion bash > /etc/bash_completion.d/reuseport-tool",
+        "reuseport-tool completion zsh > /usr/local/share/zsh/site-functions/_reuseport-tool",
+        "reuseport-tool completion fish > ~/.config/fish/completions/reuseport-tool.fish",
+    ),
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def command(shell: str) -> None:
+    """Print the completion script for SHELL: verbs, options, policies, ports of groups, network namespaces.
+
+    The Debian package installs the scripts.
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(click.get_current_context().find_root().command, {}, _NAME, _VARIABLE).source())

@@ -1,0 +1,60 @@
+"""metrics [ENDPOINT]"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import click
+
+from reuseport_tool.cli.context import ENDPOINT, Context, examples, pass_context
+from reuseport_tool.cli.show import metrics
+from reuseport_tool.group.status import Observer
+from reuseport_tool.kernel import mib
+from reuseport_tool.models import Endpoint
+
+_READABLE = 0o644  # node_exporter is another user
+
+
+@click.command(
+    "metrics",
+    short_help="Print groups, listeners and counters for Prometheus.",
+    epilog=examples(
+        "reuseport-tool metrics",
+        "reuseport-tool metrics --textfile /var/lib/prometheus/node-exporter/reuseport.prom",
+    ),
+)
+@click.argument("endpoint", type=ENDPOINT, required=False)
+@click.option(
+    "--textfile",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.prom",
+    help="Write this file at once as a whole, for the textfile collector of node_exporter.",
+)
+@pass_context
+def command(ctx: Context, endpoint: Endpoint | None, textfile: Path | None) -> None:
+    """Print the state of all groups, or of those that ENDPOINT means, in the text format of Prometheus.
+
+    Counters named reuseport_netstat_… are the kernel's own of the network namespace. The units
+    reuseport-tool-metrics.timer and .service write a textfile every 15 seconds.
+    """
+    with Observer(endpoint, ctx.bpffs) as observer:
+        text = metrics.exposition(observer.read(), mib.read())
+    if textfile is None:
+        click.echo(text.decode(), nl=False)
+    else:
+        _replace(textfile, text)
+
+
+def _replace(file: Path, text: bytes) -> None:
+    """A reader sees the old file or the new one, never a part."""
+    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as written:
+        try:
+            written.write(text)
+            os.fchmod(written.fileno(), _READABLE)
+            written.close()
+            os.replace(written.name, file)
+        except BaseException:
+            os.unlink(written.name)
+            raise

@@ -1,0 +1,66 @@
+"""What is wrong with the groups that `status` found: pure functions of its records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from reuseport_tool.models import Group, Listener, Problem, ProblemKind
+
+_QUEUED_MIN = 16  # a shorter queue is an instant's work, however short the others are
+_TIMES_THE_OTHERS = 4
+
+
+def of_group(group: Group) -> tuple[Problem, ...]:
+    """Every problem of a group, the gravest first."""
+    return tuple(
+        Problem(kind=kind, detail=detail)
+        for look in (_stale, _killed, _foreign, _unregistered, _imbalance)
+        for kind, detail in look(group)
+    )
+
+
+def _stale(group: Group) -> Iterator[tuple[ProblemKind, str]]:
+    if group.stale:
+        yield ProblemKind.STALE, "pins are left, but the program does not run; 'attach' or 'detach' mends it"
+
+
+def _killed(group: Group) -> Iterator[tuple[ProblemKind, str]]:
+    if group.reload is not None and not group.reload.running:
+        yield (
+            ProblemKind.STALE,
+            f"a reload was killed in the step {group.reload.step!r}: "
+            f"'reload {group.endpoint} --resume' finishes it, '--abort' undoes it",
+        )
+
+
+def _foreign(group: Group) -> Iterator[tuple[ProblemKind, str]]:
+    if group.program is not None and group.program.policy is None:
+        yield ProblemKind.FOREIGN, f"the program {group.program.name} (id {group.program.id}) is not this tool's"
+
+
+def _unregistered(group: Group) -> Iterator[tuple[ProblemKind, str]]:
+    found = [entry for entry in group.listeners if entry.flag == "foreign"]
+    if found:
+        cookies = ", ".join(str(entry.cookie) for entry in found)
+        yield (
+            ProblemKind.FOREIGN,
+            f"{len(found)} of {len(group.listeners)} listeners get nothing, because nobody registered them: {cookies}",
+        )
+
+
+def _imbalance(group: Group) -> Iterator[tuple[ProblemKind, str]]:
+    """A listener whose queue is long while those of the others are short: its process does not accept."""
+    peers = [entry for entry in group.listeners if entry.flag in ("working", "-") and entry.accept_queue is not None]
+    for entry in peers:
+        others = [other.accept_queue or 0 for other in peers if other is not entry]
+        queued = entry.accept_queue or 0
+        if others and queued >= _QUEUED_MIN and queued > _TIMES_THE_OTHERS * sum(others) / len(others):
+            yield (
+                ProblemKind.IMBALANCE,
+                f"{queued} connections wait at the listener {entry.cookie}{_holder(entry)}, "
+                f"and {sum(others) / len(others):.1f} at each of the others",
+            )
+
+
+def _holder(entry: Listener) -> str:
+    return f" of {entry.command} (process {entry.pid})" if entry.pid is not None else ""
