@@ -1,4 +1,4 @@
-"""A systemd of its own: systemd-nspawn on an overlay of this machine's root, in the caller's network namespace.
+"""A systemd of its own: systemd-nspawn on an overlay of a root, by default this machine's, in the caller's namespace.
 
 What it writes is gone with it. A process inside is seen, and signalled, from outside, but with another number.
 """
@@ -6,6 +6,7 @@ What it writes is gone with it. A process inside is seen, and signalled, from ou
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,11 +27,12 @@ AllowIsolate=yes
 
 
 class Container:
-    """Run commands in it; `root` is its file system."""
+    """Run commands in it; `root` is its file system. `shared` is seen inside at the same place, read-only."""
 
-    def __init__(self, root: Path, name: str) -> None:
+    def __init__(self, root: Path, name: str, shared: tuple[Path, ...]) -> None:
         self.root = root
         self._name = name
+        self._shared = shared
         self._nspawn: subprocess.Popen[bytes] | None = None
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
@@ -47,13 +49,15 @@ class Container:
                 *("systemd-nspawn", "--boot", "--quiet", "--register=no", "--keep-unit", "--capability=all"),
                 *("--system-call-filter=bpf perf_event_open pidfd_getfd", "--network-namespace-path=/proc/self/ns/net"),
                 *(f"--directory={self.root}", f"--machine={self._name}", "--link-journal=no"),
-                *(f"--bind-ro={_CHECKOUT}", f"--bind-ro={sys.prefix}", "--console=read-only"),
+                *(f"--bind-ro={path}" for path in self._shared),
+                "--console=read-only",
                 # This machine's firewall would be loaded into the caller's namespace.
                 *("systemd.unit=test.target", "systemd.mask=nftables.service"),
             ],
             stdin=subprocess.DEVNULL,
             stdout=(self.root.parent / "console").open("wb"),
             stderr=subprocess.STDOUT,
+            env={**os.environ, "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"},
         )
         assert wait_until(self._is_up, _START_S), (self.root.parent / "console").read_text(errors="replace")
 
@@ -96,21 +100,22 @@ class Container:
             self._nspawn.wait(_END_S)
         self._nspawn.kill()
         self._nspawn.wait()
+        self._nspawn = None
 
 
 @contextlib.contextmanager
-def container(folder: Path, name: str) -> Iterator[Container]:
-    """A container that is not started yet."""
+def container(folder: Path, name: str, base: Path | None = None) -> Iterator[Container]:
+    """A container that is not started yet. On another `base` it does not see the checkout and the venv."""
     with ExitStack() as stack:
         subprocess.run(["mount", "-t", "tmpfs", name, folder], check=True)
         stack.callback(subprocess.run, ["umount", "--lazy", folder], check=True)
         for part in ("upper", "work", "root"):
             (folder / part).mkdir()
         root = folder / "root"
-        options = f"lowerdir=/,upperdir={folder}/upper,workdir={folder}/work"
+        options = f"lowerdir={base or '/'},upperdir={folder}/upper,workdir={folder}/work"
         subprocess.run(["mount", "-t", "overlay", "-o", options, name, root], check=True)
         stack.callback(subprocess.run, ["umount", "--lazy", root], check=True)
         (root / "etc" / "machine-id").unlink(missing_ok=True)
-        made = Container(root, name)
+        made = Container(root, name, () if base else (_CHECKOUT, Path(sys.prefix)))
         stack.callback(made.stop)
         yield made

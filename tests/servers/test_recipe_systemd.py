@@ -19,7 +19,7 @@ from tests.servers.load import Ledger, Load
 
 CHECKOUT = Path(__file__).parents[2]
 RECIPE = CHECKOUT / "docs" / "recipes" / "systemd"
-UNITS = CHECKOUT / "reuseport_tool" / "systemd"
+UNITS = CHECKOUT / "packaging" / "systemd"
 FOLLOWER = f"reuseport-tool-follow@{servers.PORT}"
 WORKERS = 2
 DEPLOYS = 2

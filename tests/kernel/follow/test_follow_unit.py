@@ -16,7 +16,7 @@ from tests.kernel.conftest import PORT
 from tests.kernel.test_rights import PoorTool
 from tests.tool import Tool
 
-UNIT = Path(__file__).parents[3] / "reuseport_tool" / "systemd" / "reuseport-tool-follow@.service"
+UNIT = Path(__file__).parents[3] / "packaging" / "systemd" / "reuseport-tool-follow@.service"
 NOBODY = 65534
 
 
@@ -30,7 +30,7 @@ def confined(tool: Tool) -> Tool:
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
 def test_systemd_understands_it(tmp_path: Path) -> None:
     here = shutil.which("true")
-    text = UNIT.read_text().replace("/usr/local/bin/reuseport-tool", str(here))
+    text = UNIT.read_text().replace("ExecStart=reuseport-tool", f"ExecStart={here}")
     (tmp_path / UNIT.name).write_text(text)
     done = subprocess.run(
         ["systemd-analyze", "verify", tmp_path / UNIT.name.replace("@", "@8080")],

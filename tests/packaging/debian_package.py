@@ -1,0 +1,182 @@
+"""`make test-packages`: the .deb on fresh roots of Debian 12 and 13, installed, used and purged.
+
+1. debootstrap makes a root; apt installs the package with Debian's own click, rich, pyroute2, scapy and BCC.
+2. It boots as a container; `check hot-reload` proves the kernel with what the package installed.
+3. Debian's own nginx, a systemd service, reloads to fewer workers and back under load: connections are reset.
+4. The same with the packaged follower, and `reload --run 'systemctl restart nginx'`: none is lost.
+5. purge detaches the group, while nginx serves, and leaves no file.
+
+It downloads for minutes, so it is no part of `make test`. The roots are kept in the cache.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from reuseport_tool.kernel import netns
+from reuseport_tool.waiting import wait_until
+from tests.servers import restart, servers
+from tests.servers.container import Container, container
+from tests.servers.load import Ledger, Load
+from tests.unit.test_cli import VERBS
+
+CHECKOUT = Path(__file__).parents[2]
+CACHE = Path(os.environ.get("REUSEPORT_TOOL_CACHE", Path.home() / ".cache" / "reuseport-tool")) / "roots"
+MIRROR = "http://deb.debian.org/debian"
+BASE = "systemd,systemd-sysv,dbus,iproute2,nginx,python3"
+LIMIT_S = 540
+MANY, FEW = 4, 1
+ROUNDS = 3
+CLIENTS = 128
+QUEUED = 32
+FOLLOWER = f"reuseport-tool-follow@{servers.PORT}"
+SITE = f"""
+server {{ listen {servers.ADDRESS}:{servers.PORT} reuseport; root /srv/www; gzip on; gzip_http_version 1.0;
+          gzip_types text/html; access_log off; }}
+"""
+
+
+def base_root(suite: str) -> Path:
+    """A root by debootstrap, made once."""
+    root = CACHE / suite
+    made = CACHE / f"{suite}.made"
+    if not made.exists():
+        subprocess.run(["rm", "-rf", root], check=True)
+        root.mkdir(parents=True)
+        words = ["debootstrap", "--variant=minbase", f"--include={BASE}", suite, root, MIRROR]
+        subprocess.run(words, check=True, timeout=LIMIT_S, stdout=subprocess.DEVNULL)
+        made.touch()
+    return root
+
+
+def chrooted(root: Path, script: str) -> str:
+    """Run a script in a root that is not booted, with this machine's network."""
+    words = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--pipe", "--resolv-conf=copy-host"]
+    done = subprocess.run(
+        [*words, f"--directory={root}", "sh", "-ec", script],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+        env={"PATH": os.environ["PATH"], "DEBIAN_FRONTEND": "noninteractive"},
+    )
+    assert done.returncode == 0, f"{script}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module", params=["bookworm", "trixie"])
+def debian(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
+    """A container with the package installed, booted in a network namespace of its own."""
+    suite = request.param
+    (package,) = (CHECKOUT / "build" / "deb").glob("*.deb")
+    with container(tmp_path_factory.mktemp(suite), f"reuseport-tool-{suite}", base_root(suite)) as made:
+        before = files(made.root)
+        (made.root / "root" / "package.deb").write_bytes(package.read_bytes())
+        install = "apt-get -qq update && apt-get -qq install -y --no-install-recommends /root/package.deb"
+        chrooted(made.root, f"export DEBIAN_FRONTEND=noninteractive; {install}; rm /root/package.deb")
+        assert files(made.root) - before
+        configure(made)
+        with netns.throw_away():
+            made.start()
+            made.run("mount", "-t", "bpf", "bpf", "/sys/fs/bpf")
+            yield made
+            made.stop()
+
+
+def configure(made: Container) -> None:
+    made.write("/etc/nginx/conf.d/test.conf", SITE)
+    (made.root / "etc/nginx/sites-enabled/default").unlink(missing_ok=True)
+    made.write("/srv/www/index.html", "".join(f"<p>{number**5}</p>" for number in range(40_000)))
+    workers(made, MANY)
+
+
+def workers(made: Container, number: int) -> None:
+    config = made.root / "etc/nginx/nginx.conf"
+    lines = [line for line in config.read_text().splitlines() if not line.startswith("worker_processes")]
+    config.write_text("\n".join([f"worker_processes {number};", *lines]) + "\n")
+
+
+def files(root: Path) -> set[str]:
+    """What has the tool's name, as the package's users would look for it."""
+    words = ["find", root, "-xdev", "(", "-name", "*reuseport*tool*", "-o", "-path", "*reuseport-tool/*", ")"]
+    found = subprocess.run(words, capture_output=True, text=True, check=True)
+    return set(found.stdout.splitlines())
+
+
+def test_the_tool_proves_the_kernel(debian: Container) -> None:
+    print(debian.ok("reuseport-tool", "check", "hot-reload"))
+
+
+def test_every_verb_has_its_page(debian: Container) -> None:
+    pages = {path.name.removesuffix(".1.gz") for path in (debian.root / "usr/share/man/man1").glob("reuseport-tool*")}
+    assert pages >= {"-".join(("reuseport-tool", *verb)) for verb in VERBS}
+
+
+def test_completion_offers_verbs_and_policies(debian: Container) -> None:
+    script = (
+        ". /usr/share/bash-completion/completions/reuseport-tool; COMP_WORDS=(reuseport-tool attach 8080 --policy '');"
+        "COMP_CWORD=4; _reuseport_tool_completion reuseport-tool; echo ${COMPREPLY[*]}"
+    )
+    assert debian.ok("bash", "-c", script).split() == ["hash", "round-robin", "cpu", "source-ip"]
+
+
+@pytest.fixture
+def nginx(debian: Container) -> Iterator[Container]:
+    workers(debian, MANY)
+    debian.ok("systemctl", "restart", "nginx")
+    servers.await_listeners(MANY)
+    servers.await_answer()
+    yield debian
+    debian.ok("systemctl", "stop", "nginx")
+
+
+def shrink_and_grow(made: Container, once_more: Callable[[], None]) -> Ledger:
+    with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
+        for _ in range(ROUNDS):
+            restart.await_queue(QUEUED)
+            for number in (FEW, MANY):
+                workers(made, number)
+                made.ok("systemctl", "reload", "nginx")
+                assert wait_until(lambda expected=number: len(servers.listeners()) == expected, 30)  # type: ignore[misc]
+            once_more()
+        return load.stop()
+
+
+def test_a_reload_of_nginx_alone_loses_connections(nginx: Container) -> None:
+    ledger = shrink_and_grow(nginx, lambda: None)
+    print(ledger)
+    assert ledger.answered
+    assert ledger.reset
+
+
+def test_the_packaged_follower_and_a_restart_lose_none(nginx: Container) -> None:
+    nginx.ok("systemctl", "start", FOLLOWER)
+    assert wait_until(lambda: "following" in nginx.ok("systemctl", "show", "--property", "StatusText", FOLLOWER), 30)
+
+    def restarted() -> None:
+        restart.await_queue(QUEUED)
+        command = ("reload", servers.PORT, "--listeners", MANY, "--run", "systemctl restart nginx", "--wait", "10")
+        print(nginx.ok("reuseport-tool", *command))
+
+    ledger = shrink_and_grow(nginx, restarted)
+    print(ledger)
+    assert ledger.lost == 0
+    assert ledger.answered > ROUNDS * QUEUED
+    print(nginx.ok("reuseport-tool", "status", servers.PORT))
+
+
+def test_purge_leaves_nothing(nginx: Container) -> None:
+    nginx.ok("reuseport-tool", "attach", servers.PORT)
+    nginx.ok("systemctl", "enable", "--now", FOLLOWER)
+    with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
+        restart.await_queue(QUEUED)
+        nginx.ok("apt-get", "-qq", "purge", "-y", "reuseport-tool")
+        ledger = load.stop()
+    assert ledger.lost == 0
+    assert files(nginx.root) == set()
+    assert nginx.ok("sh", "-c", "ls /sys/fs/bpf; systemctl list-units --all --plain --no-legend '*reuseport*'") == ""
