@@ -9,7 +9,6 @@ import click
 from reuseport_tool.cli import show
 from reuseport_tool.cli.context import ENDPOINT, Context, examples, pass_context
 from reuseport_tool.errors import UsageError
-from reuseport_tool.follow import run as follow
 from reuseport_tool.group import attach
 from reuseport_tool.models import Endpoint, Policy
 
@@ -55,6 +54,8 @@ def command(
         raise UsageError("--policy and --program exclude each other")
     wanted = Policy(policy) if policy else None
     if following:
+        from reuseport_tool.follow import run as follow
+
         follow.follow(endpoint, wanted, program, ctx.bpffs, lambda event: show.event(event, ctx.json))
     else:
         show.result(attach.attach(endpoint, wanted, program, ctx.bpffs, wait_s), ctx.json)

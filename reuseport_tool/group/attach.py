@@ -15,7 +15,6 @@ from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpf, bpffs, iterator, program, sockets
 from reuseport_tool.kernel.program import AttachType, ProgramType
 from reuseport_tool.models import Attached, AttachReport, Endpoint, Policy, Protocol
-from reuseport_tool.probes import features
 
 _NAME_MAX = 15  # BPF_OBJ_NAME_LEN - 1
 
@@ -247,6 +246,8 @@ def load_policy(policy: Policy, stack: ExitStack) -> tuple[state.NewState, bpf.P
 
 def can_migrate() -> bool:
     """Whether the kernel knows programs of attach type SELECT_OR_MIGRATE. Raises MissingCapability."""
+    from reuseport_tool.probes import features  # only where a program was refused
+
     try:
         return features.loads_migrating_program()
     except OSError as error:

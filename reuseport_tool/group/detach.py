@@ -9,12 +9,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from reuseport_tool.errors import Conflict, NotFound
-from reuseport_tool.group import discover, state
+from reuseport_tool.group import discover, journals, state
 from reuseport_tool.group.attach import attached_program
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpffs, iterator, sockets
 from reuseport_tool.models import Detached, DetachReport, Endpoint, Protocol
-from reuseport_tool.reload import journal
 
 
 def detach(endpoint: Endpoint, root: Path | None, wait_s: float = 0.0) -> DetachReport:
@@ -28,7 +27,7 @@ def detach(endpoint: Endpoint, root: Path | None, wait_s: float = 0.0) -> Detach
         Unsupported: the kernel cannot detach (before Linux 5.3).
     """
     folder = bpffs.find(root)
-    pinned = sorted({*state.pinned(folder, endpoint), *journal.groups(folder, endpoint)}, key=str)
+    pinned = sorted({*state.pinned(folder, endpoint), *journals.groups(folder, endpoint)}, key=str)
     if not pinned:
         raise NotFound(f"nothing of this tool is attached to {endpoint}", hint="'status' lists the groups")
     results = []
@@ -66,5 +65,5 @@ def _detach_group(group: Endpoint, folder: Path, load: Callable[[], iterator.Tcp
                 sockets.detach_program(next(iter(fds.values())))
             result = "detached"
     state.clean(folder)
-    journal.forget(folder)
+    journals.forget(folder)
     return result

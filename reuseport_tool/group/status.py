@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reuseport_tool.errors import MissingCapability, NotFound, Unsupported
-from reuseport_tool.group import discover, problems, state
+from reuseport_tool.group import discover, journals, problems, state
 from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpf, bpffs, netns, processes
 from reuseport_tool.kernel.diag import BoundSocket
 from reuseport_tool.kernel.iterator import ListenerInfo, TcpListeners
 from reuseport_tool.models import Canary, Counters, Endpoint, Group, Listener, Program, Protocol, Status, Transaction
-from reuseport_tool.reload import journal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +75,7 @@ class Observer:
     def _pinned(self, endpoint: Endpoint) -> list[Endpoint]:
         try:
             root = bpffs.find(self._root)
-            return [*state.pinned(root, endpoint), *journal.groups(root, endpoint)]
+            return [*state.pinned(root, endpoint), *journals.groups(root, endpoint)]
         except NotFound:
             if self._root is not None:
                 raise
@@ -104,11 +103,15 @@ class Observer:
             folder = state.group_folder(bpffs.find(self._root), group)
         except NotFound:
             return None
+        if not state.is_interrupted(folder):
+            return None
+        from reuseport_tool.reload import journal  # all of reload/, which few groups need
+
         record = journal.read(folder)
         if record is None:
             return None
         return Transaction(
-            running=journal.is_running(folder), step=record.step, pid=record.pid, begun_at=record.begun_at
+            running=journals.is_running(folder), step=record.step, pid=record.pid, begun_at=record.begun_at
         )
 
     def _group(self, found: Found, infos: dict[int, ListenerInfo], pins: _Pinned | None) -> Group:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 
 from reuseport_tool.errors import Unsupported
 
@@ -25,9 +24,10 @@ def _checked(result: int, what: str) -> int:
 
 def bpf(command: int, attr: ctypes.Structure, what: str) -> int:
     """bpf(2). Raises OSError with `what` in its text."""
-    number = _BPF_NUMBERS.get(platform.machine())
+    machine = os.uname().machine
+    number = _BPF_NUMBERS.get(machine)
     if number is None:
-        raise Unsupported(f"bpf(2) has no known number on {platform.machine()}")
+        raise Unsupported(f"bpf(2) has no known number on {machine}")
     return _checked(_libc.syscall(number, command, ctypes.byref(attr), ctypes.sizeof(attr)), what)
 
 

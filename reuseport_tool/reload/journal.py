@@ -8,14 +8,14 @@ the lock of the group knows that its run was killed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from reuseport_tool import records
 from reuseport_tool.errors import Conflict, NotFound, ToolError
-from reuseport_tool.group import state
-from reuseport_tool.kernel import bpf, bpffs
+from reuseport_tool.group import journals, state
+from reuseport_tool.kernel import bpf
 from reuseport_tool.kernel.mib import TcpCounters
 from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.models import CanaryStep, Counters, Endpoint, Queues, Step, Strategy
@@ -129,34 +129,9 @@ def interrupted(root: Path, endpoint: Endpoint) -> Record:
         NotFound: there is none.
         Conflict: a journal that is not ours, or there are several reloads.
     """
-    records = [record for folder in _folders(root, endpoint) if (record := read(folder)) is not None]
+    records = [record for folder in journals.folders(root, endpoint) if (record := read(folder)) is not None]
     if not records:
         raise NotFound(f"no reload of {endpoint} was interrupted", hint="'status' tells of one that was")
     if len({record.begun_at for record in records}) > 1:
         raise Conflict(f"several reloads on {endpoint} were interrupted", hint="write the address, too")
     return max(records, key=lambda record: record.sequence)
-
-
-def groups(root: Path, endpoint: Endpoint) -> list[Endpoint]:
-    """The groups with a journal, in the calling thread's namespace, that an endpoint covers."""
-    names = (state.endpoint_of(folder.name) for folder in _folders(root, endpoint))
-    return [group for group in names if group is not None]
-
-
-def _folders(root: Path, endpoint: Endpoint) -> Iterator[Path]:
-    for folder in state.folders(root, endpoint):
-        if state.is_interrupted(folder):
-            yield folder
-
-
-def forget(folder: Path) -> None:
-    """Remove the journal of a group whose lock the caller holds."""
-    (folder / state.JOURNAL).unlink(missing_ok=True)
-
-
-def is_running(folder: Path) -> bool:
-    """Whether some run holds the lock of a group's folder."""
-    try:
-        return bpffs.lock_holder(folder.stat().st_ino) != 0
-    except FileNotFoundError:
-        return False

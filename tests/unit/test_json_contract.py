@@ -12,7 +12,11 @@ import pytest
 from docs import generate
 from reuseport_tool import models
 
-RECORDS = {name: value for name, value in vars(models).items() if dataclasses.is_dataclass(value)}
+RECORDS = {
+    name: value
+    for name, value in ((name, getattr(models, name)) for name in models.__all__)
+    if dataclasses.is_dataclass(value)
+}
 # Printed as text inside other records.
 NEVER_PRINTED = {"Endpoint"}
 

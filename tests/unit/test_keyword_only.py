@@ -27,7 +27,9 @@ CLASSES = sorted(
 
 
 def test_every_model_is_among_them() -> None:
-    assert {value for value in vars(models).values() if dataclasses.is_dataclass(value)} <= set(CLASSES)
+    assert {
+        value for value in (getattr(models, name) for name in models.__all__) if dataclasses.is_dataclass(value)
+    } <= set(CLASSES)
 
 
 @pytest.mark.parametrize("record", CLASSES, ids=lambda record: record.__name__)

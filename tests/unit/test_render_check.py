@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from reuseport_tool.cli import show
+from reuseport_tool.cli.show import tables
 from reuseport_tool.models import Case, CheckHotReload, ConnectionState, Move, Redistribution, Way
 
 LOST = Case(
@@ -68,7 +68,7 @@ def report(*wrong: Case) -> CheckHotReload:
 
 def shown(model: CheckHotReload, width: int) -> list[str]:
     stream = io.StringIO()
-    show.table(model, Console(file=stream, width=width, markup=False, highlight=False, emoji=False))
+    tables.show(model, Console(file=stream, width=width, markup=False, highlight=False, emoji=False))
     return [line.rstrip() for line in stream.getvalue().splitlines()]
 
 

@@ -14,6 +14,7 @@ from reuseport_tool.bench import sockets as bench_sockets
 from reuseport_tool.bench.sockets import _arm
 from reuseport_tool.cli import show
 from reuseport_tool.cli.main import run
+from reuseport_tool.cli.show import tables
 from reuseport_tool.errors import UsageError
 from reuseport_tool.models import (
     BenchSockets,
@@ -90,7 +91,7 @@ ENDED = Destroy(
 
 def text(model: object, width: int = 80) -> str:
     stream = io.StringIO()
-    show.table(model, Console(file=stream, width=width, markup=False, highlight=False, soft_wrap=True))
+    tables.show(model, Console(file=stream, width=width, markup=False, highlight=False, soft_wrap=True))
     return stream.getvalue()
 
 

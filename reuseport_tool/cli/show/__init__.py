@@ -1,28 +1,23 @@
-"""The only home of rich: each result as a table or as JSON, from the same fields. One file a job."""
+"""The only home of rich: each result as a table or as JSON, from the same fields. One file a job.
+
+Nothing here imports more than the output needs: JSON no table, a table no progress bar.
+"""
 
 from __future__ import annotations
 
-# Each of these registers its tables.
-from reuseport_tool.cli.show import autolowat, bench, check, doctor, group, reload, sockets
-from reuseport_tool.cli.show.output import error, event, refreshing, result, table, to_json, warn
-from reuseport_tool.cli.show.progress import ReloadProgress, progress, steps
+import importlib
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "ReloadProgress",
-    "autolowat",
-    "bench",
-    "check",
-    "doctor",
-    "error",
-    "event",
-    "group",
-    "progress",
-    "refreshing",
-    "reload",
-    "result",
-    "sockets",
-    "steps",
-    "table",
-    "to_json",
-    "warn",
-]
+from reuseport_tool.cli.show.output import error, event, refreshing, result, to_json, warn
+
+if TYPE_CHECKING:
+    from reuseport_tool.cli.show.progress_bars import ReloadProgress, progress, steps
+
+__all__ = ["ReloadProgress", "error", "event", "progress", "refreshing", "result", "steps", "to_json", "warn"]
+
+
+def __getattr__(name: str) -> object:
+    """What shows progress is imported when it is asked for."""
+    if name in __all__:
+        return getattr(importlib.import_module(f"{__name__}.progress_bars"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

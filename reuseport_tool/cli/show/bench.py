@@ -7,7 +7,7 @@ from rich.text import Text
 
 from reuseport_tool import models
 from reuseport_tool.cli.show.console import make_table, row, say
-from reuseport_tool.cli.show.output import table
+from reuseport_tool.cli.show.tables import table
 
 
 @table.register

@@ -21,6 +21,11 @@ def say(console: Console, text: str | Text, style: str = "") -> None:
     console.print(text, style=style, soft_wrap=not console.is_terminal)
 
 
+def say_labelled(console: Console, label: str, style: str, text: str) -> None:
+    """As say(), with a word in front that has a style of its own."""
+    say(console, Text(label, style=style) + Text(text))
+
+
 def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 

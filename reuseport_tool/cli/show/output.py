@@ -1,28 +1,25 @@
-"""A model, an event or an error on stdout or stderr, as a table or as JSON."""
+"""A model, an event or an error on stdout or stderr, as a table or as JSON. JSON needs no rich, and imports none."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
-
 from reuseport_tool import models
-from reuseport_tool.cli.show.console import make_console, say
 
 
 def result(model: Any, as_json: bool) -> None:
     """Print a result on stdout."""
     if as_json:
         print(to_json(model))
-    else:
-        table(model, make_console(sys.stdout))
+        return
+    from reuseport_tool.cli.show import console, tables
+
+    tables.show(model, console.make_console(sys.stdout))
 
 
 def event(happened: models.FollowEvent, as_json: bool) -> None:
@@ -30,7 +27,7 @@ def event(happened: models.FollowEvent, as_json: bool) -> None:
     if as_json:
         print(json.dumps(dataclasses.asdict(happened)), flush=True)
     else:
-        table(happened, make_console(sys.stdout))
+        result(happened, as_json)
         sys.stdout.flush()
 
 
@@ -43,26 +40,28 @@ def error(report: models.ErrorReport, as_json: bool) -> None:
     if as_json:
         print(to_json(report), file=sys.stderr)
         return
-    console = make_console(sys.stderr)
+    from reuseport_tool.cli.show import console
+
+    stderr = console.make_console(sys.stderr)
     if report.log:
-        console.print(Text(report.log.rstrip()), style="dim")
-    say(console, Text("error: ", style="bold red") + Text(report.message))
+        stderr.print(report.log.rstrip(), style="dim")
+    console.say_labelled(stderr, "error: ", "bold red", report.message)
     if report.hint:
-        say(console, Text("hint:  ", style="bold") + Text(report.hint))
+        console.say_labelled(stderr, "hint:  ", "bold", report.hint)
 
 
 def warn(message: str) -> None:
-    say(make_console(sys.stderr), Text("warning: ", style="bold yellow") + Text(message))
+    from reuseport_tool.cli.show import console
 
-
-@functools.singledispatch
-def table(model: Any, console: Console) -> None:
-    raise TypeError(f"no table for {type(model).__name__}")
+    console.say_labelled(console.make_console(sys.stderr), "warning: ", "bold yellow", message)
 
 
 @contextlib.contextmanager
 def refreshing(as_json: bool) -> Iterator[Callable[[Any], None]]:
     """A function that shows a model in place of the one before; as JSON, or off a terminal, one after another."""
+    from reuseport_tool.cli.show import tables
+    from reuseport_tool.cli.show.console import make_console
+
     console = make_console(sys.stdout)
     if as_json or not console.is_terminal:
 
@@ -76,6 +75,6 @@ def refreshing(as_json: bool) -> Iterator[Callable[[Any], None]]:
 
         def replace(model: Any) -> None:
             console.clear()
-            table(model, console)
+            tables.show(model, console)
 
         yield replace

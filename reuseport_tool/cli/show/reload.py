@@ -8,7 +8,7 @@ from rich.text import Text
 
 from reuseport_tool import models
 from reuseport_tool.cli.show.console import counted
-from reuseport_tool.cli.show.output import table
+from reuseport_tool.cli.show.tables import table
 
 
 @table.register

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from reuseport_tool import models
 from reuseport_tool.cli.show.console import counted, say
-from reuseport_tool.cli.show.output import table
+from reuseport_tool.cli.show.tables import table
 
 _SOCKET_COLUMNS = ("proto", "state", "local", "remote", "cookie", "pid", "command", "idle", "queues", "gen")
 

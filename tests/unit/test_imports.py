@@ -1,0 +1,61 @@
+"""A verb imports what it needs: libraries that take longer to import than the verb to run are left alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_PROGRAM = """
+import contextlib, io, json, sys
+from reuseport_tool.cli.main import run
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    run(sys.argv[1:])
+print(json.dumps(sorted(sys.modules)))
+"""
+HEAVY = ("bcc", "pyroute2", "scapy", "asyncio", "msgspec", "rich.progress", "rich.live")
+OTHER_JOBS = tuple(f"reuseport_tool.{job}" for job in ("reload", "follow", "autolowat", "check", "bench", "probes"))
+VERBS = [("status",), ("attach", "1"), ("detach", "1"), ("map", "list"), ("sockets", "--protocol", "udp")]
+
+
+def imported(*arguments: str) -> list[str]:
+    """The modules that a command line has imported when it is done, whatever came of it."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    modules: list[str] = json.loads(done.stdout)
+    return modules
+
+
+def those_of(modules: list[str], packages: tuple[str, ...]) -> list[str]:
+    return [name for name in modules if any(name == package or name.startswith(package + ".") for package in packages)]
+
+
+@pytest.fixture(scope="module")
+def warm() -> None:
+    """Fill the cache: what is not in it is compiled, by BCC."""
+    for verb in VERBS:
+        imported(*verb)
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_heavy_libraries_and_other_jobs_are_left_alone(verb: tuple[str, ...], warm: None) -> None:
+    assert those_of(imported(*verb), HEAVY + OTHER_JOBS) == []
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_json_needs_no_rich(verb: tuple[str, ...], warm: None) -> None:
+    assert those_of(imported("--json", *verb), ("rich",)) == []
+
+
+def test_the_rule_sees_imports() -> None:
+    assert those_of(imported("reload", "--help"), OTHER_JOBS)
+    assert those_of(imported("status"), ("rich",))
