@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /* The least a program can do that selects: the hash over one fixed sockarray. */
+#include "abi.h"
+
 int bench_select(struct sk_reuseport_md *ctx)
 {
 	u32 slot = ctx->hash % LISTENERS;
 
-	bpf_sk_select_reuseport(ctx, (void *)bpf_pseudo_fd(1, SOCKARRAY_FD), &slot, 0);
+	bpf_sk_select_reuseport(ctx, MAP(SOCKARRAY_FD), &slot, 0);
 	return SK_PASS;
 }

@@ -7,15 +7,6 @@
 
 #include "sockets/iterator.h"
 
-#define MAP(fd) ((void *)bpf_pseudo_fd(1, fd))
-
-/* Read by reuseport_tool/kernel/listen_events.py. */
-struct event {
-	u64 time_ns;	/* CLOCK_MONOTONIC */
-	u32 pid;	/* of the process in the first PID namespace, or 0 */
-	u32 port;
-};
-
 /* Whether somebody waits for listeners on this port of this network namespace, or on all of its ports. */
 static __always_inline bool is_wanted(u64 namespace, u16 port)
 {
@@ -26,7 +17,7 @@ static __always_inline bool is_wanted(u64 namespace, u16 port)
 
 static __always_inline void tell(u32 pid, u16 port)
 {
-	struct event event = {.time_ns = bpf_ktime_get_ns(), .pid = pid, .port = port};
+	struct listen_event event = {.time_ns = bpf_ktime_get_ns(), .pid = pid, .port = port};
 	u32 zero = 0;
 	u64 *told;
 

@@ -8,15 +8,13 @@
  */
 #include "listen/listen_events.h"
 
-enum { STATE_LISTEN = 10 };
-
 int tcp_listen_events(u64 *ctx)
 {
 	void *sk = (void *)ctx[0], *net = NULL;
 	u32 inum = 0;
 	u16 port = 0;
 
-	if ((int)ctx[2] != STATE_LISTEN)
+	if ((int)ctx[2] != BPF_TCP_LISTEN)
 		return 0;
 	READ(port, sk, OFF_PORT);
 	READ(net, sk, OFF_NET);

@@ -6,19 +6,6 @@
 #pragma once
 #include "sockets/sockets.h"
 
-struct target {
-	struct tuple tuple;	/* `state` is not compared */
-	u32 states;		/* those that it may have by now: 1 << state */
-	u32 unused;
-};
-
-/* Read by _Outcome in reuseport_tool/kernel/sock_destroy.py. */
-struct outcome {
-	u64 cookie;
-	s32 error;		/* 0, or a negative errno */
-	u32 unused;
-};
-
 /* A kfunc: the tool marks calls of this number as such before it loads the program. */
 static int (*bpf_sock_destroy)(void *sk) = (void *)KFUNC_ID;
 
@@ -33,7 +20,7 @@ static __always_inline bool is_same(struct tuple *now, struct tuple *then)
 
 static __always_inline bool is_target(void *sk, u64 cookie)
 {
-	struct target *target = bpf_map_lookup_elem((void *)bpf_pseudo_fd(1, TARGETS_FD), &cookie);
+	struct target *target = bpf_map_lookup_elem(MAP(TARGETS_FD), &cookie);
 	struct tuple now = {};
 
 	if (!target)

@@ -2,6 +2,7 @@
 /* What every iterator gets (include/linux/bpf.h, net/ipv4/{tcp_ipv4,udp}.c). */
 #pragma once
 
+#include "abi.h"
 #include "fields.h"
 
 struct bpf_iter_meta {

@@ -1,46 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What the iterators over TCP and UDP sockets share: the record of a socket and how its fields are read.
+ * How the iterators over TCP and UDP sockets read the fields of one.
  * The offsets (OFF_…) come from the running kernel's BTF, because BCC does not relocate.
  */
 #pragma once
 
 #include "sockets/iterator.h"
-
-enum {
-	STATE_SYN_SENT = 2,
-	STATE_TIME_WAIT = 6,
-	STATE_CLOSE = 7,
-	STATE_LISTEN = 10,
-	STATE_NEW_SYN_RECV = 12,
-	FAMILY_INET6 = 10,
-};
-
-#define NO_IDLE 0xffffffffU
-
-/* Who a socket is and where it is bound; bpf/destroy.h compares it as it stands. */
-struct tuple {
-	u8 local[16];		/* network order; of an IPv4 address the first four bytes */
-	u8 remote[16];
-	u16 local_port;		/* host order */
-	u16 remote_port;	/* network order */
-	u16 family;
-	u16 state;
-	u32 device;		/* index of the device it is bound to, or 0 */
-	u32 unused;
-};
-
-/* Read by RawSocket in reuseport_tool/kernel/socket_iterator.py. */
-struct record {
-	u64 cookie;
-	u64 inode;		/* 0 for a socket without a descriptor */
-	u64 synack_us;		/* when the first SYN+ACK of a request socket was sent, CLOCK_MONOTONIC; or 0 */
-	struct tuple tuple;
-	u32 uid;
-	u32 idle;		/* jiffies since data came or went, or NO_IDLE */
-	u32 receive_queue;	/* bytes; of a listener its accept queue, in connections */
-	u32 send_queue;		/* bytes; of a listener its backlog, in connections */
-};
 
 #ifdef OFF_COOKIE
 /* Before Linux 5.12 iterators cannot ask for cookies: 0 for a socket that nobody else has asked for its. */

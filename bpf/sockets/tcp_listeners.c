@@ -5,24 +5,7 @@
  */
 #include "sockets/iterator.h"
 
-enum {
-	STATE_LISTEN = 10,
-	STATE_NEW_SYN_RECV = 12,
-};
-
-/* Read by _Record in reuseport_tool/kernel/iterator.py. */
-struct record {
-	u64 cookie;	/* of the listener, also in the record of a request socket */
-	u64 group;	/* address of the group's struct sock_reuseport */
-	u32 state;
-	u32 has_program;
-	u32 program_id;
-	u32 accept_queue;
-	u32 backlog;
-	u32 half_open;
-};
-
-static __always_inline void read_program(struct record *record)
+static __always_inline void read_program(struct listener_record *record)
 {
 	void *program = NULL, *aux = NULL;
 
@@ -40,21 +23,21 @@ int bpf_iter__tcp(struct bpf_iter_tcp_context *ctx)
 {
 	struct bpf_iter_meta *meta = ctx->meta;
 	void *sk = ctx->sk_common;
-	struct record record = {};
+	struct listener_record record = {};
 	u8 state = 0;
 
 	if (!sk)
 		return 0;
 	READ(state, sk, OFF_STATE);
 	record.state = state;
-	if (state == STATE_LISTEN) {
+	if (state == BPF_TCP_LISTEN) {
 		READ(record.cookie, sk, OFF_COOKIE);
 		READ(record.group, sk, OFF_REUSEPORT_CB);
 		READ(record.accept_queue, sk, OFF_ACCEPT_QUEUE);
 		READ(record.backlog, sk, OFF_BACKLOG);
 		READ(record.half_open, sk, OFF_HALF_OPEN);
 		read_program(&record);
-	} else if (state == STATE_NEW_SYN_RECV) {
+	} else if (state == BPF_TCP_NEW_SYN_RECV) {
 		void *listener = NULL;
 
 		READ(listener, sk, OFF_LISTENER);

@@ -5,14 +5,14 @@
  */
 #include "sockets/sockets.h"
 
-static __always_inline void read_listener(struct record *record, void *sk)
+static __always_inline void read_listener(struct socket_record *record, void *sk)
 {
 	READ(record->receive_queue, sk, OFF_ACCEPT_QUEUE);
 	READ(record->send_queue, sk, OFF_BACKLOG);
 }
 
 /* As tcp_diag_get_info() of net/ipv4/tcp_diag.c has them; before the handshake lsndtime is not set. */
-static __always_inline void read_connection(struct record *record, void *sk)
+static __always_inline void read_connection(struct socket_record *record, void *sk)
 {
 	u32 received = 0, copied = 0, written = 0, acknowledged = 0, received_at = 0, sent_at = 0;
 	u32 now = bpf_jiffies64();
@@ -23,7 +23,7 @@ static __always_inline void read_connection(struct record *record, void *sk)
 	READ(acknowledged, sk, OFF_SND_UNA);
 	record->receive_queue = (s32)(received - copied) > 0 ? received - copied : 0;
 	record->send_queue = written - acknowledged;
-	if (record->tuple.state == STATE_SYN_SENT || record->tuple.state == STATE_CLOSE)
+	if (record->tuple.state == BPF_TCP_SYN_SENT || record->tuple.state == BPF_TCP_CLOSE)
 		return;
 	READ(received_at, sk, OFF_LRCVTIME);
 	READ(sent_at, sk, OFF_LSNDTIME);
@@ -36,7 +36,7 @@ int bpf_iter__tcp(struct bpf_iter_tcp_context *ctx)
 {
 	struct bpf_iter_meta *meta = ctx->meta;
 	void *sk = ctx->sk_common;
-	struct record record = {};
+	struct socket_record record = {};
 
 	if (!sk)
 		return 0;
@@ -45,11 +45,11 @@ int bpf_iter__tcp(struct bpf_iter_tcp_context *ctx)
 	record.idle = NO_IDLE;
 	read_tuple(&record.tuple, sk);
 	/* Request and TIME_WAIT sockets are smaller structs, that begin with a sock_common only. */
-	if (record.tuple.state == STATE_NEW_SYN_RECV) {
+	if (record.tuple.state == BPF_TCP_NEW_SYN_RECV) {
 		READ(record.synack_us, sk, OFF_SNT_SYNACK);
-	} else if (record.tuple.state != STATE_TIME_WAIT) {
+	} else if (record.tuple.state != BPF_TCP_TIME_WAIT) {
 		record.inode = read_inode(sk);
-		if (record.tuple.state == STATE_LISTEN)
+		if (record.tuple.state == BPF_TCP_LISTEN)
 			read_listener(&record, sk);
 		else
 			read_connection(&record, sk);

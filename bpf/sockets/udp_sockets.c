@@ -6,7 +6,7 @@
 #include "sockets/sockets.h"
 
 /* As udp_diag_get_info() of net/ipv4/udp_diag.c has them. */
-static __always_inline void read_queues(struct record *record, void *sk)
+static __always_inline void read_queues(struct socket_record *record, void *sk)
 {
 	u32 received = 0, deficit = 0, sending = 0;
 
@@ -21,7 +21,7 @@ int bpf_iter__udp(struct bpf_iter_udp_context *ctx)
 {
 	struct bpf_iter_meta *meta = ctx->meta;
 	void *sk = ctx->udp_sk;
-	struct record record = {};
+	struct socket_record record = {};
 
 	if (!sk)
 		return 0;

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from reuseport_tool.errors import ToolError, Unsupported
 from reuseport_tool.kernel import sock_diag
+from reuseport_tool.kernel.abi import TcpState
 from reuseport_tool.models import Endpoint, Protocol
 
-_LISTEN, _CLOSE = 10, 7  # an unconnected UDP socket is in the state CLOSE
-_STATES = {Protocol.TCP: 1 << _LISTEN, Protocol.UDP: 1 << _CLOSE}
+_STATES = {Protocol.TCP: 1 << TcpState.LISTEN, Protocol.UDP: 1 << TcpState.CLOSE}
 
 
 @dataclass(frozen=True, kw_only=True)

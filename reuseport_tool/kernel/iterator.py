@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Unsupported
 from reuseport_tool.kernel import btf
+from reuseport_tool.kernel.abi import LISTENER_RECORD, ListenerRecord, TcpState
 from reuseport_tool.kernel.bpf_iterator import BpfIterator
 from reuseport_tool.kernel.program import Source, bpf_dir
 from reuseport_tool.models import Protocol
@@ -26,24 +26,6 @@ _OFFSETS = {
     "OFF_BACKLOG": ("sock", "sk_max_ack_backlog"),
     "OFF_HALF_OPEN": ("inet_connection_sock", "icsk_accept_queue.qlen"),
 }
-
-
-class _Record(ctypes.Structure):
-    """struct record of bpf/sockets/tcp_listeners.c."""
-
-    _fields_ = [
-        ("cookie", ctypes.c_uint64),
-        ("group", ctypes.c_uint64),
-        ("state", ctypes.c_uint32),
-        ("has_program", ctypes.c_uint32),
-        ("program_id", ctypes.c_uint32),
-        ("accept_queue", ctypes.c_uint32),
-        ("backlog", ctypes.c_uint32),
-        ("half_open", ctypes.c_uint32),
-    ]
-
-
-_LISTEN, _NEW_SYN_RECV = 10, 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +93,8 @@ class TcpListeners(Closing):
     def read(self) -> Snapshot:
         listeners: dict[int, ListenerInfo] = {}
         requests: dict[int, int] = {}
-        for record in self._records():
-            if record.state == _LISTEN:
+        for record in map(ListenerRecord._make, LISTENER_RECORD.iter_unpack(self._iterator.read())):
+            if record.state == TcpState.LISTEN:
                 listeners[record.cookie] = ListenerInfo(
                     cookie=record.cookie,
                     group=record.group,
@@ -121,11 +103,6 @@ class TcpListeners(Closing):
                     backlog=record.backlog,
                     half_open=record.half_open,
                 )
-            elif record.state == _NEW_SYN_RECV:
+            elif record.state == TcpState.NEW_SYN_RECV:
                 requests[record.cookie] = requests.get(record.cookie, 0) + 1
         return Snapshot(listeners, requests)
-
-    def _records(self) -> Iterator[_Record]:
-        data = self._iterator.read()
-        for start in range(0, len(data), ctypes.sizeof(_Record)):
-            yield _Record.from_buffer_copy(data, start)

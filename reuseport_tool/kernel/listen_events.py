@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
 from reuseport_tool.kernel import bpf, btf, cgroup, libbpf, netns
+from reuseport_tool.kernel.abi import LISTEN_EVENT
 from reuseport_tool.kernel.program import AttachType, ProgramType, Source, bpf_dir, load
 from reuseport_tool.models import Protocol
 
@@ -23,12 +24,6 @@ _OFFSETS = {
     "OFF_NET": ("sock_common", "skc_net"),
     "OFF_INUM": ("net", "ns.inum"),
 }
-
-
-class _Event(ctypes.Structure):
-    """struct event of bpf/listen/listen_events.h."""
-
-    _fields_ = [("time_ns", ctypes.c_uint64), ("pid", ctypes.c_uint32), ("port", ctypes.c_uint32)]
 
 
 @dataclass(frozen=True)
@@ -71,8 +66,9 @@ class ListenEvents(Closing):
                 stack.enter_context(handle)
             self._owned = stack.pop_all()
 
-    def _take(self, record: _Event) -> None:
-        self._found.append(ListenEvent(record.time_ns, record.pid or None, record.port))
+    def _take(self, record: bytes) -> None:
+        time_ns, pid, port = LISTEN_EVENT.unpack(record)
+        self._found.append(ListenEvent(time_ns, pid or None, port))
 
     def fileno(self) -> int:
         """Readable when there are events."""
@@ -119,9 +115,9 @@ def _wanted(protocol: Protocol, ports: Collection[int]) -> bpf.Map:
 class _Reader:
     """libbpf's reader of a ring buffer."""
 
-    def __init__(self, ring: bpf.Map, take: Callable[[_Event], None]) -> None:
-        def found(_context: object, data: int, _size: int) -> int:
-            take(_Event.from_address(data))
+    def __init__(self, ring: bpf.Map, take: Callable[[bytes], None]) -> None:
+        def found(_context: object, data: int, size: int) -> int:
+            take(ctypes.string_at(data, size))
             return 0
 
         self._lib = libbpf.library()

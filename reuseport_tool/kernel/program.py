@@ -17,7 +17,7 @@ from pathlib import Path
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import MissingCapability, ProgramRejected, ToolError, Unsupported
-from reuseport_tool.kernel import btf, capabilities, compiler, libc, program_cache
+from reuseport_tool.kernel import abi, btf, capabilities, compiler, libc, program_cache
 from reuseport_tool.kernel.bpf import Program
 from reuseport_tool.kernel.compiler import Compiled
 from reuseport_tool.kernel.program_cache import Code
@@ -86,7 +86,7 @@ class Source:
 
     def constants(self) -> dict[str, int]:
         """Everything that it is compiled with."""
-        return {**self.defines, **self.numbers()}
+        return {**abi.SIZES, **self.defines, **self.numbers()}
 
 
 def load(

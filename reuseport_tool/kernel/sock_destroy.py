@@ -5,22 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 import sys
 from collections.abc import Iterable, Sequence
 
 from reuseport_tool.errors import MissingCapability, Unsupported
 from reuseport_tool.kernel import bpf, btf, capabilities, sock_diag
+from reuseport_tool.kernel.abi import OUTCOME, TARGET, SocketRecord
 from reuseport_tool.kernel.bpf_iterator import BpfIterator
 from reuseport_tool.kernel.program import Source, bpf_dir
-from reuseport_tool.kernel.socket_iterator import RawSocket, tuple_offsets
+from reuseport_tool.kernel.socket_iterator import tuple_offsets
 from reuseport_tool.models import Protocol
 
 Outcomes = dict[int, int]
 """By cookie 0, or a positive errno. A socket that did not match any more is not in it."""
-
-_TARGET = struct.Struct("=16s16sHHHHIIII")
-_OUTCOME = struct.Struct("=QiI")
 
 
 def kfunc() -> int | None:
@@ -37,7 +34,7 @@ def source(protocol: Protocol) -> Source:
     return Source(path=path, defines=tuple_offsets(), maps=("TARGETS_FD",), kfuncs=("KFUNC_ID",))
 
 
-def by_bpf(protocol: Protocol, targets: Sequence[RawSocket], states: int) -> Outcomes:
+def by_bpf(protocol: Protocol, targets: Sequence[SocketRecord], states: int) -> Outcomes:
     """End the targets in one walk over the sockets of the calling thread's network namespace.
 
     Args:
@@ -51,24 +48,17 @@ def by_bpf(protocol: Protocol, targets: Sequence[RawSocket], states: int) -> Out
     if number is None:
         raise Unsupported("the kernel has no bpf_sock_destroy()", hint="it came with Linux 6.5; --engine netlink")
     with bpf.Map.create(
-        bpf.MapType.HASH, "targets", key_size=8, value_size=_TARGET.size, max_entries=max(len(targets), 1)
+        bpf.MapType.HASH, "targets", key_size=8, value_size=TARGET.size, max_entries=max(len(targets), 1)
     ) as chosen:
         for target in targets:
-            chosen.update(target.cookie, _target(target, states))
+            chosen.update(target.cookie, target.as_target(states))
         maps, kfuncs = {"TARGETS_FD": chosen.fd}, {"KFUNC_ID": number}
         with BpfIterator(protocol, source(protocol), maps=maps, kfuncs=kfuncs) as iterator:
             written = iterator.read()
-    return {cookie: -error for cookie, error, _ in _OUTCOME.iter_unpack(written)}
+    return {cookie: -error for cookie, error, _ in OUTCOME.iter_unpack(written)}
 
 
-def _target(chosen: RawSocket, states: int) -> bytes:
-    return _TARGET.pack(
-        *(chosen.local, chosen.remote, chosen.local_port, chosen.remote_port, chosen.family, chosen.state),
-        *(chosen.device, 0, states, 0),
-    )
-
-
-def by_netlink(protocol: Protocol, targets: Iterable[RawSocket], states: int) -> Outcomes:
+def by_netlink(protocol: Protocol, targets: Iterable[SocketRecord], states: int) -> Outcomes:
     """End the targets one by one, by sock_diag's SOCK_DESTROY (Linux 4.5).
 
     The kernel looks a socket up by its tuple and compares the cookie (inet_diag_find_one_icsk()). The
@@ -97,7 +87,7 @@ def _checked(error: int) -> int:
     return error
 
 
-def _state(diag: socket.socket, protocol: Protocol, target: RawSocket) -> int | None:
+def _state(diag: socket.socket, protocol: Protocol, target: SocketRecord) -> int | None:
     """The socket's state by now, None when none with this tuple and cookie is found.
 
     A look-up of one UDP socket wants source and destination swapped, "for historical reasons"
@@ -109,7 +99,7 @@ def _state(diag: socket.socket, protocol: Protocol, target: RawSocket) -> int | 
     return None if error else sock_diag.Record.unpack(payload).state
 
 
-def _destroy(diag: socket.socket, protocol: Protocol, target: RawSocket) -> int:
+def _destroy(diag: socket.socket, protocol: Protocol, target: SocketRecord) -> int:
     """The errno of SOCK_DESTROY, or 0."""
     return sock_diag.ask(diag, sock_diag.DESTROY, _request(protocol, target, *_ends(target)))[0]
 
@@ -117,13 +107,13 @@ def _destroy(diag: socket.socket, protocol: Protocol, target: RawSocket) -> int:
 _End = tuple[bytes, bytes]
 
 
-def _ends(target: RawSocket) -> tuple[_End, _End]:
+def _ends(target: SocketRecord) -> tuple[_End, _End]:
     """Port and address of both ends, in network order."""
     remote_port = target.remote_port.to_bytes(2, sys.byteorder)
     return (target.local_port.to_bytes(2, "big"), target.local), (remote_port, target.remote)
 
 
-def _request(protocol: Protocol, target: RawSocket, source: _End, destination: _End) -> sock_diag.Request:
+def _request(protocol: Protocol, target: SocketRecord, source: _End, destination: _End) -> sock_diag.Request:
     return sock_diag.Request(
         protocol=protocol,
         family=target.family,

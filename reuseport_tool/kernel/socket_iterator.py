@@ -5,20 +5,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import struct
 import time
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import ProgramRejected, Unsupported
 from reuseport_tool.kernel import btf, diag
+from reuseport_tool.kernel.abi import SOCKET_RECORD, SocketRecord
 from reuseport_tool.kernel.bpf_iterator import BpfIterator
 from reuseport_tool.kernel.program import Source, bpf_dir
 from reuseport_tool.models import Protocol
-
-TIME_WAIT, LISTEN, NEW_SYN_RECV = 6, 10, 12
-NO_IDLE = 0xFFFFFFFF
 
 _CLOCK_MONOTONIC_COARSE = 6
 _TUPLE_FIELDS = {
@@ -55,31 +51,6 @@ _FIELDS = {
 }
 
 
-class RawSocket(NamedTuple):
-    """struct record of bpf/sockets/sockets.h: `local_port` in host order and `remote_port` in network order, `idle` in
-    jiffies or NO_IDLE, `synack_us` by CLOCK_MONOTONIC or 0, `inode` 0 without a
-    descriptor, queues in bytes, of a listener in connections."""
-
-    cookie: int
-    inode: int
-    synack_us: int
-    local: bytes
-    remote: bytes
-    local_port: int
-    remote_port: int
-    family: int
-    state: int
-    device: int
-    unused: int
-    uid: int
-    idle: int
-    receive_queue: int
-    send_queue: int
-
-
-_RECORD = struct.Struct("=QQQ16s16sHHHHIIIIII")
-
-
 @contextlib.contextmanager
 def collector_paused() -> Iterator[None]:
     """No search for cycles meanwhile: among 100,000 records that have none it takes most of the time."""
@@ -108,13 +79,13 @@ class SocketWalk(Closing):
             self._asks = False
             self._iterator = BpfIterator(protocol, walk_source(protocol, asks=False))
 
-    def read(self, chunk: int = 1 << 16) -> list[RawSocket]:
+    def read(self, chunk: int = 1 << 16) -> list[SocketRecord]:
         """The sockets of the calling thread's network namespace, in the order of the kernel's hash tables."""
         if not self._asks:
             diag.give_cookies(self._protocol)
         data = self._iterator.read(chunk)
         with collector_paused():
-            return list(map(RawSocket._make, _RECORD.iter_unpack(data)))
+            return list(map(SocketRecord._make, SOCKET_RECORD.iter_unpack(data)))
 
     def close(self) -> None:
         self._iterator.close()

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from reuseport_tool.errors import UsageError
 from reuseport_tool.kernel import netns, sock_destroy
-from reuseport_tool.kernel.socket_iterator import LISTEN, NEW_SYN_RECV, TIME_WAIT, RawSocket
+from reuseport_tool.kernel.abi import SocketRecord, TcpState
 from reuseport_tool.models import Destroy, Ending, Protocol, SocketState
 from reuseport_tool.sockets import select as sockets
 from reuseport_tool.sockets.select import Filter, Found, Walker
 
-_NEVER = 1 << TIME_WAIT | 1 << NEW_SYN_RECV
+_NEVER = 1 << TcpState.TIME_WAIT | 1 << TcpState.NEW_SYN_RECV
 
 
 class Engine(enum.StrEnum):
@@ -49,9 +49,9 @@ def destroy(wanted: Filter, root: Path | None, *, act: bool, engine: Engine = En
             dry_run=not act,
             exactly_once=walker.promise(),
             endings=tuple(endings),
-            listeners=left.count(LISTEN),
-            request_sockets=left.count(NEW_SYN_RECV),
-            time_wait=left.count(TIME_WAIT),
+            listeners=left.count(TcpState.LISTEN),
+            request_sockets=left.count(TcpState.NEW_SYN_RECV),
+            time_wait=left.count(TcpState.TIME_WAIT),
         )
 
 
@@ -73,11 +73,11 @@ def _engine(asked: Engine) -> Engine:
 
 
 def _allowed_states(wanted: Filter) -> int:
-    listeners = 0 if SocketState.LISTEN in wanted.states else 1 << LISTEN
+    listeners = 0 if SocketState.LISTEN in wanted.states else 1 << TcpState.LISTEN
     return wanted.state_mask() & ~(_NEVER | listeners)
 
 
-def may_end(wanted: Filter, raw: RawSocket) -> bool:
+def may_end(wanted: Filter, raw: SocketRecord) -> bool:
     """Whether the filter allows to end a socket in this state."""
     return bool(_allowed_states(wanted) >> raw.state & 1)
 
@@ -98,7 +98,7 @@ def end(wanted: Filter, chosen: Sequence[Found], walker: Walker, engine: Engine 
     return [_ending(found, outcomes.get(found.raw.cookie), left.get(found.raw.cookie)) for found in chosen]
 
 
-def _ending(found: Found, error: int | None, left: RawSocket | None) -> Ending:
+def _ending(found: Found, error: int | None, left: SocketRecord | None) -> Ending:
     """Judge by the outcome (None where it was not met as it had been) and by what is left of the socket."""
     if error == 0:
         stays = left is not None and found.protocol is Protocol.UDP
@@ -113,7 +113,7 @@ def _ending(found: Found, error: int | None, left: RawSocket | None) -> Ending:
     return Ending(socket=found.shown, result="refused", detail=detail)
 
 
-def _is_same(then: RawSocket, now: RawSocket) -> bool:
+def _is_same(then: SocketRecord, now: SocketRecord) -> bool:
     return (then.local, then.local_port, then.remote, then.remote_port, then.state) == (
         *(now.local, now.local_port, now.remote, now.remote_port, now.state),
     )

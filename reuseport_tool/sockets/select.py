@@ -16,13 +16,9 @@ from reuseport_tool.errors import NotFound, UsageError
 from reuseport_tool.group import state
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpffs, netns, processes
+from reuseport_tool.kernel.abi import NO_IDLE, SocketRecord, TcpState
 from reuseport_tool.kernel.processes import Holder
 from reuseport_tool.kernel.socket_iterator import (
-    LISTEN,
-    NEW_SYN_RECV,
-    NO_IDLE,
-    TIME_WAIT,
-    RawSocket,
     SocketWalk,
     collector_paused,
     exactly_once,
@@ -30,10 +26,13 @@ from reuseport_tool.kernel.socket_iterator import (
 )
 from reuseport_tool.models import Endpoint, Protocol, Socket, Sockets, SocketState
 
-_NUMBERS = {name: number for number, name in enumerate(SocketState, 1)} | {SocketState.UNCONNECTED: 7}
-_NAMES = {
+_NUMBERS: dict[SocketState, int] = {
+    name: TcpState[name.name] for name in SocketState if name is not SocketState.UNCONNECTED
+}
+_NUMBERS[SocketState.UNCONNECTED] = TcpState.CLOSE
+_NAMES: dict[Protocol, dict[int, str]] = {
     Protocol.TCP: {_NUMBERS[name]: str(name) for name in SocketState if name is not SocketState.UNCONNECTED},
-    Protocol.UDP: {1: str(SocketState.ESTABLISHED), 7: str(SocketState.UNCONNECTED)},
+    Protocol.UDP: {TcpState.ESTABLISHED: str(SocketState.ESTABLISHED), TcpState.CLOSE: str(SocketState.UNCONNECTED)},
 }
 _STATES_OF = {
     Protocol.TCP: frozenset(SocketState) - {SocketState.UNCONNECTED},
@@ -94,7 +93,7 @@ class Found:
     """A socket that matches, as the kernel told it and as the model shows it."""
 
     protocol: Protocol
-    raw: RawSocket
+    raw: SocketRecord
     shown: Socket
 
 
@@ -112,7 +111,7 @@ class Walker(Closing):
             self._walks = {protocol: stack.enter_context(SocketWalk(protocol)) for protocol in protocols}
             self._stack = stack.pop_all()
 
-    def read(self) -> dict[Protocol, list[RawSocket]]:
+    def read(self) -> dict[Protocol, list[SocketRecord]]:
         """Walk once. Where the kernel may show a socket twice, it is here once."""
         found = {protocol: walk.read() for protocol, walk in self._walks.items()}
         for protocol, raws in found.items():
@@ -163,13 +162,13 @@ def require_processes(pids: Iterable[int]) -> None:
         processes.Process(pid).close()
 
 
-def select(wanted: Filter, raws: Mapping[Protocol, Sequence[RawSocket]], root: Path | None) -> list[Found]:
+def select(wanted: Filter, raws: Mapping[Protocol, Sequence[SocketRecord]], root: Path | None) -> list[Found]:
     """Those of a walk that match, with their processes and generations. Raises NotFound (generation)."""
     with collector_paused():
         return _select(wanted, raws, root)
 
 
-def _select(wanted: Filter, raws: Mapping[Protocol, Sequence[RawSocket]], root: Path | None) -> list[Found]:
+def _select(wanted: Filter, raws: Mapping[Protocol, Sequence[SocketRecord]], root: Path | None) -> list[Found]:
     matching = {protocol: _match(wanted, protocol, entries) for protocol, entries in raws.items()}
     groups = _groups(wanted, raws, root)
     owners = _Owners(
@@ -187,9 +186,9 @@ def _select(wanted: Filter, raws: Mapping[Protocol, Sequence[RawSocket]], root: 
     return found
 
 
-def _match(wanted: Filter, protocol: Protocol, raws: Sequence[RawSocket]) -> list[RawSocket]:
+def _match(wanted: Filter, protocol: Protocol, raws: Sequence[SocketRecord]) -> list[SocketRecord]:
     """By what the kernel's record says alone."""
-    tests: list[Callable[[RawSocket], bool]] = []
+    tests: list[Callable[[SocketRecord], bool]] = []
     if wanted.endpoint is not None:
         tests.append(_Place(wanted.endpoint, raws).covers)
     if wanted.states:
@@ -205,8 +204,8 @@ def _match(wanted: Filter, protocol: Protocol, raws: Sequence[RawSocket]) -> lis
     return [raw for raw in raws if all(test(raw) for test in tests)]
 
 
-def _at_least(least: float, known: Callable[[RawSocket], float | None]) -> Callable[[RawSocket], bool]:
-    def test(raw: RawSocket) -> bool:
+def _at_least(least: float, known: Callable[[SocketRecord], float | None]) -> Callable[[SocketRecord], bool]:
+    def test(raw: SocketRecord) -> bool:
         value = known(raw)
         return value is not None and value >= least
 
@@ -224,13 +223,13 @@ class _Now:
     def take(cls) -> _Now:
         return cls(time.monotonic_ns() / 1000, jiffies_per_second())
 
-    def idle_s(self, raw: RawSocket) -> float | None:
+    def idle_s(self, raw: SocketRecord) -> float | None:
         return None if raw.idle == NO_IDLE else round(raw.idle / self.hertz, 3)
 
-    def age_s(self, raw: RawSocket) -> float | None:
+    def age_s(self, raw: SocketRecord) -> float | None:
         return round((self.monotonic_us - raw.synack_us) / 1e6, 3) if raw.synack_us else None
 
-    def at_least_s(self, raw: RawSocket) -> float | None:
+    def at_least_s(self, raw: SocketRecord) -> float | None:
         """A lower bound of the age: data that came and went a while ago had a socket then."""
         age_s = self.age_s(raw)
         return self.idle_s(raw) if age_s is None else age_s
@@ -244,7 +243,7 @@ class _Place:
     address of the family but those that another socket of the walk is bound to by name.
     """
 
-    def __init__(self, endpoint: Endpoint, raws: Sequence[RawSocket]) -> None:
+    def __init__(self, endpoint: Endpoint, raws: Sequence[SocketRecord]) -> None:
         self._port = endpoint.port
         self._device = None if endpoint.device is None else _device_index(endpoint.device)
         self._address = _padded(endpoint.address) if endpoint.address is not None else None
@@ -252,10 +251,10 @@ class _Place:
         bound = {raw.local for raw in raws if raw.local_port == self._port and self._is_bound(raw)}
         self._others = bound - {bytes(16)}
 
-    def _is_bound(self, raw: RawSocket) -> bool:
+    def _is_bound(self, raw: SocketRecord) -> bool:
         return raw.family == self._family and raw.remote_port == 0
 
-    def covers(self, raw: RawSocket) -> bool:
+    def covers(self, raw: SocketRecord) -> bool:
         if raw.local_port != self._port or self._device not in (None, raw.device):
             return False
         if self._address is None:
@@ -288,7 +287,7 @@ class _Group:
     inodes: Mapping[int, int]
 
 
-def _groups(wanted: Filter, raws: Mapping[Protocol, Sequence[RawSocket]], root: Path | None) -> list[_Group]:
+def _groups(wanted: Filter, raws: Mapping[Protocol, Sequence[SocketRecord]], root: Path | None) -> list[_Group]:
     """The attached groups that matter, from our pins.
 
     Raises:
@@ -314,7 +313,7 @@ def _groups(wanted: Filter, raws: Mapping[Protocol, Sequence[RawSocket]], root: 
     return groups
 
 
-def _group(folder: Path, endpoint: Endpoint, raws: Sequence[RawSocket]) -> _Group:
+def _group(folder: Path, endpoint: Endpoint, raws: Sequence[SocketRecord]) -> _Group:
     with State.open(state.group_folder(folder, endpoint)) as opened:
         places = {cookie: number for number in opened.generations() for _, cookie in opened.slots(number)}
     inodes = {raw.inode: places[raw.cookie] for raw in raws if raw.cookie in places}
@@ -344,7 +343,7 @@ class _Owners:
 _NOBODY: list[Holder] = []
 
 
-def _generation(protocol: Protocol, raw: RawSocket, groups: Sequence[_Group], owners: _Owners) -> int | None:
+def _generation(protocol: Protocol, raw: SocketRecord, groups: Sequence[_Group], owners: _Owners) -> int | None:
     """The generation of a listener is where it is registered. A connection to the group's endpoint has the
     one of its process's listeners, if they are all of one generation."""
     for group in groups:
@@ -359,10 +358,10 @@ def _generation(protocol: Protocol, raw: RawSocket, groups: Sequence[_Group], ow
     return None
 
 
-def _socket(protocol: Protocol, raw: RawSocket, owners: _Owners, generation: int | None, now: _Now) -> Socket:
+def _socket(protocol: Protocol, raw: SocketRecord, owners: _Owners, generation: int | None, now: _Now) -> Socket:
     pid = owners.topmost(raw.inode) if raw.inode else None
-    listens = raw.state == LISTEN
-    has_queues = not listens and raw.state not in (TIME_WAIT, NEW_SYN_RECV)
+    listens = raw.state == TcpState.LISTEN
+    has_queues = not listens and raw.state not in (TcpState.TIME_WAIT, TcpState.NEW_SYN_RECV)
     return Socket(
         protocol=str(protocol),
         state=_NAMES[protocol].get(raw.state, str(raw.state)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reuseport_tool.kernel import program
+from reuseport_tool.kernel import abi, program
 
 MAP, KFUNC = 0x40000000, 0x50000001
 HALF = bytes(8)
@@ -33,4 +33,4 @@ def test_every_constant_has_a_number_of_its_own() -> None:
     numbers = source.numbers()
     assert (numbers["M"], numbers["L"]) == (MAP, KFUNC)
     assert len({*numbers.values()}) == 4
-    assert source.constants() == {"A": 1, **numbers}
+    assert source.constants() == abi.SIZES | {"A": 1, **numbers}

@@ -18,7 +18,8 @@ import pytest
 
 from reuseport_tool.errors import ProgramRejected
 from reuseport_tool.kernel import bpf, bpf_iterator, btf, netns, program, socket_iterator, sockets
-from reuseport_tool.kernel.socket_iterator import RawSocket, SocketWalk
+from reuseport_tool.kernel.abi import SocketRecord
+from reuseport_tool.kernel.socket_iterator import SocketWalk
 from reuseport_tool.models import Endpoint, Protocol, SocketState
 from reuseport_tool.sockets import select as listing
 from reuseport_tool.sockets.select import Filter
@@ -49,7 +50,7 @@ def cookie(sock: socket.socket) -> int:
     return sockets.cookie(sock.fileno())
 
 
-def wrong(survivors: Collection[int], seen: Collection[RawSocket]) -> dict[int, int]:
+def wrong(survivors: Collection[int], seen: Collection[SocketRecord]) -> dict[int, int]:
     """Survivors that were not seen exactly once, with how often they were."""
     counts = Counter(raw.cookie for raw in seen)
     return {survivor: counts[survivor] for survivor in survivors if counts[survivor] != 1}

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The records that programs write or read and reuseport_tool/kernel/abi.py reads or writes. That module passes the sizes
+ * that it works with (SIZEOF_…), so a difference does not compile. The TCP states are BPF_TCP_… of linux/bpf.h.
+ */
+#pragma once
+
+/* A map by the constant that stands for it until the tool links the program: BCC has no tables of all types. */
+#define MAP(fd) ((void *)bpf_pseudo_fd(1, fd))
+
+#define FAMILY_INET6 10
+
+/* Who a socket is and where it is bound. A socket that is to be ended is compared with it as it stands. */
+struct tuple {
+	u8 local[16];		/* network order; of an IPv4 address the first four bytes */
+	u8 remote[16];
+	u16 local_port;		/* host order */
+	u16 remote_port;	/* network order */
+	u16 family;
+	u16 state;
+	u32 device;		/* index of the device it is bound to, or 0 */
+	u32 unused;
+};
+
+#define NO_IDLE 0xffffffffU
+
+struct socket_record {
+	u64 cookie;
+	u64 inode;		/* 0 for a socket without a descriptor */
+	u64 synack_us;		/* when the first SYN+ACK of a request socket was sent, CLOCK_MONOTONIC; or 0 */
+	struct tuple tuple;
+	u32 uid;
+	u32 idle;		/* jiffies since data came or went, or NO_IDLE */
+	u32 receive_queue;	/* bytes; of a listener its accept queue, in connections */
+	u32 send_queue;		/* bytes; of a listener its backlog, in connections */
+};
+
+struct listener_record {
+	u64 cookie;		/* of the listener, also in the record of a request socket */
+	u64 group;		/* address of the group's struct sock_reuseport */
+	u32 state;
+	u32 has_program;
+	u32 program_id;
+	u32 accept_queue;	/* connections, as all that follow */
+	u32 backlog;
+	u32 half_open;
+};
+
+/* A socket to end, in a map by its cookie. */
+struct target {
+	struct tuple tuple;	/* `state` is not compared */
+	u32 states;		/* those that it may have by now: 1 << state */
+	u32 unused;
+};
+
+/* What became of a target that still matched. */
+struct outcome {
+	u64 cookie;
+	s32 error;		/* 0, or a negative errno */
+	u32 unused;
+};
+
+/* A socket that begins to listen, or is bound. */
+struct listen_event {
+	u64 time_ns;		/* CLOCK_MONOTONIC */
+	u32 pid;		/* of the process in the first PID namespace, or 0 */
+	u32 port;
+};
+
+#define SAME_SIZE(record, size) _Static_assert(sizeof(record) == (size), #record " is another one in kernel/abi.py")
+SAME_SIZE(struct tuple, SIZEOF_TUPLE);
+SAME_SIZE(struct socket_record, SIZEOF_SOCKET_RECORD);
+SAME_SIZE(struct listener_record, SIZEOF_LISTENER_RECORD);
+SAME_SIZE(struct target, SIZEOF_TARGET);
+SAME_SIZE(struct outcome, SIZEOF_OUTCOME);
+SAME_SIZE(struct listen_event, SIZEOF_LISTEN_EVENT);

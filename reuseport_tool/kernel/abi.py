@@ -1,0 +1,85 @@
+"""The records that programs and this process share, as bpf/abi.h has them.
+
+Every program is compiled with SIZES, and bpf/abi.h compares them with its own.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import NamedTuple
+
+
+class TcpState(enum.IntEnum):
+    """include/net/tcp_states.h. An unconnected UDP socket is in CLOSE."""
+
+    ESTABLISHED = 1
+    SYN_SENT = 2
+    SYN_RECV = 3
+    FIN_WAIT1 = 4
+    FIN_WAIT2 = 5
+    TIME_WAIT = 6
+    CLOSE = 7
+    CLOSE_WAIT = 8
+    LAST_ACK = 9
+    LISTEN = 10
+    CLOSING = 11
+    NEW_SYN_RECV = 12
+
+
+NO_IDLE = 0xFFFFFFFF
+
+_TUPLE = "16s16sHHHHII"
+TUPLE = struct.Struct(f"={_TUPLE}")
+SOCKET_RECORD = struct.Struct(f"=QQQ{_TUPLE}IIII")
+LISTENER_RECORD = struct.Struct("=QQIIIIII")
+TARGET = struct.Struct(f"={_TUPLE}II")
+OUTCOME = struct.Struct("=QiI")
+LISTEN_EVENT = struct.Struct("=QII")
+
+SIZES = {
+    "SIZEOF_TUPLE": TUPLE.size,
+    "SIZEOF_SOCKET_RECORD": SOCKET_RECORD.size,
+    "SIZEOF_LISTENER_RECORD": LISTENER_RECORD.size,
+    "SIZEOF_TARGET": TARGET.size,
+    "SIZEOF_OUTCOME": OUTCOME.size,
+    "SIZEOF_LISTEN_EVENT": LISTEN_EVENT.size,
+}
+
+
+class SocketRecord(NamedTuple):
+    """struct socket_record with its tuple in line."""
+
+    cookie: int
+    inode: int
+    synack_us: int
+    local: bytes
+    remote: bytes
+    local_port: int
+    remote_port: int
+    family: int
+    state: int
+    device: int
+    unused: int
+    uid: int
+    idle: int
+    receive_queue: int
+    send_queue: int
+
+    def as_target(self, states: int) -> bytes:
+        """The struct target that ends this socket in one of these states, a mask of 1 << state."""
+        at = self._fields.index("local")
+        return TARGET.pack(*self[at : at + 8], states, 0)
+
+
+class ListenerRecord(NamedTuple):
+    """struct listener_record."""
+
+    cookie: int
+    group: int
+    state: int
+    has_program: int
+    program_id: int
+    accept_queue: int
+    backlog: int
+    half_open: int
