@@ -28,20 +28,21 @@ def root() -> None:
 
 
 def surroundings() -> tuple[object, ...]:
-    return netns.identity(), statistics_are_on(), os.sched_getaffinity(0), sockets_open()
+    return netns.identity(), descriptors("anon_inode:bpf-stats"), os.sched_getaffinity(0), descriptors("socket:")
 
 
-def statistics_are_on() -> bool:
-    """Whether the kernel counts runs now. The sysctl does not say so: it shows its own switch only."""
+def runs_are_counted() -> bool:
+    """Whether the kernel counts runs now, for this process or for another one."""
     with netns.throw_away(), bytecode.load(Verdict.PASS) as passing, loopback.listener(8080) as sock:
         sockets.attach_program(sock.fileno(), passing)
         loopback.connect(8080).close()
         return bool(passing.info().run_count)
 
 
-def sockets_open() -> int:
+def descriptors(kind: str) -> int:
+    """How many this process has. One of bpf-stats keeps the kernel counting."""
     links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
-    return sum(os.readlink(link).startswith("socket:") for link in links if os.path.lexists(link))
+    return sum(os.readlink(link).startswith(kind) for link in links if os.path.lexists(link))
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +56,18 @@ def report() -> BenchSelect:
 
 
 def test_statistics_are_on_in_their_own_rounds_only() -> None:
-    seen: list[bool] = []
+    asked: list[int] = []
+    counted: list[bool] = []
 
     def look() -> None:
         # The callback runs on the bench's thread, inside its namespace; this makes another one.
-        seen.append(statistics_are_on())
+        asked.append(descriptors("anon_inode:bpf-stats"))
+        counted.append(runs_are_counted())
 
     bench_select.select(ROUNDS, 10, look)
-    assert seen == [False] * ROUNDS + [True] * bench_select.STATISTICS_ROUNDS
-    assert not statistics_are_on()
+    assert asked == [0] * ROUNDS + [1] * bench_select.STATISTICS_ROUNDS
+    assert all(counted[ROUNDS:])
+    assert descriptors("anon_inode:bpf-stats") == 0
 
 
 def test_every_program_meets_every_number_of_listeners(report: BenchSelect) -> None:
@@ -120,7 +124,7 @@ def test_statistics_are_off_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> 
     on: list[bool] = []
 
     def failing(*_: object) -> None:
-        on.append(statistics_are_on())
+        on.append(descriptors("anon_inode:bpf-stats"))
         raise ToolError("in the middle")
 
     monkeypatch.setattr(bench_select, "_statistics_round", failing)
