@@ -10,6 +10,7 @@ from reuseport_tool.cli import show
 from reuseport_tool.cli.context import ENDPOINT, Context, examples, pass_context
 from reuseport_tool.errors import UsageError
 from reuseport_tool.group.status import Observer
+from reuseport_tool.kernel import mib
 from reuseport_tool.models import Endpoint
 
 
@@ -24,7 +25,7 @@ from reuseport_tool.models import Endpoint
     ),
 )
 @click.argument("endpoint", type=ENDPOINT, required=False)
-@click.option("--watch", is_flag=True, help="Refresh until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Show rates, shares and queues as they change, until Ctrl-C.")
 @click.option("--check", is_flag=True, help="Exit with 1 if anything is stale, foreign or out of balance.")
 @click.option("--interval", "interval_s", type=click.FloatRange(0.1), default=1.0, show_default=True, metavar="SECONDS")
 @pass_context
@@ -40,14 +41,21 @@ def command(ctx: Context, endpoint: Endpoint | None, watch: bool, check: bool, i
     if watch and check:
         raise UsageError("--watch and --check exclude each other")
     with Observer(endpoint, ctx.bpffs) as observer:
-        if not watch:
-            found = observer.read()
-            show.result(found, ctx.json)
-            return 1 if check and any(group.problems for group in found.groups) else 0
-        with show.refreshing(ctx.json) as refresh:
-            try:
-                while True:
-                    refresh(observer.read())
-                    time.sleep(interval_s)
-            except KeyboardInterrupt:
-                return 0
+        if watch:
+            return _watch(observer, ctx.json, interval_s)
+        found = observer.read()
+        show.result(found, ctx.json)
+        return 1 if check and any(group.problems for group in found.groups) else 0
+
+
+def _watch(observer: Observer, as_json: bool, interval_s: float) -> int:
+    """Until Ctrl-C. On a terminal the last frame stays; elsewhere one result follows another."""
+    from reuseport_tool.cli.show import live  # imports a part of rich that nothing else needs
+
+    with live.watching(as_json) as update:
+        try:
+            while True:
+                update(observer.read(), mib.read(), time.monotonic())
+                time.sleep(interval_s)
+        except KeyboardInterrupt:
+            return 0

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from reuseport_tool import models
@@ -54,27 +52,3 @@ def warn(message: str) -> None:
     from reuseport_tool.cli.show import console
 
     console.say_labelled(console.make_console(sys.stderr), "warning: ", "bold yellow", message)
-
-
-@contextlib.contextmanager
-def refreshing(as_json: bool) -> Iterator[Callable[[Any], None]]:
-    """A function that shows a model in place of the one before; as JSON, or off a terminal, one after another."""
-    from reuseport_tool.cli.show import tables
-    from reuseport_tool.cli.show.console import make_console
-
-    console = make_console(sys.stdout)
-    if as_json or not console.is_terminal:
-
-        def append(model: Any) -> None:
-            result(model, as_json)
-            sys.stdout.flush()
-
-        yield append
-        return
-    with console.screen(hide_cursor=True):
-
-        def replace(model: Any) -> None:
-            console.clear()
-            tables.show(model, console)
-
-        yield replace
