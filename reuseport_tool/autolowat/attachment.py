@@ -24,7 +24,8 @@ from pathlib import Path
 from reuseport_tool.autolowat import framing
 from reuseport_tool.errors import Conflict, NotFound, Unsupported, UsageError
 from reuseport_tool.kernel import autolowat as kernel
-from reuseport_tool.kernel import bpffs, cgroup, netns
+from reuseport_tool.kernel import bpffs, cgroup, folders, netns
+from reuseport_tool.kernel.folders import Place
 from reuseport_tool.models import (
     Autolowat,
     AutolowatAttachment,
@@ -76,7 +77,7 @@ def attach(
         group, base = os.fstat(fd).st_ino, _base(bpffs.find_or_mount(root))
         _refuse_relatives(base, folder.resolve(), group)
         pins = base / str(group)
-        stack.enter_context(bpffs.lock(pins, lambda _holder: False))
+        stack.enter_context(folders.lock(pins, lambda _holder: False))
         result = "unchanged" if _resume(pins, plan, group) else "attached"
         if result == "attached":
             _attach_new(pins, plan, fd, group)
@@ -85,18 +86,17 @@ def attach(
         )
 
 
-def _base(root: Path) -> Path:
-    return root / "reuseport-tool" / "autolowat"
+def _base(root: Path) -> Place:
+    return Place(root) / bpffs.HOME / "autolowat"
 
 
-def _attached(base: Path) -> list[int]:
+def _attached(base: Place) -> list[int]:
     """The cgroups, by inode, that have a complete attachment."""
-    if not base.is_dir():
-        return []
-    return sorted(int(entry.name) for entry in base.iterdir() if (entry / "state").is_dir())
+    names = filter(str.isdecimal, base.names())
+    return sorted(int(name) for name in names if (base / name / "state").is_folder())
 
 
-def _refuse_relatives(base: Path, folder: Path, group: int) -> None:
+def _refuse_relatives(base: Place, folder: Path, group: int) -> None:
     """Two programs would set the mark of one socket."""
     for other in _attached(base):
         path = cgroup.by_id(other) if other != group else None
@@ -107,7 +107,7 @@ def _refuse_relatives(base: Path, folder: Path, group: int) -> None:
             )
 
 
-def _resume(pins: Path, plan: Plan, group: int) -> bool:
+def _resume(pins: Place, plan: Plan, group: int) -> bool:
     """Whether the plan is attached already; one that was cut off before its commit point is committed."""
     with suppress(FileNotFoundError), ExitStack() as stack:
         maps = kernel.Maps.open(stack, pins / "state")
@@ -125,20 +125,20 @@ def _plan(maps: kernel.Maps) -> Plan:
     return Plan(engine=kept["engine"], framing=kept["framing"], ports=tuple(kept["ports"]), role=kept["role"])
 
 
-def _attach_new(pins: Path, plan: Plan, cgroup_fd: int, group: int) -> None:
+def _attach_new(pins: Place, plan: Plan, cgroup_fd: int, group: int) -> None:
     aside = pins / f"next_{os.getpid()}"
     with ExitStack() as stack:
         maps = kernel.Maps.create(stack, plan.ports, json.dumps(asdict(plan)))
         programs = kernel.load(Engine(plan.engine), maps, defines(plan))
         for program in programs.values():
             stack.callback(program.close)
-        bpffs.make_folder(aside)
+        aside.make()
         stack.push(lambda kind, *_: _clean(pins) if kind else None)
         for name, entry in maps.by_name().items():
-            entry.pin(str(aside / name))
+            bpffs.pin(entry, aside / name)
         for name, link in kernel.attach(Engine(plan.engine), programs, cgroup_fd).items():
             stack.callback(link.close)
-            link.pin(str(aside / f"link_{name}"))
+            bpffs.pin(link, aside / f"link_{name}")
         aside.rename(pins / "state")
         _commit(maps, plan, group)
 
@@ -172,10 +172,9 @@ def _walk_everywhere(
     return found
 
 
-def _clean(pins: Path) -> None:
-    with suppress(FileNotFoundError):
-        for entry in pins.iterdir():
-            bpffs.remove_folder(entry)
+def _clean(pins: Place) -> None:
+    for name in pins.names():
+        (pins / name).remove()
 
 
 def detach(folder: Path, root: Path | None) -> AutolowatDetached:
@@ -187,7 +186,7 @@ def detach(folder: Path, root: Path | None) -> AutolowatDetached:
     """
     base = _base(bpffs.find(root))
     pins = base / str(_identity(folder))
-    with bpffs.lock(pins, lambda _holder: False), ExitStack() as stack:
+    with folders.lock(pins, lambda _holder: False), ExitStack() as stack:
         try:
             maps = kernel.Maps.open(stack, pins / "state")
         except FileNotFoundError:
@@ -231,7 +230,7 @@ def status(root: Path | None) -> AutolowatStatus:
     return AutolowatStatus(attachments=tuple(found))
 
 
-def _describe(pins: Path, group: int) -> Autolowat:
+def _describe(pins: Place, group: int) -> Autolowat:
     with ExitStack() as stack:
         maps = kernel.Maps.open(stack, pins / "state")
         plan = _plan(maps)

@@ -28,7 +28,7 @@ from reuseport_tool.bench.load import Ledger, Load
 from reuseport_tool.check import lab
 from reuseport_tool.errors import ToolError
 from reuseport_tool.group import detach, discover
-from reuseport_tool.kernel import bpffs, mib, netns, sysctl
+from reuseport_tool.kernel import mib, netns, sysctl
 from reuseport_tool.kernel import rlimit as room
 from reuseport_tool.models import BenchReload, Endpoint, Protocol, ReloadArm
 from reuseport_tool.waiting import wait_until
@@ -200,12 +200,11 @@ def bench(
     samples = {arm.name: _Samples() for arm in _ARMS if _absent(arm) == ""}
     with room.descriptors(max(queued) + bench_close.SPARE_FDS), netns.throw_away(), lab.private_pins(root) as pins:
         sysctl.write("net.core.somaxconn", "4096")
-        bpffs.make_folder(pins / "kept")  # a run removes the empty folders that it leaves
         order = random.Random(0)
         for _ in range(rounds):
             for arm in order.sample(_ARMS, len(_ARMS)):
                 if arm.name in samples:
-                    _turn(arm, clients, pins, samples[arm.name])
+                    _turn(arm, clients, Path(str(pins)), samples[arm.name])
             on_round()
         closes = bench_close.measure(queued, close_rounds, on_round)
     arms = tuple(_summary(arm, samples.get(arm.name)) for arm in _ARMS)

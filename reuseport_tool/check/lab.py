@@ -16,14 +16,15 @@ from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Conflict, Unsupported
 from reuseport_tool.group import attach
 from reuseport_tool.group.state import State
-from reuseport_tool.kernel import bpffs, sockets, wchan
+from reuseport_tool.kernel import bpffs, folders, sockets, wchan
+from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.iterator import TcpListeners
 from reuseport_tool.kernel.packets import Family
 from reuseport_tool.models import Policy
 
 PORT = 8000
 BACKLOG = 128
-_PINS = "reuseport-tool-check"
+_PINS = "check"
 
 
 def listener(family: Family) -> socket.socket:
@@ -127,7 +128,7 @@ class Lab:
         stop: set when the whole check is to end early.
     """
 
-    def __init__(self, pins: Path, listeners: TcpListeners) -> None:
+    def __init__(self, pins: Place, listeners: TcpListeners) -> None:
         self.listeners = listeners
         self.stop = threading.Event()
         self._pins = pins
@@ -165,7 +166,7 @@ def opened(root: Path | None) -> Iterator[Lab]:
 
 
 @contextlib.contextmanager
-def private_pins(root: Path | None) -> Iterator[Path]:
+def private_pins(root: Path | None) -> Iterator[Place]:
     """A folder for pins that nobody else sees, which is removed at the end with what is in it.
 
     What a killed run left is removed, too: its folder is not locked.
@@ -173,25 +174,25 @@ def private_pins(root: Path | None) -> Iterator[Path]:
     Raises:
         MissingCapability: mounting a bpffs, or writing to it, is not permitted.
     """
-    home = bpffs.find_or_mount(root) / _PINS
+    home = Place(bpffs.find_or_mount(root)) / bpffs.HOME / _PINS
     folder = home / str(os.getpid())
     try:
-        with bpffs.lock(folder, _never):
+        with folders.lock(folder, _never):
             _remove_leftovers(home, folder)
             try:
                 yield folder
             finally:
-                bpffs.remove_folder(folder)
+                folder.remove()
     finally:
         with contextlib.suppress(OSError):  # another run's folder is in it
-            home.rmdir()
+            folders.remove_empty(home)
 
 
-def _remove_leftovers(home: Path, own: Path) -> None:
-    for folder in home.iterdir():
+def _remove_leftovers(home: Place, own: Place) -> None:
+    for folder in map(home.__truediv__, home.names()):
         if folder != own:
-            with contextlib.suppress(Conflict), bpffs.lock(folder, _never):
-                bpffs.remove_folder(folder)
+            with contextlib.suppress(Conflict), folders.lock(folder, _never):
+                folder.remove()
 
 
 def _never(_holder: int) -> bool:

@@ -23,8 +23,9 @@ from reuseport_tool.group import attach, discover, kinship, state
 from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.kinship import Family
 from reuseport_tool.group.state import State
-from reuseport_tool.kernel import bpffs, iterator, notify, processes
+from reuseport_tool.kernel import bpffs, folders, iterator, notify, processes
 from reuseport_tool.kernel.diag import BoundSocket
+from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.listen_events import ListenEvent, ListenEvents
 from reuseport_tool.kernel.processes import Holder
 from reuseport_tool.models import Endpoint, FollowEvent, Happening, Policy
@@ -273,7 +274,7 @@ class _Follower:
                 return
             self._mend(group, folder, first)
 
-    def _unregistered(self, folder: Path, entries: list[BoundSocket]) -> list[BoundSocket]:
+    def _unregistered(self, folder: Place, entries: list[BoundSocket]) -> list[BoundSocket]:
         try:
             with State.open(folder) as opened:
                 known = opened.registered()
@@ -281,7 +282,7 @@ class _Follower:
             return []
         return [entry for entry in entries if entry.cookie not in known]
 
-    def _await_lock(self, group: Endpoint, folder: Path, conflict: Conflict) -> None:
+    def _await_lock(self, group: Endpoint, folder: Place, conflict: Conflict) -> None:
         """Look again when the lock is free, and serve other groups meanwhile: a reload may take minutes."""
         if group in self._locked:
             return
@@ -289,13 +290,13 @@ class _Follower:
         self._tell(FollowEvent(event=Happening.LOCKED, endpoint=str(group), detail=conflict.message))
 
         def wait() -> None:
-            bpffs.await_lock(folder)
+            folders.await_lock(folder)
             self._locked.discard(group)
             self._wakeups.wake()
 
         threading.Thread(target=wait, daemon=True).start()
 
-    def _mend(self, group: Endpoint, folder: Path, first: bool) -> None:
+    def _mend(self, group: Endpoint, folder: Place, first: bool) -> None:
         """Attach what is not attached, register what is not registered. The caller holds the lock."""
         entries = discover.sockets_in(group)
         if not entries:

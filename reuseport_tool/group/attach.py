@@ -13,6 +13,7 @@ from reuseport_tool.group import discover, state
 from reuseport_tool.group.discover import Found
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpf, bpffs, iterator, program, sockets
+from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.program import AttachType, ProgramType
 from reuseport_tool.models import Attached, AttachReport, Endpoint, Policy, Protocol
 
@@ -74,7 +75,7 @@ def _report(group: Found, opened: State, result: str, registered: list[int], dur
 def attach_group(
     group: Found,
     chosen: ChosenPolicy,
-    folder: Path,
+    folder: Place,
     *,
     listeners: iterator.TcpListeners | None,
     belongs: Callable[[State, int], bool] = lambda _opened, _cookie: True,
@@ -135,7 +136,7 @@ def _describe(program_id: int) -> str:
         return f"id {program_id}"
 
 
-def _attach_new(chosen: ChosenPolicy, fds: dict[int, int], folder: Path) -> tuple[State, str, list[int]]:
+def _attach_new(chosen: ChosenPolicy, fds: dict[int, int], folder: Place) -> tuple[State, str, list[int]]:
     with ExitStack() as stack:
         maps, loaded = chosen.fresh(stack)
         opened = maps.pin(folder, loaded)

@@ -13,6 +13,7 @@ from reuseport_tool.group import discover, journals, state
 from reuseport_tool.group.attach import attached_program
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpffs, iterator, sockets
+from reuseport_tool.kernel.folders import Place
 from reuseport_tool.models import Detached, DetachReport, Endpoint, Protocol
 
 
@@ -50,7 +51,7 @@ def detach_all(root: Path | None, wait_s: float = 0.0) -> DetachReport:
     return DetachReport(detached=tuple(done))
 
 
-def _detach_group(group: Endpoint, folder: Path, load: Callable[[], iterator.TcpListeners | None]) -> str:
+def _detach_group(group: Endpoint, folder: Place, load: Callable[[], iterator.TcpListeners | None]) -> str:
     found = discover.with_holders(discover.sockets_of(group))
     result = "cleaned"
     if found and State.exists(folder):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from reuseport_tool.group import state
-from reuseport_tool.kernel import bpffs
+from reuseport_tool.kernel.folders import Place, is_locked
 from reuseport_tool.models import Endpoint
 
 
-def folders(root: Path, endpoint: Endpoint) -> list[Path]:
+def folders(root: Path, endpoint: Endpoint) -> list[Place]:
     """The folders with a journal, of the groups of the calling thread's namespace that an endpoint covers."""
     return [folder for folder in state.folders(root, endpoint) if state.is_interrupted(folder)]
 
@@ -20,14 +20,11 @@ def groups(root: Path, endpoint: Endpoint) -> list[Endpoint]:
     return [group for group in names if group is not None]
 
 
-def forget(folder: Path) -> None:
+def forget(folder: Place) -> None:
     """Remove the journal of a group whose lock the caller holds."""
-    (folder / state.JOURNAL).unlink(missing_ok=True)
+    (folder / state.JOURNAL).unlink()
 
 
-def is_running(folder: Path) -> bool:
+def is_running(folder: Place) -> bool:
     """Whether some run holds the lock of a group's folder."""
-    try:
-        return bpffs.lock_holder(folder.stat().st_ino) != 0
-    except FileNotFoundError:
-        return False
+    return is_locked(folder)

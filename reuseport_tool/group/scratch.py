@@ -10,6 +10,7 @@ from pathlib import Path
 from reuseport_tool.group import attach
 from reuseport_tool.group.state import GENERATIONS, MEMBERS_MAX, State
 from reuseport_tool.kernel import bpf
+from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.sockarray import SockArray
 from reuseport_tool.models import Counters, Policy
 
@@ -25,7 +26,7 @@ class Scratch:
         self._stack = stack
         made, self.program = attach.load_policy(policy, stack)
         self._maps = made.maps
-        self._state = State(Path(), self._maps, self.program)
+        self._state = State(Place(Path()), self._maps, self.program)
 
     def add_generation(self, generation: int, listeners: Sequence[socket.socket]) -> bpf.Map:
         """Fill a generation and make it the working one. Returns its sockarray."""

@@ -2,7 +2,7 @@
 
 Layout on bpffs (bpffs allows no dot in a name):
 
-    <bpffs>/reuseport-tool/<netns inode>/<group>/     locked with flock(2) by every verb
+    <bpffs>/reuseport-tool/<netns>/<group>/     locked with flock(2) by every verb
         state/                                        appears by one rename(2), complete
             program  choice  members  generations  counters  cursors
             generation_<n>                            the sockarrays, one for each living generation
@@ -28,6 +28,7 @@ from pathlib import Path
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Conflict, NotFound, UsageError
 from reuseport_tool.kernel import bpf, bpffs, netns, sockets
+from reuseport_tool.kernel.folders import Place, lock
 from reuseport_tool.kernel.sockarray import SockArray
 from reuseport_tool.models import Counters, Endpoint, Policy, Program, Protocol
 
@@ -42,9 +43,14 @@ _MOMENT_S = 1.0
 _NEXT_PROGRAM = "program_next"
 
 
-def group_folder(root: Path, group: Endpoint) -> Path:
+def group_folder(root: Path, group: Endpoint) -> Place:
     """Where the pins of a group of the calling thread's namespace are, existing or not."""
-    return root / "reuseport-tool" / str(netns.identity()) / folder_name(group)
+    return namespace_folder(root) / folder_name(group)
+
+
+def namespace_folder(root: Path) -> Place:
+    """Where the groups of the calling thread's namespace are."""
+    return Place(root) / bpffs.HOME / netns.key()
 
 
 def folder_name(group: Endpoint) -> str:
@@ -80,18 +86,14 @@ def pinned(root: Path, endpoint: Endpoint) -> list[Endpoint]:
     return [group for group in names if group is not None]
 
 
-def folders(root: Path, endpoint: Endpoint) -> list[Path]:
+def folders(root: Path, endpoint: Endpoint) -> list[Place]:
     """The folders of the groups that an endpoint covers, of the calling thread's namespace."""
-    folder = root / "reuseport-tool" / str(netns.identity())
-    if not folder.is_dir():
-        return []
-    return [
-        entry for entry in sorted(folder.iterdir()) if (group := endpoint_of(entry.name)) and endpoint.covers(group)
-    ]
+    folder = namespace_folder(root)
+    return [folder / name for name in folder.names() if (group := endpoint_of(name)) and endpoint.covers(group)]
 
 
 @contextlib.contextmanager
-def locked(root: Path, group: Endpoint, wait_s: float = 0.0, *, at_once: bool = False) -> Iterator[Path]:
+def locked(root: Path, group: Endpoint, wait_s: float = 0.0, *, at_once: bool = False) -> Iterator[Place]:
     """Hold the lock of a group and yield its folder.
 
     A follower holds it for milliseconds at any time, so nobody but a follower (`at_once`) gives up before `_MOMENT_S`.
@@ -108,16 +110,16 @@ def locked(root: Path, group: Endpoint, wait_s: float = 0.0, *, at_once: bool = 
         return True
 
     folder = group_folder(root, group)
-    with bpffs.lock(folder, wait):
+    with lock(folder, wait):
         yield folder
 
 
-def is_interrupted(folder: Path) -> bool:
+def is_interrupted(folder: Place) -> bool:
     """Whether a reload of the group, whose lock the caller holds, was killed."""
     return (folder / JOURNAL).exists()
 
 
-def refuse_interrupted(folder: Path, group: Endpoint) -> None:
+def refuse_interrupted(folder: Place, group: Endpoint) -> None:
     """Raises Conflict when a reload of the group, whose lock the caller holds, was killed."""
     if is_interrupted(folder):
         raise Conflict(
@@ -157,13 +159,13 @@ def _shape(entry: bpf.Map) -> tuple[int, int, int]:
 class State(Closing):
     """The open maps of an attached group. A context manager; closing it leaves the pins."""
 
-    def __init__(self, folder: Path, maps: dict[str, bpf.Map], program: bpf.Program) -> None:
+    def __init__(self, folder: Place, maps: dict[str, bpf.Map], program: bpf.Program) -> None:
         self.folder = folder
         self._maps = maps
         self.program = program
 
     @classmethod
-    def open(cls, folder: Path) -> State:
+    def open(cls, folder: Place) -> State:
         """Open the pins below a group's folder.
 
         Raises:
@@ -172,8 +174,8 @@ class State(Closing):
         """
         with ExitStack() as stack:
             try:
-                program = stack.enter_context(bpf.Program.open(str(folder / "state" / "program")))
-                maps = {name: stack.enter_context(bpf.Map.open(str(folder / "state" / name))) for name in _SHAPES}
+                program = stack.enter_context(bpffs.open_program(folder / "state" / "program"))
+                maps = {name: stack.enter_context(bpffs.open_map(folder / "state" / name)) for name in _SHAPES}
             except FileNotFoundError as error:
                 if (folder / "state").exists():
                     raise _foreign(folder) from error
@@ -188,7 +190,7 @@ class State(Closing):
             return cls(folder, maps, program)
 
     @classmethod
-    def exists(cls, folder: Path) -> bool:
+    def exists(cls, folder: Place) -> bool:
         return (folder / "state" / "program").exists()
 
     def close(self) -> None:
@@ -254,7 +256,7 @@ class State(Closing):
 
     def generations(self) -> list[int]:
         """The numbers of the generations that are pinned, lowest first."""
-        names = (entry.name for entry in (self.folder / "state").iterdir())
+        names = (self.folder / "state").names()
         return sorted(int(name.removeprefix("generation_")) for name in names if re.fullmatch(r"generation_\d+", name))
 
     def next_generation(self) -> int:
@@ -269,7 +271,7 @@ class State(Closing):
     def sockarray(self, generation: int) -> Iterator[SockArray]:
         """Raises NotFound when there is no such generation, Conflict when its pin is not one of ours."""
         try:
-            array = bpf.Map.open(str(self._pin(generation)))
+            array = bpffs.open_map(self._pin(generation))
         except FileNotFoundError as error:
             raise NotFound(
                 f"no generation {generation}", hint=f"there are: {', '.join(map(str, self.generations())) or 'none'}"
@@ -316,14 +318,13 @@ class State(Closing):
         with _new_sockarray() as array:
             self._maps["members"].update_u32(index, 0)
             self._maps["generations"].update_u32(index, array.fd)
-            array.pin(str(self._pin(generation)))
+            bpffs.pin(array, self._pin(generation))
 
     def remove_generation(self, generation: int) -> None:
         """Unpin a generation; the program finds nothing under its number any more."""
         index = generation % GENERATIONS
         self._maps["members"].update_u32(index, 0)
-        with contextlib.suppress(FileNotFoundError):
-            self._pin(generation).unlink()
+        self._pin(generation).unlink()
         with contextlib.suppress(OSError):
             self._maps["generations"].delete(index)
 
@@ -371,16 +372,15 @@ class State(Closing):
         Killed between the two last steps, settle_program() finishes it.
         """
         following = self.folder / "state" / _NEXT_PROGRAM
-        with contextlib.suppress(FileNotFoundError):
-            following.unlink()
-        replacement.pin(str(following))
+        following.unlink()
+        bpffs.pin(replacement, following)
         sockets.attach_program(fd, replacement)  # commit point
         self._adopt_next()
 
     def settle_program(self, attached: int | None) -> None:
         """Finish, or forget, the replace_program() of a run that was killed; `attached` is what runs."""
         following = self.folder / "state" / _NEXT_PROGRAM
-        with contextlib.suppress(FileNotFoundError), bpf.Program.open(str(following)) as pinned:
+        with contextlib.suppress(FileNotFoundError), bpffs.open_program(following) as pinned:
             if pinned.info().id == attached:
                 self._adopt_next()
             else:
@@ -388,19 +388,19 @@ class State(Closing):
 
     def _adopt_next(self) -> None:
         pin = self.folder / "state" / "program"
-        os.rename(self.folder / "state" / _NEXT_PROGRAM, pin)
+        (self.folder / "state" / _NEXT_PROGRAM).rename(pin)
         self.program.close()
-        self.program = bpf.Program.open(str(pin))
+        self.program = bpffs.open_program(pin)
 
     def link(self) -> dict[str, int]:
         """The open maps, as link() has them."""
         return link(self._maps)
 
-    def _pin(self, generation: int) -> Path:
+    def _pin(self, generation: int) -> Place:
         return self.folder / "state" / f"generation_{generation}"
 
 
-def _foreign(folder: Path) -> Conflict:
+def _foreign(folder: Place) -> Conflict:
     return Conflict(f"the pins in {folder / 'state'} are not this tool's", hint="look at them, then remove the folder")
 
 
@@ -423,18 +423,18 @@ class NewState:
 
     maps: dict[str, bpf.Map]
 
-    def pin(self, folder: Path, program: bpf.Program) -> State:
+    def pin(self, folder: Place, program: bpf.Program) -> State:
         """Pin everything aside and rename it into place, which is the commit point of the pins.
 
         The caller holds the lock of `folder`. Pins that a killed run or an ended server left are removed.
         """
         aside = folder / f"next_{os.getpid()}"
         clean(folder)
-        bpffs.make_folder(aside)
-        program.pin(str(aside / "program"))
+        aside.make()
+        bpffs.pin(program, aside / "program")
         for name, entry in self.maps.items():
-            entry.pin(str(aside / name))
-        os.rename(aside, folder / "state")
+            bpffs.pin(entry, aside / name)
+        aside.rename(folder / "state")
         return State(folder, self.maps, program)
 
 
@@ -456,7 +456,7 @@ def new_maps(stack: ExitStack) -> NewState:
     return NewState(maps)
 
 
-def clean(folder: Path) -> None:
+def clean(folder: Place) -> None:
     """Remove the pins of a group and what killed runs left beside them. The caller holds the lock.
 
     The slots are emptied first, because the kernel frees a sockarray some time after its last
@@ -467,7 +467,6 @@ def clean(folder: Path) -> None:
             with opened.sockarray(generation) as array:
                 for slot, _ in array.items(opened.members(generation)):
                     array.remove(slot)
-    with contextlib.suppress(FileNotFoundError):
-        for entry in folder.iterdir():
-            if entry.name != JOURNAL:
-                bpffs.remove_folder(entry)
+    for name in folder.names():
+        if name != JOURNAL:
+            (folder / name).remove()

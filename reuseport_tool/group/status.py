@@ -12,6 +12,7 @@ from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpf, bpffs, netns, processes
 from reuseport_tool.kernel.diag import BoundSocket
+from reuseport_tool.kernel.folders import Foreign
 from reuseport_tool.kernel.iterator import ListenerInfo, TcpListeners
 from reuseport_tool.models import Canary, Counters, Endpoint, Group, Listener, Program, Protocol, Status, Transaction
 
@@ -76,7 +77,7 @@ class Observer:
         try:
             root = bpffs.find(self._root)
             return [*state.pinned(root, endpoint), *journals.groups(root, endpoint)]
-        except NotFound:
+        except (NotFound, Foreign, MissingCapability):
             if self._root is not None:
                 raise
             return []
@@ -84,7 +85,7 @@ class Observer:
     def _pins(self, group: Endpoint) -> _Pinned | None:
         try:
             opened = State.open(state.group_folder(bpffs.find(self._root), group))
-        except NotFound:
+        except (NotFound, Foreign, MissingCapability):
             return None
         with opened:
             places = {
@@ -101,9 +102,9 @@ class Observer:
     def _transaction(self, group: Endpoint) -> Transaction | None:
         try:
             folder = state.group_folder(bpffs.find(self._root), group)
-        except NotFound:
-            return None
-        if not state.is_interrupted(folder):
+            if not state.is_interrupted(folder):
+                return None
+        except (NotFound, Foreign, MissingCapability):
             return None
         from reuseport_tool.reload import journal  # all of reload/, which few groups need
 

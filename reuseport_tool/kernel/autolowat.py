@@ -7,13 +7,13 @@ import struct
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, Self
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Unsupported
-from reuseport_tool.kernel import bpf, btf
+from reuseport_tool.kernel import bpf, bpffs, btf
 from reuseport_tool.kernel.bpf_iterator import BpfIterator
+from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.program import AttachType, ProgramType, Source, bpf_dir, load_all
 from reuseport_tool.models import Engine, FailOpens, Protocol
 
@@ -112,9 +112,9 @@ class Maps:
         return made
 
     @classmethod
-    def open(cls, stack: ExitStack, folder: Path) -> Self:
+    def open(cls, stack: ExitStack, folder: Place) -> Self:
         """The maps pinned in a folder. Raises FileNotFoundError."""
-        return cls(**{name: stack.enter_context(bpf.Map.open(str(folder / name))) for name in cls.__dataclass_fields__})
+        return cls(**{name: stack.enter_context(bpffs.open_map(folder / name)) for name in cls.__dataclass_fields__})
 
     def by_name(self) -> dict[str, bpf.Map]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}

@@ -175,28 +175,34 @@ class Handle(Closing):
             os.close(self.fd)
             self.fd = -1
 
-    def pin(self, path: str) -> None:
-        """BPF_OBJ_PIN: give the object a name on bpffs, so that it outlives the process."""
-        name = ctypes.create_string_buffer(path.encode())
+    def pin(self, path: str, shown: str = "") -> None:
+        """BPF_OBJ_PIN: give the object a name on bpffs, so that it outlives the process.
+
+        kernel/bpffs.py has the pins of folders that only we can change.
+
+        Args:
+            path: may lead through /proc/self/fd; `shown` is what a message has instead.
+        """
+        name = ctypes.create_string_buffer(os.fsencode(path))
         attr = _Object(pathname=ctypes.addressof(name), bpf_fd=self.fd)
-        with translated(f"pinning {path}"):
+        with translated(f"pinning {shown or path}"):
             libc.bpf(Command.OBJ_PIN, attr, "pin")
 
 
-def _obj_get(path: str, kind: str) -> int:
-    name = ctypes.create_string_buffer(path.encode())
+def _obj_get(path: str, kind: str, shown: str) -> int:
+    name = ctypes.create_string_buffer(os.fsencode(path))
     attr = _Object(pathname=ctypes.addressof(name))
     try:
-        fd = libc.bpf(Command.OBJ_GET, attr, f"open pin {path}")
+        fd = libc.bpf(Command.OBJ_GET, attr, f"open pin {shown}")
     except PermissionError as error:
         if os.path.isdir(path):
-            raise _not_a(kind, path) from error
+            raise _not_a(kind, shown) from error
         raise
     # The name of the file behind it is the only thing that tells (kernel/bpf/syscall.c, anon_inode_getfd()).
     if os.readlink(f"/proc/self/fd/{fd}") == f"anon_inode:bpf-{kind}":
         return fd
     os.close(fd)
-    raise _not_a(kind, path)
+    raise _not_a(kind, shown)
 
 
 def _not_a(kind: str, path: str) -> Conflict:
@@ -254,9 +260,9 @@ class Map(Handle):
             return cls(libc.bpf(Command.MAP_CREATE, attr, "create map"))
 
     @classmethod
-    def open(cls, path: str) -> Map:
-        """BPF_OBJ_GET of a pinned map. Raises FileNotFoundError, and Conflict for anything else than a map."""
-        return cls(_obj_get(path, "map"))
+    def open(cls, path: str, shown: str = "") -> Map:
+        """BPF_OBJ_GET of a pinned map; see Handle.pin(). Raises FileNotFoundError, Conflict for anything but a map."""
+        return cls(_obj_get(path, "map", shown or path))
 
     def lookup(self, key: int) -> bytes:
         """The value under a key. Raises OSError (ENOENT for an empty slot)."""
@@ -308,9 +314,9 @@ class Program(Handle):
     """A loaded program."""
 
     @classmethod
-    def open(cls, path: str) -> Program:
-        """BPF_OBJ_GET of a pinned program. Raises FileNotFoundError, and Conflict for anything else than a program."""
-        return cls(_obj_get(path, "prog"))
+    def open(cls, path: str, shown: str = "") -> Program:
+        """BPF_OBJ_GET of a pinned program; as Map.open()."""
+        return cls(_obj_get(path, "prog", shown or path))
 
     @classmethod
     def by_id(cls, program_id: int) -> Program:

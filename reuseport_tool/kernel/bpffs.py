@@ -1,19 +1,25 @@
-"""bpffs: find or mount it, the folders of our pins, the lock of a group."""
+"""bpffs: find one or mount it, and pins in places that only we can change."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from reuseport_tool.errors import Conflict, MissingCapability, NotFound
-from reuseport_tool.kernel import libc
+from reuseport_tool.errors import MissingCapability, NotFound, ToolError
+from reuseport_tool.kernel import bpf, libc, netns
+from reuseport_tool.kernel.folders import Foreign, Place
 
+HOME = "reuseport-tool"
+"""The folder that everything of ours is in, in whichever bpffs."""
 _BPF_FS_MAGIC = 0xCAFE4A11  # include/uapi/linux/magic.h
 _USUAL = Path("/sys/fs/bpf")
 _OWN = Path("/run/reuseport-tool/bpffs")
+_OF_INIT = Path("/proc/1/root")
+_CLOSED = "mode=0700"
+MOUNT = f"mount -t bpf -o {_CLOSED} bpf"
+"""The command that a hint names: a mount without the mode can be written to by everybody."""
 
 
 def is_bpffs(folder: Path) -> bool:
@@ -25,129 +31,112 @@ def is_bpffs(folder: Path) -> bool:
 
 
 def find(folder: Path | None) -> Path:
-    """The bpffs folder to keep pins in: the given one, /sys/fs/bpf, or our own mount.
+    """The folder of a bpffs to keep pins in: the given one, or a usual one.
+
+    The usual ones are /sys/fs/bpf and our own mount, here and where init sees them: a command of `ip netns exec` has a
+    /sys of its own, without the bpffs. One that has pins of ours comes first. One in which somebody else has taken
+    our folder's name is left to them.
 
     Raises:
         NotFound: the folder that was named is not on a bpffs, or none is mounted; the hint says how.
+        Foreign: somebody else has our folder's name in every one.
     """
     if folder is not None:
         if not is_bpffs(folder):
-            raise NotFound(f"no bpffs at {folder}", hint=f"mount one there: mount -t bpf bpf {folder}")
+            raise NotFound(f"no bpffs at {folder}", hint=f"mount one there: {MOUNT} {folder}")
         return folder
-    for candidate in (_USUAL, _OWN):
-        if is_bpffs(candidate):
-            return candidate
-    raise NotFound("no bpffs is mounted", hint=f"mount one: mount -t bpf bpf {_USUAL}")
+    there = [candidate for candidate in _candidates() if is_bpffs(candidate)]
+    if not there:
+        raise NotFound("no bpffs is mounted", hint=f"mount one: {MOUNT} {_USUAL}")
+    taken = {candidate: _is_ours(candidate) for candidate in there}
+    for answer in (True, None):
+        for candidate in there:
+            if taken[candidate] is answer:
+                return candidate
+    with (Place(there[0]) / HOME).opened():  # says whose it is
+        return there[0]
+
+
+def _candidates() -> list[Path]:
+    seen = (_USUAL, _OWN)
+    return [*seen, *(_OF_INIT / path.relative_to("/") for path in seen)]
+
+
+def _is_ours(folder: Path) -> bool | None:
+    """Whether our folder in a bpffs is ours; None where there is none, or we may not look."""
+    try:
+        with (Place(folder) / HOME).opened():
+            return True
+    except Foreign:
+        return False
+    except (OSError, ToolError):
+        return None
 
 
 def find_or_mount(folder: Path | None) -> Path:
-    """As find(), but mounts a bpffs in our own folder where none is."""
+    """As find(), but mounts a bpffs of our own where there is none for us.
+
+    Raises:
+        NotFound: as find(); or what is mounted here would end with this command.
+        MissingCapability: mounting is not permitted.
+        Foreign: as find(), and mounting is not permitted.
+    """
     try:
         return find(folder)
-    except NotFound:
+    except (NotFound, Foreign) as error:
         if folder is not None:
             raise
+        return _mount(error)
+
+
+def _mount(why: NotFound | Foreign) -> Path:
+    if not _mounts_last():
+        raise NotFound(
+            "no bpffs here outlives this command: it has a mount namespace of its own, as 'ip netns exec' makes one",
+            hint=f"run it without: reuseport-tool --netns {netns.name()} …; or mount one outside: {MOUNT} {_USUAL}",
+        ) from why
     try:
-        _OWN.mkdir(parents=True, exist_ok=True, mode=0o700)
-        libc.mount("bpf", str(_OWN), "bpf")
-    except OSError as error:
+        home = Place(_OWN.parent.parent, _OWN.parts[-2:], forbidden=0o022)
+        home.make()
+        libc.mount("bpf", str(_OWN), "bpf", data=_CLOSED)
+    except (OSError, ToolError) as error:
+        if isinstance(why, Foreign):
+            raise why from error
+        reason = error.strerror if isinstance(error, OSError) else error
         raise MissingCapability(
-            f"no bpffs is mounted, and mounting one at {_OWN} failed: {error.strerror}",
-            hint=f"as root: mount -t bpf bpf {_USUAL}",
+            f"no bpffs is mounted, and mounting one at {_OWN} failed: {reason}", hint=f"as root: {MOUNT} {_USUAL}"
         ) from error
     return _OWN
 
 
-def make_folder(folder: Path) -> None:
-    """Create a folder and those above it, each for its owner's eyes only. Raises MissingCapability, Conflict."""
+def _mounts_last() -> bool:
+    """Whether this is the mount namespace of init, or that cannot be told."""
     try:
-        # One by one: mkdir(parents=True) gives the mode to the last one only.
-        for each in (*reversed(folder.parents), folder):
-            if not each.is_dir():
-                each.mkdir(exist_ok=True, mode=0o700)
-    except PermissionError as error:
-        raise MissingCapability(
-            f"not permitted to write to {folder.parent}",
-            hint="run as root, or name a bpffs of your own by --bpffs: mount -t bpf bpf DIR && chown USER DIR",
-        ) from error
-    except (FileExistsError, NotADirectoryError) as error:
-        raise Conflict(
-            f"not a folder: {error.filename}", hint="it is not this tool's: look at it, then remove it"
-        ) from error
+        return os.stat("/proc/self/ns/mnt").st_ino == os.stat("/proc/1/ns/mnt").st_ino
+    except OSError:
+        return True
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove a folder of pins and of folders of pins; what is gone already is no error."""
-    with contextlib.suppress(FileNotFoundError):
-        for entry in folder.iterdir():
-            if entry.is_dir():
-                remove_folder(entry)
-            else:
-                entry.unlink()
-        folder.rmdir()
+def pin(handle: bpf.Handle, place: Place) -> None:
+    """Give an object a name, so that it outlives the process. Raises ToolError, also where the name is taken."""
+    with place.parent.opened() as folder:
+        handle.pin(f"/proc/self/fd/{folder}/{place.name}", str(place))
+
+
+def open_map(place: Place) -> bpf.Map:
+    """A pinned map. Raises FileNotFoundError, and Conflict for what is not one of ours."""
+    with _path(place) as path:
+        return bpf.Map.open(path, str(place))
+
+
+def open_program(place: Place) -> bpf.Program:
+    """A pinned program. Raises FileNotFoundError, and Conflict for what is not one of ours."""
+    with _path(place) as path:
+        return bpf.Program.open(path, str(place))
 
 
 @contextlib.contextmanager
-def lock(folder: Path, wait: Callable[[int], bool]) -> Iterator[None]:
-    """Hold the flock(2) of a folder, creating it; it ends with the process, however that dies.
-
-    Folders that are empty at the end are removed again, up to the mount point.
-
-    Args:
-        wait: called with the pid of the holder (0 if unknown) when the lock is taken; whether to try again.
-
-    Raises:
-        Conflict: the lock is taken and `wait` said no.
-    """
-    fd = _locked(folder, wait)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            for empty in (folder, *folder.parents):
-                empty.rmdir()
-        os.close(fd)
-
-
-def _locked(folder: Path, wait: Callable[[int], bool]) -> int:
-    while True:
-        try:
-            make_folder(folder)
-            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:  # the one before us removed it
-            continue
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.stat(folder).st_ino == os.fstat(fd).st_ino:
-                return fd
-        except FileNotFoundError:
-            pass
-        except BlockingIOError:
-            holder = lock_holder(os.fstat(fd).st_ino)
-            if not wait(holder):
-                os.close(fd)
-                raise Conflict(
-                    f"another run holds the lock of this group: process {holder or '(unknown)'}",
-                    hint="wait until it is done",
-                ) from None
-        os.close(fd)
-
-
-def await_lock(folder: Path) -> None:
-    """Block until nobody holds the flock(2) of a folder, or it is gone."""
-    with contextlib.suppress(FileNotFoundError):
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        finally:
-            os.close(fd)
-
-
-def lock_holder(inode: int) -> int:
-    """The pid that holds a flock on an inode, from /proc/locks; 0 when none is found."""
-    with open("/proc/locks") as file:
-        for line in file:
-            fields = line.split()
-            if fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(inode):
-                return int(fields[4])
-    return 0
+def _path(place: Place) -> Iterator[str]:
+    """A path that leads to this very file, whatever its name may mean a moment later."""
+    with place.file() as fd:
+        yield f"/proc/self/fd/{fd}"

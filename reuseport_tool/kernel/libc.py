@@ -49,13 +49,15 @@ def unshare(kind: int) -> None:
 def filesystem_type(path: str) -> int:
     """f_type of statfs(2): the magic number of the file system that a path is on."""
     buffer = (ctypes.c_long * 32)()
-    _checked(_libc.statfs(path.encode(), buffer), f"statfs {path}")
+    _checked(_libc.statfs(os.fsencode(path), buffer), f"statfs {path}")
     return int(buffer[0])
 
 
-def mount(source: str, target: str, kind: str, flags: int = 0) -> None:
-    """mount(2) without data."""
-    _checked(_libc.mount(source.encode(), target.encode(), kind.encode(), flags, None), f"mount {target}")
+def mount(source: str, target: str, kind: str, flags: int = 0, data: str | None = None) -> None:
+    """mount(2); `data` are options of the file system."""
+    options = None if data is None else data.encode()
+    words = (source.encode(), os.fsencode(target), kind.encode())
+    _checked(_libc.mount(*words, flags, options), f"mount {target}")
 
 
 def lower_ambient(capability: int) -> None:

@@ -59,9 +59,30 @@ def enter(path: str) -> None:
         raise _translate(error, path) from error
 
 
+def key() -> str:
+    """A name for the calling thread's namespace, in pins: its inode, and its cookie where the kernel has one.
+
+    An inode number is used again after the namespace is gone, a cookie never is.
+    """
+    try:
+        return f"{identity()}_{cookie()}"
+    except Unsupported:
+        return str(identity())
+
+
 def identity() -> int:
     """The inode of the calling thread's namespace, as in `net:[4026531840]`."""
     return os.stat(_CURRENT).st_ino
+
+
+def name() -> str:
+    """What --netns takes for the calling thread's namespace: a name of `ip netns`, or pid:N."""
+    here = identity()
+    for path in sorted(glob.glob(f"{_RUN_NETNS}/*")):
+        with contextlib.suppress(OSError):
+            if os.stat(path).st_ino == here:
+                return os.path.basename(path)
+    return f"pid:{os.getppid()}"
 
 
 def reachable() -> list[str]:

@@ -36,6 +36,7 @@ from reuseport_tool.kernel import (
     sysctl,
 )
 from reuseport_tool.kernel.bytecode import Verdict
+from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.loopback import Moved
 from reuseport_tool.kernel.program import AttachType, ProgramType
 from reuseport_tool.kernel.sockarray import SockArray
@@ -381,10 +382,10 @@ def _bpffs(folder: Path | None) -> str:
 
 
 def _pin_in(folder: Path) -> None:
-    pin = folder / f"reuseport-tool-probe-{os.getpid()}"
+    place = Place(folder) / f"{bpffs.HOME}-probe-{os.getpid()}"
     with bpf.Map.create(bpf.MapType.ARRAY, "probe") as array:
-        array.pin(str(pin))
-        pin.unlink()
+        bpffs.pin(array, place)
+        place.unlink()
 
 
 def _mount_and_pin() -> None:

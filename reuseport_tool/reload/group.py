@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from reuseport_tool.errors import NotFound, ToolError
 from reuseport_tool.group import attach, discover, state
 from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import processes, sockets
+from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.iterator import TcpListeners
 from reuseport_tool.models import Counters, Endpoint
 from reuseport_tool.reload import preflight
@@ -30,7 +30,7 @@ class Group:
     """
 
     endpoint: Endpoint
-    folder: Path
+    folder: Place
     old: Found
     old_cookies: tuple[int, ...]
     attached_before: bool
@@ -42,13 +42,13 @@ class Group:
     _seen: set[int] | None = None
 
     @classmethod
-    def begin(cls, old: Found, folder: Path) -> Group:
+    def begin(cls, old: Found, folder: Place) -> Group:
         return cls(
             endpoint=old.endpoint, folder=folder, old=old, old_cookies=old.cookies, attached_before=State.exists(folder)
         )
 
     @classmethod
-    def restore(cls, record: GroupRecord, folder: Path) -> Group:
+    def restore(cls, record: GroupRecord, folder: Place) -> Group:
         """As a reload that was killed left it."""
         old = discover.now(record.endpoint).subset(record.old_cookies)
         return cls(

@@ -15,7 +15,8 @@ from pathlib import Path
 from reuseport_tool import records
 from reuseport_tool.errors import Conflict, NotFound, ToolError
 from reuseport_tool.group import journals, state
-from reuseport_tool.kernel import bpf
+from reuseport_tool.kernel import bpf, bpffs
+from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.mib import TcpCounters
 from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.models import CanaryStep, Counters, Endpoint, Queues, Step, Strategy
@@ -75,13 +76,13 @@ class Record:
 class Journal:
     """The pinned copies of a running reload; closing it leaves the pins."""
 
-    def __init__(self, folders: Iterable[Path]) -> None:
+    def __init__(self, folders: Iterable[Place]) -> None:
         self._pins = {folder / state.JOURNAL: self._open(folder / state.JOURNAL) for folder in folders}
 
     @staticmethod
-    def _open(pin: Path) -> bpf.Map:
+    def _open(pin: Place) -> bpf.Map:
         with contextlib.suppress(FileNotFoundError):
-            return bpf.Map.open(str(pin))
+            return bpffs.open_map(pin)
         return bpf.Map.create(bpf.MapType.ARRAY, "journal", value_size=_SIZE)
 
     def write(self, record: Record) -> None:
@@ -97,22 +98,22 @@ class Journal:
             with bpf.translated("writing the journal"):
                 entry.update(0, value)
             if not pin.exists():
-                entry.pin(str(pin))
+                bpffs.pin(entry, pin)
 
     def remove(self) -> None:
         for pin in self._pins:
-            pin.unlink(missing_ok=True)
+            pin.unlink()
 
     def close(self) -> None:
         for entry in self._pins.values():
             entry.close()
 
 
-def read(folder: Path) -> Record | None:
+def read(folder: Place) -> Record | None:
     """The record in a group's folder, None where there is none. Raises Conflict for what is not ours."""
     pin = folder / state.JOURNAL
     try:
-        with bpf.Map.open(str(pin)) as entry:
+        with bpffs.open_map(pin) as entry:
             value = entry.lookup(0)
         length = int.from_bytes(value[:_LENGTH], "little")
         return records.decode(Record, value[_LENGTH : _LENGTH + length])

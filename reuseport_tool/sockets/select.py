@@ -12,11 +12,12 @@ from functools import cache
 from pathlib import Path
 
 from reuseport_tool.closing import Closing
-from reuseport_tool.errors import NotFound, UsageError
+from reuseport_tool.errors import MissingCapability, NotFound, UsageError
 from reuseport_tool.group import state
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpffs, netns, processes
 from reuseport_tool.kernel.abi import NO_IDLE, SocketRecord, TcpState
+from reuseport_tool.kernel.folders import Foreign
 from reuseport_tool.kernel.processes import Holder
 from reuseport_tool.kernel.socket_iterator import (
     SocketWalk,
@@ -295,15 +296,15 @@ def _groups(wanted: Filter, raws: Mapping[Protocol, Sequence[SocketRecord]], roo
     """
     try:
         folder = bpffs.find(root)
-    except NotFound:
+        groups = [
+            _group(folder, endpoint, raws[protocol])
+            for protocol in raws
+            for endpoint in state.pinned(folder, wanted.endpoint or Endpoint(protocol=protocol, address=None, port=0))
+        ]
+    except (NotFound, Foreign, MissingCapability):  # nobody's pins, or somebody else's
         if root is not None or wanted.generation is not None:
             raise
         return []
-    groups = [
-        _group(folder, endpoint, raws[protocol])
-        for protocol in raws
-        for endpoint in state.pinned(folder, wanted.endpoint or Endpoint(protocol=protocol, address=None, port=0))
-    ]
     there = sorted({generation for group in groups for generation in group.places.values()})
     if wanted.generation is not None and wanted.generation not in there:
         raise NotFound(

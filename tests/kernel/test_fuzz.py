@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from reuseport_tool.cli.main import run
 from reuseport_tool.group import attach, state
 from reuseport_tool.kernel import bpf, bpffs, bytecode, loopback, netns, sockets
+from reuseport_tool.kernel.folders import Place
 from reuseport_tool.models import Endpoint, Policy, Protocol
 from tests.servers import restart
 
@@ -78,15 +79,15 @@ class Stage:
 
     def fresh(self) -> None:
         """Attached, with an empty generation 1."""
-        bpffs.remove_folder(self.pins / "reuseport-tool")
-        bpffs.make_folder(self.folder)
+        (Place(self.pins) / bpffs.HOME).remove()
+        self.folder.make()
         opened = self._maps.pin(self.folder, self._program)  # closed by the stage
         opened.create_generation(1)
         opened.switch(1)
         sockets.attach_program(self.listener.fileno(), self._program)
 
     def put(self, pin: str, thing: str) -> None:
-        put(self.folder / "state" / pin, thing)
+        put(at(self.folder / "state", pin), thing)
 
     def serves(self) -> None:
         with socket.create_connection(("127.0.0.1", PORT), timeout=5):
@@ -134,18 +135,21 @@ def check(pins: Path, *words: object) -> int:
     return code
 
 
-def put(path: Path, thing: str) -> None:
-    """Have a thing at a path, in place of what is there."""
-    if path.is_dir():
-        bpffs.remove_folder(path)
-    path.unlink(missing_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
+def at(folder: Place, name: str) -> Place:
+    """What is in a folder, or with ../ in the one above."""
+    return folder.parent / name.removeprefix("../") if name.startswith("../") else folder / name
+
+
+def put(place: Place, thing: str) -> None:
+    """Have a thing at a place, instead of what is there."""
+    place.remove()
+    place.parent.make()
     make = THINGS[thing]
     if thing == "a folder":
-        path.mkdir()
+        place.make()
     elif make is not None:
         with make() as handle:
-            handle.pin(str(path))
+            bpffs.pin(handle, place)
 
 
 ALL = [(pin, thing) for pin in PINS for thing in THINGS]
@@ -179,7 +183,7 @@ def test_a_broken_folder(stage: Stage, broken: dict[str, str], beside: list[tupl
     for pin, thing in broken.items():
         stage.put(pin, thing)
     for name, thing in beside:
-        put(stage.folder / name, thing)
+        put(at(stage.folder, name), thing)
     for verb in verbs:
         check(stage.pins, *VERBS[verb])
     stage.serves()
@@ -188,12 +192,12 @@ def test_a_broken_folder(stage: Stage, broken: dict[str, str], beside: list[tupl
 @pytest.mark.parametrize("verb", ["status", "attach", "detach"])
 def test_what_is_no_state_at_all(stage: Stage, verb: str) -> None:
     """Folders and pins in the place of the folders above, and names that are no group's."""
-    root = stage.pins / "reuseport-tool"
-    for path, thing in ((root, "a hash"), (root / str(netns.identity()), "a program"), (stage.folder, "a small array")):
-        bpffs.remove_folder(root) if root.is_dir() else root.unlink(missing_ok=True)
-        put(path, thing)
+    root = Place(stage.pins) / bpffs.HOME
+    for place, thing in ((root, "a hash"), (root / netns.key(), "a program"), (stage.folder, "a small array")):
+        root.remove()
+        put(place, thing)
         check(stage.pins, *VERBS[verb])
-    root.unlink() if root.is_file() else bpffs.remove_folder(root)
+    root.remove()
     for name in ("tcp4_999-1-1-1_80", "tcp4_127-0-0-1_08080", "tcp6__80", "odd"):
         put(stage.folder.parent / name / "state" / "program", "a hash")
     check(stage.pins, *VERBS[verb])

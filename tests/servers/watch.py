@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 
 from reuseport_tool.group.state import State
+from reuseport_tool.kernel.folders import Place
 
 
 def main() -> None:
     seen: set[int] = set()
-    with State.open(Path(sys.argv[1])) as opened:
+    with State.open(Place(Path(sys.argv[1]))) as opened:
         while True:
             for cookie in opened.registered() - seen:
                 print(cookie, time.monotonic_ns(), flush=True)

@@ -23,6 +23,7 @@ from reuseport_tool.errors import Unsupported
 from reuseport_tool.group import attach
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpffs, mib, netns, sockets, sysctl
+from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.packets import Family
 from reuseport_tool.models import Case, ConnectionState, Way
 
@@ -45,13 +46,13 @@ def pins() -> Iterator[Path]:
         if os.environ.get("REUSEPORT_TOOL_KERNEL_TESTS") == "require":
             pytest.fail("kernel tests need root")
         pytest.skip("needs root")
-    folder = bpffs.find_or_mount(None) / f"test_check_{os.getpid()}"
-    bpffs.make_folder(folder)
+    folder = Place(bpffs.find_or_mount(None)) / f"test_check_{os.getpid()}"
+    folder.make()
     try:
-        yield folder
-        assert list(folder.iterdir()) == []
+        yield Path(str(folder))
+        assert folder.names() == []
     finally:
-        bpffs.remove_folder(folder)
+        folder.remove()
 
 
 def run_cell(pins: Path, state: ConnectionState, way: Way, family: Family = Family.IPV4) -> Case:
@@ -185,8 +186,8 @@ def test_a_kernel_without_migration_is_named(pins: Path, monkeypatch: pytest.Mon
 
 
 def test_what_a_killed_run_left_is_removed(pins: Path) -> None:
-    left = pins / lab._PINS / "1" / "established_ipv4_bpf-migrate" / "state"
-    bpffs.make_folder(left)
+    left = Place(pins) / bpffs.HOME / lab._PINS / "1" / "established_ipv4_bpf-migrate" / "state"
+    left.make()
     with lab.opened(pins):
         assert not left.exists()
 
@@ -209,7 +210,7 @@ def test_ctrl_c_leaves_nothing(pins: Path) -> None:
     command = ["env", "--default-signal=INT", sys.executable, "-m", "reuseport_tool", "--bpffs", str(pins)]
     command += ["check", "hot-reload"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        wait_until(lambda: any(pins.glob("*/*/*bpf-drain")))
+        wait_until(lambda: any(pins.glob("*/*/*/*bpf-drain")))
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=DEADLINE_S)
     assert (process.returncode, out, err.strip()) == (130, "", "error: interrupted")

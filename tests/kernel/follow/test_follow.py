@@ -236,9 +236,9 @@ def test_after_a_killed_reload(tool: Tool, tmp_path: Path, prefork: Callable[[in
     assert tool.bpffs is not None
     journal = state.group_folder(tool.bpffs, GROUP) / state.JOURNAL
     if begun == "before":
-        journal.mkdir()
+        journal.make()
     with Follower(tool, tmp_path, PORT) as follower:
-        journal.mkdir(exist_ok=True)
+        journal.make()
         os.kill(workers_now()[0], signal.SIGKILL)
         _, cookie, _ = born(workers)
         assert follower.await_event("registered")[-1]["cookie"] == cookie
@@ -249,7 +249,7 @@ def test_after_a_killed_reload(tool: Tool, tmp_path: Path, prefork: Callable[[in
         with bind():
             assert "interrupted" in follower.await_event("failed")[0]["detail"]
             assert registered(tool) == set()
-    journal.rmdir()
+    journal.remove()
 
 
 def test_events_that_are_lost_are_made_good(tool: Tool, tmp_path: Path) -> None:

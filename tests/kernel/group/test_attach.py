@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from reuseport_tool.group import attach
-from reuseport_tool.kernel import bpf, netns, program
+from reuseport_tool.group import attach, state
+from reuseport_tool.kernel import bpf, program
 from reuseport_tool.models import Policy, parse_endpoint
 from tests.kernel.conftest import PORT, Clients, ask, snapshot
 from tests.tool import Tool
 
 Start = Callable[..., subprocess.Popen[str]]
+GROUP = parse_endpoint(f"127.0.0.1:{PORT}")
 
 
 def group(tool: Tool) -> dict:  # type: ignore[type-arg]
@@ -217,9 +218,9 @@ def test_a_foreign_program_is_left_alone(tool: Tool, server: Start) -> None:
 def test_the_lock(tool: Tool, server: Start) -> None:
     server("one")
     assert tool.bpffs is not None
-    folder = tool.bpffs / "reuseport-tool" / str(netns.identity()) / f"tcp4_127-0-0-1_{PORT}"
-    folder.mkdir(parents=True)
-    fd = os.open(folder, os.O_RDONLY)
+    folder = state.group_folder(tool.bpffs, GROUP)
+    folder.make()
+    fd = os.open(str(folder), os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     assert f"process {os.getpid()}" in tool.fails(7, "attach", PORT)["message"]
     waiting = subprocess.Popen(tool.command("attach", PORT, "--wait", 30), stdout=subprocess.DEVNULL)
@@ -258,13 +259,13 @@ def test_a_killed_policy_change_is_settled(tool: Tool, server: Start) -> None:
     server("one")
     tool.ok("attach", PORT, "--policy", "round-robin")
     assert tool.bpffs is not None
-    state = next(tool.bpffs.rglob("state"))
+    pins = next(tool.bpffs.rglob("state"))
     tool.ok("attach", PORT, "--policy", "hash")
-    with bpf.Program.open(str(state / "program")) as running:
-        running.pin(str(state / "program_next"))
+    with bpf.Program.open(str(pins / "program")) as running:
+        running.pin(str(pins / "program_next"))
         assert tool.ok("attach", PORT)["attached"][0]["result"] == "unchanged"
-        assert not (state / "program_next").exists()
-        with bpf.Program.open(str(state / "program")) as settled:
+        assert not (pins / "program_next").exists()
+        with bpf.Program.open(str(pins / "program")) as settled:
             assert settled.info().id == running.info().id
 
 

@@ -297,7 +297,7 @@ def test_bpffs_is_mountable_where_none_is(monkeypatch: pytest.MonkeyPatch) -> No
     assert answer(features.BPFFS).available is None
 
 
-def refused(*_: object) -> None:
+def refused(*_: object, **__: object) -> None:
     raise PermissionError(1, "Operation not permitted")
 
 
