@@ -63,8 +63,15 @@ struct outcome {
 /* A socket that begins to listen, or is bound. */
 struct listen_event {
 	u64 time_ns;		/* CLOCK_MONOTONIC */
-	u32 pid;		/* of the process in the first PID namespace, or 0 */
-	u32 port;
+	u64 inode;		/* of the socket */
+	u8 address[16];		/* network order; of an IPv4 address the first four bytes */
+	u32 pid;		/* of the process, in the PID namespace of who waits, or 0 */
+	u32 uid;		/* of the socket */
+	u32 device;		/* index of the device it is bound to, or 0 */
+	u16 family;		/* 0: nothing is known of the socket but its port */
+	u16 port;		/* host order */
+	u32 v6only;
+	u32 reuseport;
 };
 
 #define SAME_SIZE(record, size) _Static_assert(sizeof(record) == (size), #record " is another one in kernel/abi.py")

@@ -5,25 +5,30 @@
  */
 #pragma once
 
-#include "sockets/iterator.h"
+#include "abi.h"
+#include "fields.h"
 
-/* Whether somebody waits for listeners on this port of this network namespace, or on all of its ports. */
-static __always_inline bool is_wanted(u64 namespace, u16 port)
+/*
+ * The PID namespace of who waits for listeners on this port of this network namespace, or on all of its ports. NULL
+ * when nobody does.
+ */
+static __always_inline u32 *is_wanted(u64 namespace, u16 port)
 {
 	u64 all = namespace << 16, one = all | port;
+	u32 *wanted = bpf_map_lookup_elem(MAP(WANTED_FD), &one);
 
-	return bpf_map_lookup_elem(MAP(WANTED_FD), &one) || bpf_map_lookup_elem(MAP(WANTED_FD), &all);
+	return wanted ? wanted : bpf_map_lookup_elem(MAP(WANTED_FD), &all);
 }
 
-static __always_inline void tell(u32 pid, u16 port)
+static __always_inline void tell(struct listen_event *event)
 {
-	struct listen_event event = {.time_ns = bpf_ktime_get_ns(), .pid = pid, .port = port};
 	u32 zero = 0;
 	u64 *told;
 
+	event->time_ns = bpf_ktime_get_ns();
 	/* Counted first: a reader that has fewer events than this knows that some found the ring full. */
 	told = bpf_map_lookup_elem(MAP(TOLD_FD), &zero);
 	if (told)
 		__sync_fetch_and_add(told, 1);
-	bpf_ringbuf_output(MAP(RING_FD), &event, sizeof(event), 0);
+	bpf_ringbuf_output(MAP(RING_FD), event, sizeof(*event), 0);
 }

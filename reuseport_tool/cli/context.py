@@ -25,7 +25,7 @@ pass_context = click.make_pass_decorator(Context)
 
 
 class EndpointType(ParamType[Endpoint]):
-    """PORT, ADDR:PORT or [ADDR6]:PORT."""
+    """PORT, :PORT, ADDR:PORT or [ADDR6]:PORT."""
 
     name = "ENDPOINT"
 

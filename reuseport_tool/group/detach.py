@@ -52,17 +52,17 @@ def detach_all(root: Path | None, wait_s: float = 0.0) -> DetachReport:
 
 
 def _detach_group(group: Endpoint, folder: Place, load: Callable[[], iterator.TcpListeners | None]) -> str:
-    found = discover.with_holders(discover.sockets_of(group))
+    found = discover.now(group)
     result = "cleaned"
-    if found and State.exists(folder):
-        attached = attached_program(found[0], load())
+    if found.members and State.exists(folder):
+        attached = attached_program(found, load())
         with State.open(folder) as opened:
             opened.settle_program(attached)
             ours = opened.policy().id
         if attached is not None and attached != ours:
             raise Conflict(f"{group} has a reuseport program that is not this tool's")
         if attached is not None:
-            with discover.descriptors(found[0].members[:1]) as fds:
+            with discover.descriptors(found.members[:1]) as fds:
                 sockets.detach_program(next(iter(fds.values())))
             result = "detached"
     state.clean(folder)

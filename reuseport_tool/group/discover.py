@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from reuseport_tool.errors import MissingCapability, NotFound, ToolError
-from reuseport_tool.kernel import capabilities, diag, pidfd, processes, sockets
+from reuseport_tool.errors import MissingCapability, NotFound, ToolError, Unsupported
+from reuseport_tool.kernel import capabilities, diag, netns, pidfd, processes, sockets
 from reuseport_tool.kernel.processes import Holder
-from reuseport_tool.models import Endpoint, Protocol
+from reuseport_tool.models import Endpoint, Identity, Protocol
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,13 @@ class Found:
     endpoint: Endpoint
     members: tuple[Member, ...]
 
+    @property
+    def identity(self) -> Identity | None:
+        """What a socket must have to join, None for a group without sockets."""
+        if not self.members:
+            return None
+        return Identity(endpoint=self.endpoint, uid=self.members[0].socket.uid, netns=netns.identity())
+
     def owners(self) -> list[int]:
         """The topmost processes over all members."""
         return processes.topmost({holder.pid for member in self.members for holder in member.holders})
@@ -51,12 +58,9 @@ class Found:
 
 
 def sockets_of(endpoint: Endpoint) -> dict[Endpoint, list[diag.BoundSocket]]:
-    """The sockets of each group that the endpoint covers, by endpoint; lowest cookie first."""
-    found: dict[Endpoint, list[diag.BoundSocket]] = {}
-    for entry in sorted(diag.bound_sockets(endpoint.protocol, endpoint.port), key=lambda entry: entry.cookie):
-        if endpoint.covers(entry.endpoint):
-            found.setdefault(entry.endpoint, []).append(entry)
-    return found
+    """The sockets of each group that the endpoint means, by endpoint; lowest cookie first."""
+    found = _by_group(diag.bound_sockets(endpoint.protocol, endpoint.port))
+    return {group: found[group] for group in endpoint.among(found)}
 
 
 def now(group: Endpoint) -> Found:
@@ -78,8 +82,13 @@ def sockets_in(group: Endpoint) -> list[diag.BoundSocket]:
 
 
 def all_groups(protocol: Protocol) -> dict[Endpoint, list[diag.BoundSocket]]:
+    """The sockets of every group of the protocol, as sockets_of()."""
+    return _by_group(diag.bound_sockets(protocol))
+
+
+def _by_group(entries: Iterable[diag.BoundSocket]) -> dict[Endpoint, list[diag.BoundSocket]]:
     found: dict[Endpoint, list[diag.BoundSocket]] = {}
-    for entry in sorted(diag.bound_sockets(protocol), key=lambda entry: entry.cookie):
+    for entry in sorted(entries, key=lambda entry: entry.cookie):
         found.setdefault(entry.endpoint, []).append(entry)
     return found
 
@@ -98,11 +107,30 @@ def groups(endpoint: Endpoint) -> list[Found]:
 
     Raises:
         NotFound: nothing listens there; the hint names what listens on the port in other ways.
+        Unsupported: it listens with MPTCP.
     """
     found = with_holders(sockets_of(endpoint))
     if not found:
         raise NotFound(f"nothing listens on {endpoint}", hint=_elsewhere(endpoint))
+    for group in found:
+        refuse_mptcp(group.members)
     return found
+
+
+def refuse_mptcp(members: Sequence[Member]) -> None:
+    """Raises Unsupported for a listener with MPTCP.
+
+    The kernel lets no program be attached to it (EOPNOTSUPP). With net.ipv4.tcp_migrate_req it moves the connections
+    of plain TCP clients; those of MPTCP clients count as moved, are accepted, and no data ever arrives on them.
+    """
+    for member in members:
+        if member.socket.mptcp:
+            raise Unsupported(
+                f"the listener on {member.socket.endpoint} uses MPTCP: the kernel runs no reuseport program for it, "
+                "and a connection of an MPTCP client does not survive migration",
+                hint="start the server without MPTCP: for Go with GODEBUG=multipathtcp=0, for any server with "
+                "'sysctl net.mptcp.enabled=0'",
+            )
 
 
 def _elsewhere(endpoint: Endpoint) -> str:
@@ -133,6 +161,7 @@ def descriptors(members: Sequence[Member]) -> Iterator[dict[int, int]]:
 
 
 def _take(member: Member) -> int:
+    refuse_mptcp([member])
     for holder in member.holders:
         with contextlib.suppress(NotFound):
             fd = pidfd.take_fd(holder.pid, holder.fd)

@@ -158,10 +158,10 @@ def _attached(endpoint: Endpoint, root: Path | None) -> Iterator[tuple[Found, St
         )
     with state.locked(folder, groups[0]) as group_folder, State.open(group_folder) as opened:
         state.refuse_interrupted(group_folder, groups[0])
-        found = discover.with_holders(discover.sockets_of(groups[0]))
-        if not found:
+        found = discover.now(groups[0])
+        if not found.members:
             raise NotFound(f"nothing listens on {groups[0]}", hint="'detach' removes the pins that are left")
-        yield found[0], opened
+        yield found, opened
 
 
 def _not_attached(endpoint: Endpoint) -> ToolError:

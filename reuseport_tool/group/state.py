@@ -31,6 +31,7 @@ from reuseport_tool.kernel import bpf, bpffs, netns, sockets
 from reuseport_tool.kernel.folders import Place, lock
 from reuseport_tool.kernel.sockarray import SockArray
 from reuseport_tool.models import Counters, Endpoint, Policy, Program, Protocol
+from reuseport_tool.models.endpoint import canonical_address
 
 GENERATIONS = 16
 MEMBERS_MAX = 512
@@ -54,16 +55,16 @@ def namespace_folder(root: Path) -> Place:
 
 
 def folder_name(group: Endpoint) -> str:
-    """A name without dots and colons: tcp4_10-0-0-1_80, tcp6_fe80--1_80_eth0."""
+    """A name without dots and colons: tcp4_10-0-0-1_80, tcp6_fe80--1_80_eth0, tcp6only_--_80."""
     address = (group.address or "").replace(".", "+" if group.is_ipv6 else "-").replace(":", "-")
-    version = 6 if group.is_ipv6 else 4
+    version = ("6only" if group.v6only else "6") if group.is_ipv6 else "4"
     device = "_" + group.device.replace(".", ":") if group.device else ""  # no device has a colon in its name
     return f"{group.protocol}{version}_{address}_{group.port}{device}"
 
 
 def endpoint_of(folder: str) -> Endpoint | None:
     """The endpoint of a folder's name, None when the name is not one of ours."""
-    match = re.fullmatch(r"(tcp|udp)(4|6)_([0-9a-f+-]+)_(\d+)(?:_(.+))?", folder)
+    match = re.fullmatch(r"(tcp|udp)(4|6|6only)_([0-9a-f+-]+)_(\d+)(?:_(.+))?", folder)
     if match is None:
         return None
     address = match[3].replace("-", "." if match[2] == "4" else ":").replace("+", ".")
@@ -72,24 +73,29 @@ def endpoint_of(folder: str) -> Endpoint | None:
         address=address,
         port=int(match[4]),
         device=match[5].replace(":", ".") if match[5] else None,
+        v6only=match[2] == "6only",
     )
     try:
-        ipaddress.ip_address(address)
+        canonical = canonical_address(address) == address and (address == "::" or not group.v6only)
     except ValueError:
         return None
-    return group if folder_name(group) == folder and 1 <= group.port <= 65535 else None
+    return group if canonical and folder_name(group) == folder and 1 <= group.port <= 65535 else None
 
 
 def pinned(root: Path, endpoint: Endpoint) -> list[Endpoint]:
-    """The groups with pins of ours, in the calling thread's namespace, that an endpoint covers."""
-    names = (endpoint_of(entry.name) for entry in folders(root, endpoint) if State.exists(entry))
-    return [group for group in names if group is not None]
+    """The groups with pins of ours, in the calling thread's namespace, that an endpoint means."""
+    return endpoint.among(group for group, entry in _group_folders(root).items() if State.exists(entry))
 
 
 def folders(root: Path, endpoint: Endpoint) -> list[Place]:
-    """The folders of the groups that an endpoint covers, of the calling thread's namespace."""
+    """The folders of the groups that an endpoint means, of the calling thread's namespace."""
+    found = _group_folders(root)
+    return [found[group] for group in endpoint.among(found)]
+
+
+def _group_folders(root: Path) -> dict[Endpoint, Place]:
     folder = namespace_folder(root)
-    return [folder / name for name in folder.names() if (group := endpoint_of(name)) and endpoint.covers(group)]
+    return {group: folder / name for name in folder.names() if (group := endpoint_of(name))}
 
 
 @contextlib.contextmanager

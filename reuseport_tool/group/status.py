@@ -57,7 +57,7 @@ class Observer:
         groups = []
         for found in discover.with_holders(endpoints):
             group = self._group(found, infos, self._pins(found.endpoint))
-            if self._endpoint or group.program or group.stale or group.reload or _is_group(found, infos):
+            if self._endpoint or group.program or group.stale or group.reload or group.reuseport is not False:
                 groups.append(group)
         if not groups and self._endpoint is not None:
             discover.groups(self._endpoint)
@@ -71,7 +71,7 @@ class Observer:
         for protocol in [self._endpoint.protocol] if self._endpoint else list(Protocol):
             for pinned in self._pinned(self._endpoint or Endpoint(protocol=protocol, address=None, port=0)):
                 found.setdefault(pinned, discover.sockets_in(pinned))
-        return found
+        return {group: found[group] for group in self._endpoint.among(found)} if self._endpoint else found
 
     def _pinned(self, endpoint: Endpoint) -> list[Endpoint]:
         try:
@@ -131,6 +131,8 @@ class Observer:
             stale=pins is not None and not ours,
             canary=pins.canary if pins and ours else None,
             reload=self._transaction(found.endpoint),
+            reuseport=_has_reuseport(found, infos),
+            mptcp=any(member.socket.mptcp for member in found.members),
         )
         return replace(group, problems=problems.of_group(group))
 
@@ -142,10 +144,10 @@ def _canary(opened: State) -> Canary | None:
     return Canary(generation=found[0], percent=found[1] / state.SHARES * 100)
 
 
-def _is_group(found: Found, infos: dict[int, ListenerInfo]) -> bool:
-    """Whether the sockets have SO_REUSEPORT; where the kernel does not tell, say yes."""
+def _has_reuseport(found: Found, infos: dict[int, ListenerInfo]) -> bool | None:
+    """Whether the sockets have SO_REUSEPORT; None where the kernel does not tell."""
     known = [infos[cookie] for cookie in found.cookies if cookie in infos]
-    return any(info.group for info in known) if known else True
+    return any(info.group for info in known) if known else None
 
 
 def _foreign(program_id: int | None) -> Program | None:

@@ -35,7 +35,7 @@ SOCKET_RECORD = struct.Struct(f"=QQQ{_TUPLE}IIII")
 LISTENER_RECORD = struct.Struct("=QQIIIIII")
 TARGET = struct.Struct(f"={_TUPLE}II")
 OUTCOME = struct.Struct("=QiI")
-LISTEN_EVENT = struct.Struct("=QII")
+LISTEN_EVENT = struct.Struct("=QQ16sIIIHHII")
 
 SIZES = {
     "SIZEOF_TUPLE": TUPLE.size,
@@ -70,6 +70,21 @@ class SocketRecord(NamedTuple):
         """The struct target that ends this socket in one of these states, a mask of 1 << state."""
         at = self._fields.index("local")
         return TARGET.pack(*self[at : at + 8], states, 0)
+
+
+class ListenEventRecord(NamedTuple):
+    """struct listen_event."""
+
+    time_ns: int
+    inode: int
+    address: bytes
+    pid: int
+    uid: int
+    device: int
+    family: int
+    port: int
+    v6only: int
+    reuseport: int
 
 
 class ListenerRecord(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import sys
 from collections.abc import Iterator, Mapping
 
 from reuseport_tool.errors import Unsupported
@@ -55,18 +56,39 @@ def offset(type_name: str, field: str) -> int:
     Raises:
         Unsupported: no BTF, no such struct or no such field.
     """
-    lib, btf = libbpf.library(), _vmlinux()
-    type_id = lib.btf__find_by_name_kind(btf, type_name.encode(), _KIND_STRUCT)
-    if type_id < 0:
-        raise Unsupported(f"the kernel has no struct {type_name}")
-    total = 0
+    return _offset_bits(type_name, field) // 8
+
+
+def bit(type_name: str, field: str) -> tuple[int, int]:
+    """Where a field of one bit is: the offset of its byte, and the mask in it. Raises as offset()."""
+    bits = _offset_bits(type_name, field)
+    return bits // 8, 1 << bits % 8 if sys.byteorder == "little" else 0x80 >> bits % 8
+
+
+@remembered
+def size(type_name: str) -> int:
+    """The size in bytes of a struct of the running kernel. Raises Unsupported."""
+    address = libbpf.library().btf__type_by_id(_vmlinux(), _struct(type_name))
+    return int(_Type.from_address(address).size_or_type)
+
+
+@remembered
+def _offset_bits(type_name: str, field: str) -> int:
+    type_id, total = _struct(type_name), 0
     for name in field.split("."):
         found = _find(type_id, name)
         if found is None:
             raise Unsupported(f"the kernel's struct {type_name} has no {field}")
         bits, type_id = found
         total += bits
-    return total // 8
+    return total
+
+
+def _struct(type_name: str) -> int:
+    type_id = int(libbpf.library().btf__find_by_name_kind(_vmlinux(), type_name.encode(), _KIND_STRUCT))
+    if type_id < 0:
+        raise Unsupported(f"the kernel has no struct {type_name}")
+    return type_id
 
 
 def offsets(fields: Mapping[str, tuple[str, str]]) -> dict[str, int]:

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from reuseport_tool.errors import ToolError, Unsupported
-from reuseport_tool.kernel import sock_diag
+from reuseport_tool.kernel import links, sock_diag
 from reuseport_tool.kernel.abi import TcpState
 from reuseport_tool.models import Endpoint, Protocol
 
+_EXTENSIONS = {Protocol.TCP: sock_diag.EXTENSION_INFO, Protocol.UDP: 0}
 _STATES = {Protocol.TCP: 1 << TcpState.LISTEN, Protocol.UDP: 1 << TcpState.CLOSE}
 
 
@@ -20,7 +21,8 @@ class BoundSocket:
     """A listening TCP socket or an unconnected UDP socket.
 
     `accept_queue` and `backlog` are connections for TCP and None for UDP (idiag_rqueue and
-    idiag_wqueue of a listener: inet_diag.c, tcp_diag_get_info()).
+    idiag_wqueue of a listener: inet_diag.c, tcp_diag_get_info()). `mptcp` says that it is the TCP socket inside an
+    MPTCP one: the cookie is its own, and the inode is that of the MPTCP socket, which the server holds.
     """
 
     endpoint: Endpoint
@@ -29,6 +31,7 @@ class BoundSocket:
     uid: int
     accept_queue: int | None
     backlog: int | None
+    mptcp: bool
 
 
 def bound_sockets(protocol: Protocol, port: int = 0) -> list[BoundSocket]:
@@ -40,7 +43,7 @@ def bound_sockets(protocol: Protocol, port: int = 0) -> list[BoundSocket]:
     """
     return [
         _bound(protocol, record)
-        for record in _dump(protocol, _STATES[protocol], port)
+        for record in _dump(protocol, _STATES[protocol], port, _EXTENSIONS[protocol])
         if record.port and port in (0, record.port)
     ]
 
@@ -51,11 +54,13 @@ def give_cookies(protocol: Protocol) -> None:
         pass
 
 
-def _dump(protocol: Protocol, states: int, port: int = 0) -> Iterator[sock_diag.Record]:
+def _dump(protocol: Protocol, states: int, port: int = 0, extensions: int = 0) -> Iterator[sock_diag.Record]:
     source = (port.to_bytes(2, "big"), bytes(16))
     try:
         for family in (socket.AF_INET, socket.AF_INET6):
-            request = sock_diag.Request(protocol=protocol, family=family, states=states, source=source)
+            request = sock_diag.Request(
+                protocol=protocol, family=family, states=states, source=source, extensions=extensions
+            )
             yield from sock_diag.dump(request)
     except OSError as error:
         if error.errno == errno.ENOENT:
@@ -66,27 +71,21 @@ def _dump(protocol: Protocol, states: int, port: int = 0) -> Iterator[sock_diag.
 
 
 def _bound(protocol: Protocol, record: sock_diag.Record) -> BoundSocket:
-    address = record.address if record.family == socket.AF_INET6 else record.address[:4]
+    packed = record.address if record.family == socket.AF_INET6 else record.address[:4]
+    address = socket.inet_ntop(record.family, packed)
     is_tcp = protocol is Protocol.TCP
     return BoundSocket(
         endpoint=Endpoint(
             protocol=protocol,
-            address=socket.inet_ntop(record.family, address),
+            address=address,
             port=record.port,
-            device=_device(record.device),
+            device=links.device_name(record.device),
+            v6only=address == "::" and record.v6only,
         ),
         cookie=record.cookie,
         inode=record.inode,
         uid=record.uid,
         accept_queue=record.receive_queue if is_tcp else None,
         backlog=record.send_queue if is_tcp else None,
+        mptcp=record.is_mptcp,
     )
-
-
-def _device(index: int) -> str | None:
-    if not index:
-        return None
-    try:
-        return socket.if_indextoname(index)
-    except OSError:  # the device went away
-        return f"if{index}"

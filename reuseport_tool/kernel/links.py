@@ -25,6 +25,16 @@ def loopback_up() -> None:
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack(_IFREQ_FLAGS, b"lo", _flags(control, "lo") | _IFF_UP))
 
 
+def device_name(index: int) -> str | None:
+    """The name of a network device, None for index 0."""
+    if not index:
+        return None
+    try:
+        return socket.if_indextoname(index)
+    except OSError:  # the device went away
+        return f"if{index}"
+
+
 @dataclass(frozen=True)
 class Veth:
     """The two ends of a pair, with the hardware address of the end that has IP addresses."""

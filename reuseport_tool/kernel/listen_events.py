@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -12,33 +13,55 @@ from dataclasses import dataclass
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
-from reuseport_tool.kernel import bpf, btf, cgroup, libbpf, netns
-from reuseport_tool.kernel.abi import LISTEN_EVENT
+from reuseport_tool.kernel import bpf, btf, cgroup, libbpf, links, netns, process_id
+from reuseport_tool.kernel.abi import LISTEN_EVENT, ListenEventRecord
 from reuseport_tool.kernel.program import AttachType, ProgramType, Source, bpf_dir, load
-from reuseport_tool.models import Protocol
+from reuseport_tool.models import Endpoint, Identity, Protocol
 
-RING_BYTES = 1 << 16
+RING_BYTES = 1 << 17
 _IN_FLIGHT_S = 0.001
 _OFFSETS = {
     "OFF_PORT": ("sock_common", "skc_num"),
     "OFF_NET": ("sock_common", "skc_net"),
     "OFF_INUM": ("net", "ns.inum"),
+    "OFF_FAMILY": ("sock_common", "skc_family"),
+    "OFF_LOCAL": ("sock_common", "skc_rcv_saddr"),
+    "OFF_LOCAL6": ("sock_common", "skc_v6_rcv_saddr"),
+    "OFF_DEVICE": ("sock_common", "skc_bound_dev_if"),
+    "OFF_UID": ("sock", "sk_uid"),
+    "OFF_SOCKET": ("sock", "sk_socket"),
+    "OFF_INODE": ("socket_alloc", "vfs_inode.i_ino"),
 }
+_BITS = {"V6ONLY": ("sock_common", "skc_ipv6only"), "REUSEPORT": ("sock_common", "skc_reuseport")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class NewListener:
+    """A TCP socket that begins to listen, as the kernel has it at that moment.
+
+    `inode` is that of its descriptors; without `reuseport` no other socket can join it.
+    """
+
+    identity: Identity
+    inode: int
+    reuseport: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class ListenEvent:
     """One listen() or bind().
 
     Attributes:
         time_ns: by CLOCK_MONOTONIC. Of TCP a moment before the socket can be found.
-        pid: of the caller as the first PID namespace has it: a hint. None where the kernel does not tell.
+        pid: of the process that called it, in our PID namespace. None where the kernel does not tell.
         port: the local one.
+        listener: None for UDP: look for what is bound.
     """
 
     time_ns: int
     pid: int | None
     port: int
+    listener: NewListener | None = None
 
 
 class ListenEvents(Closing):
@@ -55,6 +78,7 @@ class ListenEvents(Closing):
     def __init__(self, protocol: Protocol, ports: Collection[int], ring_bytes: int = RING_BYTES) -> None:
         self._found: list[ListenEvent] = []
         self._received = 0
+        self._netns = netns.identity()
         with ExitStack() as stack:
             self._ring = stack.enter_context(_ring(ring_bytes))
             self._told = stack.enter_context(bpf.Map.create(bpf.MapType.ARRAY, "told", value_size=8))
@@ -66,9 +90,11 @@ class ListenEvents(Closing):
                 stack.enter_context(handle)
             self._owned = stack.pop_all()
 
-    def _take(self, record: bytes) -> None:
-        time_ns, pid, port = LISTEN_EVENT.unpack(record)
-        self._found.append(ListenEvent(time_ns, pid or None, port))
+    def _take(self, data: bytes) -> None:
+        record = ListenEventRecord._make(LISTEN_EVENT.unpack(data))
+        listener = _listener(record, self._netns) if record.family else None
+        event = ListenEvent(time_ns=record.time_ns, pid=record.pid or None, port=record.port, listener=listener)
+        self._found.append(event)
 
     def fileno(self) -> int:
         """Readable when there are events."""
@@ -93,6 +119,23 @@ class ListenEvents(Closing):
         self._owned.close()
 
 
+def _listener(record: ListenEventRecord, netns_inode: int) -> NewListener:
+    packed = record.address if record.family == socket.AF_INET6 else record.address[:4]
+    address = socket.inet_ntop(record.family, packed)
+    endpoint = Endpoint(
+        protocol=Protocol.TCP,
+        address=address,
+        port=record.port,
+        device=links.device_name(record.device),
+        v6only=address == "::" and bool(record.v6only),
+    )
+    return NewListener(
+        identity=Identity(endpoint=endpoint, uid=record.uid, netns=netns_inode),
+        inode=record.inode,
+        reuseport=bool(record.reuseport),
+    )
+
+
 def _ring(size: int) -> bpf.Map:
     try:
         return bpf.Map.create(bpf.MapType.RINGBUF, "listen_events", key_size=0, value_size=0, max_entries=size)
@@ -103,12 +146,12 @@ def _ring(size: int) -> bpf.Map:
 
 
 def _wanted(protocol: Protocol, ports: Collection[int]) -> bpf.Map:
-    """The map `wanted` of bpf/listen/listen_events.h: namespace << 16 | port, and port 0 for all."""
+    """The map `wanted` of bpf/listen/listen_events.h: namespace << 16 | port, and port 0 for all; our PID namespace."""
     namespace = netns.cookie() if protocol is Protocol.UDP else netns.identity()
     keys = [namespace << 16 | port for port in ports or (0,)]
     wanted = bpf.Map.create(bpf.MapType.HASH, "wanted", key_size=8, max_entries=len(keys))
     for key in keys:
-        wanted.update_u32(key, 1)
+        wanted.update_u32(key, process_id.namespace())
     return wanted
 
 
@@ -138,7 +181,10 @@ _MAPS = ("RING_FD", "TOLD_FD", "WANTED_FD")
 
 def tcp_source() -> Source:
     """The program that tells of listen()."""
-    return Source(path=bpf_dir() / "listen" / "tcp_listen_events.c", defines=btf.offsets(_OFFSETS), maps=_MAPS)
+    defines = {**btf.offsets(_OFFSETS), **process_id.defines()}
+    for name, field in _BITS.items():
+        defines[f"OFF_{name}"], defines[f"MASK_{name}"] = btf.bit(*field)
+    return Source(path=bpf_dir() / "listen" / "tcp_listen_events.c", defines=defines, maps=_MAPS)
 
 
 def udp_source() -> Source:

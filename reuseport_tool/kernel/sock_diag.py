@@ -22,6 +22,11 @@ _ERROR, _DONE = 2, 3
 _HEADER = struct.Struct("=IHHII")
 _REQUEST = struct.Struct("=BBBBI2s2s16s16sIQ")
 _MESSAGE = struct.Struct("=BBBB2s2s16s16sIQIIIII")
+_TYPE_MASK = 0x3FFF
+_ATTRIBUTE = struct.Struct("=HH")
+# include/uapi/linux/inet_diag.h; with INFO comes the name of the upper-layer protocol, too.
+_SKV6ONLY, _ULP_INFO = 11, 19
+EXTENSION_INFO = 1 << 1
 _BUFFER_BYTES = 1 << 18
 _TIMEOUT_S = 10.0
 _IPPROTO = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_UDP}
@@ -40,18 +45,22 @@ class Request:
     destination: tuple[bytes, bytes] = (bytes(2), bytes(16))
     device: int = 0
     cookie: int = 0
+    extensions: int = 0
 
     def pack(self) -> bytes:
         ports, addresses = zip(self.source, self.destination, strict=True)
         return _REQUEST.pack(
-            *(self.family, _IPPROTO[self.protocol], 0, 0, self.states),
+            *(self.family, _IPPROTO[self.protocol], self.extensions, 0, self.states),
             *(*ports, *addresses, self.device, self.cookie),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """struct inet_diag_msg: a socket. `port` in host order, the address padded to 16 bytes."""
+    """struct inet_diag_msg: a socket. `port` in host order, the address padded to 16 bytes.
+
+    `is_mptcp` says that it is the TCP socket inside an MPTCP one; only told if EXTENSION_INFO was asked for.
+    """
 
     family: int
     state: int
@@ -63,12 +72,15 @@ class Record:
     send_queue: int
     uid: int
     inode: int
+    v6only: bool
+    is_mptcp: bool
 
     @classmethod
     def unpack(cls, payload: bytes) -> Record:
         family, state, _, _, port, _, address, _, device, cookie, _, receive, send, uid, inode = _MESSAGE.unpack_from(
             payload
         )
+        attributes = _attributes(payload[_MESSAGE.size :])
         return cls(
             family=family,
             state=state,
@@ -80,7 +92,20 @@ class Record:
             send_queue=send,
             uid=uid,
             inode=inode,
+            v6only=any(attributes.get(_SKV6ONLY, b"")),
+            is_mptcp=b"mptcp" in attributes.get(_ULP_INFO, b""),
         )
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    """The attributes (struct nlattr) behind a message, by type."""
+    found: dict[int, bytes] = {}
+    at = 0
+    while at + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        found[kind & _TYPE_MASK] = data[at + _ATTRIBUTE.size : at + length]
+        at += (max(length, _ATTRIBUTE.size) + 3) // 4 * 4
+    return found
 
 
 def opened() -> socket.socket:

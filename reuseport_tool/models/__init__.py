@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         Way,
     )
     from reuseport_tool.models.doctor import Capability, Doctor, Feature
-    from reuseport_tool.models.endpoint import Endpoint, Protocol, parse_endpoint
+    from reuseport_tool.models.endpoint import Endpoint, Identity, Protocol, parse_endpoint
     from reuseport_tool.models.error import ErrorReport
     from reuseport_tool.models.follow import FollowEvent, Happening
     from reuseport_tool.models.group import (
@@ -104,6 +104,7 @@ __all__ = [
     "GenerationMap",
     "Group",
     "Happening",
+    "Identity",
     "Leftovers",
     "Listener",
     "Lost",

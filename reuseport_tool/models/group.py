@@ -129,7 +129,7 @@ class Group:
     """The sockets that the kernel keeps in one reuseport group."""
 
     endpoint: str
-    """For example `tcp://10.0.0.1:80` or `tcp://[::]:80`."""
+    """For example `tcp://10.0.0.1:80`, `tcp://[::]:80`, or `tcp://[::]:80,v6only` for the group with IPV6_V6ONLY."""
     netns: str
     """The network namespace, as `net:[inode]`."""
     program: Program | None
@@ -148,6 +148,10 @@ class Group:
     """The reload that has begun and not ended, or null."""
     problems: tuple[Problem, ...] = ()
     """What `status --check` exits with 1 for."""
+    reuseport: bool | None = None
+    """Whether the sockets have SO_REUSEPORT, so that others can join; null where the kernel does not tell."""
+    mptcp: bool = False
+    """A listener uses MPTCP, for which the kernel runs no program."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from reuseport_tool.closing import Closing
 from reuseport_tool.errors import MissingCapability, NotFound, UsageError
 from reuseport_tool.group import state
 from reuseport_tool.group.state import State
-from reuseport_tool.kernel import bpffs, netns, processes
+from reuseport_tool.kernel import bpffs, links, netns, processes
 from reuseport_tool.kernel.abi import NO_IDLE, SocketRecord, TcpState
 from reuseport_tool.kernel.folders import Foreign
 from reuseport_tool.kernel.processes import Holder
@@ -248,6 +248,7 @@ class _Place:
         self._port = endpoint.port
         self._device = None if endpoint.device is None else _device_index(endpoint.device)
         self._address = _padded(endpoint.address) if endpoint.address is not None else None
+        self._spellings = _spellings(endpoint.address) if endpoint.address is not None else set()
         self._family = socket.AF_INET6 if endpoint.is_ipv6 else socket.AF_INET
         bound = {raw.local for raw in raws if raw.local_port == self._port and self._is_bound(raw)}
         self._others = bound - {bytes(16)}
@@ -260,11 +261,9 @@ class _Place:
             return False
         if self._address is None:
             return True
-        if raw.family != self._family:
-            return False
         if raw.remote_port == 0 or any(self._address):
-            return raw.local == self._address
-        return raw.local not in self._others
+            return (raw.family, raw.local) in self._spellings
+        return raw.family == self._family and raw.local not in self._others
 
 
 def _device_index(name: str) -> int:
@@ -276,6 +275,16 @@ def _device_index(name: str) -> int:
 
 def _padded(address: str) -> bytes:
     return ipaddress.ip_address(address).packed.ljust(16, b"\0")
+
+
+def _spellings(address: str) -> set[tuple[int, bytes]]:
+    """An address by family, as an IPv6 socket has it, too, if it is one of IPv4 (::ffff:127.0.0.1)."""
+    parsed = ipaddress.ip_address(address)
+    plain = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else parsed
+    if plain is None:
+        return {(socket.AF_INET6, parsed.packed)}
+    mapped = ipaddress.IPv6Address(f"::ffff:{plain}")
+    return {(socket.AF_INET, _padded(str(plain))), (socket.AF_INET6, mapped.packed)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,9 +399,5 @@ def _address(family: int, address: bytes, port: int, device: int) -> str:
 
 
 def _device(index: int) -> str:
-    if not index:
-        return ""
-    try:
-        return f"%{socket.if_indextoname(index)}"
-    except OSError:
-        return f"%if{index}"
+    name = links.device_name(index)
+    return f"%{name}" if name else ""

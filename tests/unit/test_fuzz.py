@@ -48,7 +48,7 @@ def test_endpoints(text: str) -> None:
 FOLDERS = st.builds(
     "{}{}_{}_{}{}".format,
     st.sampled_from(["tcp", "udp", "sctp", ""]),
-    st.sampled_from(["4", "6", "5", ""]),
+    st.sampled_from(["4", "6", "6only", "5", ""]),
     st.text("0123456789abcdef-", max_size=12),
     st.text("0123456789٣", max_size=7),
     st.sampled_from(["", "_", "_eth0", "_a_b", "_a:5", "_\n"]),

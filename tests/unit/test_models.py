@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from reuseport_tool.errors import UsageError
 from reuseport_tool.group.state import endpoint_of, folder_name
-from reuseport_tool.models import Counters, Endpoint, Protocol, parse_endpoint
+from reuseport_tool.models import Counters, Endpoint, Identity, Protocol, parse_endpoint
+from reuseport_tool.models.endpoint import canonical_address
 
 GOOD = {
     "80": Endpoint(protocol=Protocol.TCP, address=None, port=80),
@@ -16,7 +17,17 @@ GOOD = {
     "UDP://53": Endpoint(protocol=Protocol.UDP, address=None, port=53),
     "10.0.0.1:443": Endpoint(protocol=Protocol.TCP, address="10.0.0.1", port=443),
     "*:443": Endpoint(protocol=Protocol.TCP, address=None, port=443),
+    ":443": Endpoint(protocol=Protocol.TCP, address=None, port=443),
+    "udp://:53": Endpoint(protocol=Protocol.UDP, address=None, port=53),
+    "*%eth0:443": Endpoint(protocol=Protocol.TCP, address=None, port=443, device="eth0"),
     "[::]:80": Endpoint(protocol=Protocol.TCP, address="::", port=80),
+    ":::80": Endpoint(protocol=Protocol.TCP, address="::", port=80),
+    "[::0]:80": Endpoint(protocol=Protocol.TCP, address="::", port=80),
+    "[::]:80,v6only": Endpoint(protocol=Protocol.TCP, address="::", port=80, v6only=True),
+    "[::%eth0]:80,v6only": Endpoint(protocol=Protocol.TCP, address="::", port=80, device="eth0", v6only=True),
+    "[::ffff:127.0.0.1]:80": Endpoint(protocol=Protocol.TCP, address="::ffff:127.0.0.1", port=80),
+    "[::FFFF:7f00:1]:80": Endpoint(protocol=Protocol.TCP, address="::ffff:127.0.0.1", port=80),
+    "[0:0:0:0:0:ffff:127.0.0.1]:80": Endpoint(protocol=Protocol.TCP, address="::ffff:127.0.0.1", port=80),
     "[2001:DB8::1]:80": Endpoint(protocol=Protocol.TCP, address="2001:db8::1", port=80),
     "udp://[fe80::1%eth0]:53": Endpoint(protocol=Protocol.UDP, address="fe80::1", port=53, device="eth0"),
     "10.0.0.1%eth0.7:80": Endpoint(protocol=Protocol.TCP, address="10.0.0.1", port=80, device="eth0.7"),
@@ -44,7 +55,13 @@ def test_good_endpoints(text: str) -> None:
         "[::1]:",
         "ftp://80",
         "a:80",
-        ":80",
+        "[]:80",
+        "::::80",
+        "80,v6only",
+        "*:80,v6only",
+        "10.0.0.1:80,v6only",
+        "[::1]:80,v6only",
+        "[::]:80,dual",
     ],
 )
 def test_bad_endpoints_say_what_is_right(text: str) -> None:
@@ -62,12 +79,21 @@ def test_any_text_is_an_endpoint_or_a_usage_error(text: str) -> None:
     assert 1 <= parsed.port <= 65535
 
 
-ADDRESSES = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str)
+MAPPED = st.ip_addresses(v=4).map("::ffff:{}".format)
+ADDRESSES = st.one_of(st.ip_addresses(v=4).map(str), st.ip_addresses(v=6).map(str), MAPPED, st.just("::"))
 
 
-@given(st.sampled_from(Protocol), ADDRESSES, st.integers(1, 65535))
-def test_endpoints_survive_text_and_folder_name(protocol: Protocol, address: str, port: int) -> None:
-    endpoint = Endpoint(protocol=protocol, address=address, port=port)
+@given(st.sampled_from(Protocol), ADDRESSES, st.integers(1, 65535), st.sampled_from([None, "eth0"]), st.booleans())
+def test_endpoints_survive_text_and_folder_name(
+    protocol: Protocol, address: str, port: int, device: str | None, v6only: bool
+) -> None:
+    endpoint = Endpoint(
+        protocol=protocol,
+        address=canonical_address(address),
+        port=port,
+        device=device,
+        v6only=v6only and address == "::",
+    )
     assert parse_endpoint(str(endpoint)) == endpoint
     assert endpoint_of(folder_name(endpoint)) == endpoint
     assert not {".", ":", "/"} & set(folder_name(endpoint))
@@ -80,6 +106,46 @@ def test_what_covers_what() -> None:
     assert not Endpoint(protocol=Protocol.UDP, address=None, port=80).covers(group)
     assert not Endpoint(protocol=Protocol.TCP, address=None, port=81).covers(group)
     assert not Endpoint(protocol=Protocol.TCP, address="10.0.0.2", port=80).covers(group)
+
+
+ANY, MAPPED_GROUP = parse_endpoint("8080"), parse_endpoint("[::ffff:127.0.0.1]:8080")
+PLAIN, DUAL, ONLY = (parse_endpoint(text) for text in ("127.0.0.1:8080", "[::]:8080", "[::]:8080,v6only"))
+BOUND = parse_endpoint("127.0.0.1%eth0:8080")
+
+
+@pytest.mark.parametrize(
+    ("typed", "groups", "meant"),
+    [
+        (PLAIN, [MAPPED_GROUP], [MAPPED_GROUP]),
+        (MAPPED_GROUP, [PLAIN], [PLAIN]),
+        (PLAIN, [MAPPED_GROUP, PLAIN], [PLAIN]),
+        (DUAL, [ONLY], [ONLY]),
+        (DUAL, [ONLY, DUAL], [DUAL]),
+        (ONLY, [ONLY, DUAL], [ONLY]),
+        (ONLY, [DUAL], []),
+        (PLAIN, [BOUND], [BOUND]),
+        (PLAIN, [BOUND, PLAIN], [PLAIN]),
+        (BOUND, [PLAIN], []),
+        (ANY, [BOUND, PLAIN, DUAL, ONLY, MAPPED_GROUP], [BOUND, PLAIN, DUAL, ONLY, MAPPED_GROUP]),
+    ],
+)
+def test_the_name_of_a_group_means_that_group_and_other_spellings_find_theirs(
+    typed: Endpoint, groups: list[Endpoint], meant: list[Endpoint]
+) -> None:
+    assert typed.among(groups) == meant
+
+
+def test_what_keeps_a_socket_out_of_a_group_is_named() -> None:
+    group = Identity(endpoint=DUAL, uid=0, netns=1)
+    assert group.differences(group) == ()
+    assert group.differences(Identity(endpoint=ONLY, uid=0, netns=1)) == ("IPV6_V6ONLY: 0 and not 1",)
+    other = Identity(endpoint=BOUND, uid=33, netns=2)
+    assert group.differences(other) == (
+        "address: :: and not 127.0.0.1",
+        "device: none and not eth0",
+        "uid: 0 and not 33",
+        "network namespace: 1 and not 2",
+    )
 
 
 def test_counters_are_subtracted_field_by_field() -> None:

@@ -176,4 +176,13 @@ A "no" that the table of kernels expects is a pass.
 | kernel | Debian package | |
 | --- | --- | --- |
 {kernels}
+
+## MPTCP
+
+A listener made with IPPROTO_MPTCP (Go's default from 1.24 on) takes no reuseport program: the kernel answers
+EOPNOTSUPP. With net.ipv4.tcp_migrate_req=1 the kernel moves the connections of plain TCP clients: on 6.18, 20 of 20
+were answered. It also moves those of MPTCP clients and counts them as moved, but no data ever arrives on them: on
+6.18, 0 of 20 were answered, and each client was reset in the end. So the tool refuses such a group with exit code 4,
+whatever the strategy. Start the server without MPTCP: `GODEBUG=multipathtcp=0` for Go,
+`sysctl net.mptcp.enabled=0` for any server.
 """

@@ -59,6 +59,14 @@ def _transaction(reload: models.Transaction) -> Text:
 
 
 def _program(group: models.Group) -> Text:
+    if group.reuseport is False:
+        return Text("  no SO_REUSEPORT: no other listener can join, so there is nothing to attach to", style="yellow")
+    if group.mptcp:
+        return Text(
+            "  MPTCP: the kernel runs no program for it; start the server without: GODEBUG=multipathtcp=0 for Go, "
+            "or 'sysctl net.mptcp.enabled=0'",
+            style="yellow",
+        )
     if group.program is None:
         return Text("  no program", style="dim")
     if group.program.policy is None:
