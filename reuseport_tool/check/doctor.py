@@ -10,8 +10,8 @@ from reuseport_tool.errors import Unsupported
 from reuseport_tool.group.scratch import Scratch
 from reuseport_tool.kernel import capabilities, loopback, netns, sockets
 from reuseport_tool.models import Capability, Counters, Doctor, Policy
-from reuseport_tool.probes import features
-from reuseport_tool.probes.features import Probe
+from reuseport_tool.probes import features, migration, misc
+from reuseport_tool.probes.engine import Probe
 
 _PORT = 8080  # of a namespace where nothing else is
 _OUR_PROGRAM = "the tool's program"
@@ -20,10 +20,10 @@ _OUR_PROGRAM = "the tool's program"
 _NEEDED = (
     "BCC",
     _OUR_PROGRAM,
-    features.MIGRATION_BY_PROGRAM,
-    features.MIGRATION_WAKES,
-    features.PIDFD_GETFD,
-    features.BPFFS,
+    migration.MIGRATION_BY_PROGRAM,
+    migration.MIGRATION_WAKES,
+    misc.PIDFD_GETFD,
+    misc.BPFFS,
 )
 _USED_FOR = {
     "CAP_BPF": "loading programs, making maps",
@@ -40,9 +40,7 @@ def doctor(bpffs_folder: Path | None) -> Doctor:
     Args:
         bpffs_folder: where pins are to be kept, None for the usual places.
     """
-    ours = Probe(
-        name=_OUR_PROGRAM, minimum_kernel="5.14", needs=("CAP_SYS_ADMIN", "CAP_BPF", "CAP_NET_ADMIN"), run=_our_program
-    )
+    ours = Probe(name=_OUR_PROGRAM, since="5.14", needs=("CAP_SYS_ADMIN", "CAP_BPF", "CAP_NET_ADMIN"), run=_our_program)
     found = (*features.probe_all(bpffs_folder), ours.answer())
     missing = tuple(feature.name for feature in found if feature.name in _NEEDED and not feature.available)
     return Doctor(

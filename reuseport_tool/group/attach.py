@@ -247,10 +247,10 @@ def load_policy(policy: Policy, stack: ExitStack) -> tuple[state.NewState, bpf.P
 
 def can_migrate() -> bool:
     """Whether the kernel knows programs of attach type SELECT_OR_MIGRATE. Raises MissingCapability."""
-    from reuseport_tool.probes import features  # only where a program was refused
+    from reuseport_tool.probes import programs  # only where a program was refused
 
     try:
-        return features.loads_migrating_program()
+        return programs.loads_migrating_program()
     except OSError as error:
         raise bpf.translate(error, "loading a BPF program") from error
 

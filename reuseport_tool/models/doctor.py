@@ -15,8 +15,8 @@ class Feature:
     """Null when the probe could not tell."""
     detail: str
     """What the probe did, or why it could not tell."""
-    minimum_kernel: str
-    """The release that brought the feature. It is for readers; the tool never compares it."""
+    minimum_kernel: str | None
+    """The release that brought the feature, or null when no release tells. For readers: the tool never compares it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ import pytest
 from reuseport_tool.check import doctor
 from reuseport_tool.cli.main import run
 from reuseport_tool.models import Feature
-from reuseport_tool.probes import features
-from reuseport_tool.probes.features import Probe
+from reuseport_tool.probes import features, misc
+from reuseport_tool.probes.engine import Probe
 
 NEEDED = [
     "BCC",
@@ -24,14 +24,14 @@ NEEDED = [
 def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool | None]:
     """Make every feature's answer what this says; a test changes it."""
     found: dict[str, bool | None] = {
-        **{probe.name: True for probe in features._PROBES},
-        features.BPFFS: True,
+        **{probe.name: True for probe in features.PROBES},
+        misc.BPFFS: True,
         doctor._OUR_PROGRAM: True,
     }
 
     def answer(probe: Probe) -> Feature:
         return Feature(
-            name=probe.name, available=found[probe.name], detail="as the test says", minimum_kernel=probe.minimum_kernel
+            name=probe.name, available=found[probe.name], detail="as the test says", minimum_kernel=probe.since
         )
 
     monkeypatch.setattr(Probe, "answer", answer)

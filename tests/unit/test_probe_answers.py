@@ -11,8 +11,8 @@ import pytest
 from reuseport_tool.errors import MissingCapability, ProgramRejected, ToolError, Unsupported
 from reuseport_tool.kernel import capabilities
 from reuseport_tool.kernel.loopback import Moved
-from reuseport_tool.probes import features
-from reuseport_tool.probes.features import Probe
+from reuseport_tool.probes import engine, migration, programs
+from reuseport_tool.probes.engine import Probe
 
 
 def raising(error: Exception) -> Callable[[], str]:
@@ -41,7 +41,7 @@ def os_error(number: int) -> OSError:
     ids=str,
 )
 def test_an_error_is_no_or_could_not_tell(error: Exception, available: bool | None) -> None:
-    feature = Probe(name="x", minimum_kernel="5.14", needs=(), run=raising(error)).answer()
+    feature = Probe(name="x", since="5.14", needs=(), run=raising(error)).answer()
     assert feature.available is available
     assert feature.detail in str(error)
 
@@ -49,14 +49,14 @@ def test_an_error_is_no_or_could_not_tell(error: Exception, available: bool | No
 @pytest.mark.parametrize("error", [MissingCapability("not permitted"), os_error(errno.EPERM), os_error(errno.EACCES)])
 def test_a_refusal_names_the_missing_capabilities(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(capabilities, "effective", lambda: frozenset({"CAP_NET_ADMIN"}))
-    feature = Probe(name="x", minimum_kernel="5.14", needs=("CAP_BPF", "CAP_NET_ADMIN"), run=raising(error)).answer()
+    feature = Probe(name="x", since="5.14", needs=("CAP_BPF", "CAP_NET_ADMIN"), run=raising(error)).answer()
     assert feature.available is None
     assert feature.detail == "not permitted: CAP_BPF missing"
 
 
 def test_a_refusal_in_spite_of_all_capabilities_says_what_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capabilities, "effective", lambda: frozenset({"CAP_BPF"}))
-    feature = Probe(name="x", minimum_kernel="5.14", needs=("CAP_BPF",), run=raising(os_error(errno.EPERM))).answer()
+    feature = Probe(name="x", since="5.14", needs=("CAP_BPF",), run=raising(os_error(errno.EPERM))).answer()
     assert feature.available is None
     assert "Operation not permitted" in feature.detail
     assert "missing" not in feature.detail
@@ -64,7 +64,7 @@ def test_a_refusal_in_spite_of_all_capabilities_says_what_refused(monkeypatch: p
 
 def test_a_bug_in_a_probe_is_not_an_answer() -> None:
     with pytest.raises(KeyError):
-        Probe(name="x", minimum_kernel="5.14", needs=(), run=raising(KeyError("x"))).answer()
+        Probe(name="x", since="5.14", needs=(), run=raising(KeyError("x"))).answer()
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_what_reload_asks(
             raise outcome
         return outcome
 
-    monkeypatch.setattr(features, "moved_by_sysctl", moved)
-    features._moved.cache_clear()
+    monkeypatch.setattr(migration, "moved_by_sysctl", moved)
+    migration._moved.cache_clear()
     try:
-        assert features.migration_works() is works
-        assert features.migration_wakes() is wakes
+        assert migration.migration_works() is works
+        assert migration.migration_wakes() is wakes
         assert len(calls) == 1, "tried once in a process"
     finally:
-        features._moved.cache_clear()
+        migration._moved.cache_clear()
 
 
 def load_answers(monkeypatch: pytest.MonkeyPatch, migrating: int, wrong: int) -> None:
@@ -113,7 +113,7 @@ def load_answers(monkeypatch: pytest.MonkeyPatch, migrating: int, wrong: int) ->
             raise os_error(number)
         return Loaded()
 
-    monkeypatch.setattr(features.bytecode, "load", load)
+    monkeypatch.setattr(programs.bytecode, "load", load)
 
 
 @pytest.mark.parametrize(
@@ -125,10 +125,24 @@ def test_the_attach_type_is_known_only_where_a_wrong_one_is_refused(
     monkeypatch: pytest.MonkeyPatch, migrating: int, wrong: int, expected: bool
 ) -> None:
     load_answers(monkeypatch, migrating, wrong)
-    assert features.loads_migrating_program() is expected
+    assert programs.loads_migrating_program() is expected
 
 
 def test_a_refused_load_is_not_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     load_answers(monkeypatch, errno.EPERM, errno.EPERM)
     with pytest.raises(PermissionError):
-        features.loads_migrating_program()
+        programs.loads_migrating_program()
+
+
+def test_a_probe_is_asked_once() -> None:
+    tried: list[int] = []
+
+    def run() -> str:
+        tried.append(1)
+        return "done"
+
+    probe = Probe(name="x", since="5.14", run=run)
+    assert engine.ask(probe) is engine.ask(probe)
+    assert len(tried) == 1
+    assert probe.answer().available
+    assert len(tried) == 2, "answer() tries it each time"

@@ -14,7 +14,7 @@ from reuseport_tool.cli.show.tables import table
 def _doctor(model: models.Doctor, console: Console) -> None:
     made = make_table("", "feature", "since", "detail")
     for feature in model.features:
-        row(made, mark(feature.available), feature.name, feature.minimum_kernel, feature.detail)
+        row(made, mark(feature.available), feature.name, feature.minimum_kernel or "-", feature.detail)
     console.print(made)
     console.print()
     made = make_table("", "capability", "used for")

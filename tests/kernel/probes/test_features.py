@@ -22,7 +22,7 @@ from reuseport_tool.errors import NotFound, ToolError, Unsupported
 from reuseport_tool.kernel import bpf, bpffs, btf, libc, links, loopback, netns, pidfd, program, sockets, sysctl
 from reuseport_tool.kernel.bytecode import Verdict
 from reuseport_tool.kernel.sockarray import SockArray
-from reuseport_tool.probes import features
+from reuseport_tool.probes import features, migration, misc, programs, tcp
 from tests.kernel.needs import answer, expected_here, require
 from tests.tool import TIMEOUT_S
 
@@ -101,8 +101,8 @@ def _one_size_only(patch: pytest.MonkeyPatch) -> None:
 
 
 def _program_passes(patch: pytest.MonkeyPatch) -> None:
-    load = features.bytecode.load
-    patch.setattr(features.bytecode, "load", lambda _verdict, attach_type=0: load(Verdict.PASS, attach_type))
+    load = programs.bytecode.load
+    patch.setattr(programs.bytecode, "load", lambda _verdict, attach_type=0: load(Verdict.PASS, attach_type))
 
 
 def _detaching_does_nothing(patch: pytest.MonkeyPatch) -> None:
@@ -114,8 +114,8 @@ def _detaching_is_unknown(patch: pytest.MonkeyPatch) -> None:
 
 
 def _attach_type_is_ignored(patch: pytest.MonkeyPatch) -> None:
-    load = features.bytecode.load
-    patch.setattr(features.bytecode, "load", lambda verdict, _attach_type=0: load(verdict))
+    load = programs.bytecode.load
+    patch.setattr(programs.bytecode, "load", lambda verdict, _attach_type=0: load(verdict))
 
 
 def _sysctl_moves_nothing(patch: pytest.MonkeyPatch) -> None:
@@ -157,7 +157,7 @@ def _statistics_stay_off(patch: pytest.MonkeyPatch) -> None:
 
 
 def _syn_data_is_ignored(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(features, "_FASTOPEN_WITHOUT_COOKIES", 0x1 | 0x4)  # the client's half only
+    patch.setattr(tcp, "_FASTOPEN_WITHOUT_COOKIES", 0x1 | 0x4)  # the client's half only
 
 
 @pytest.mark.parametrize(
@@ -195,8 +195,8 @@ def test_the_answer_is_no_without_what_it_stands_on(
 
 @pytest.mark.vm
 def test_nothing_moves_without_sysctl_or_program() -> None:
-    assert not features.moved_by_sysctl(enabled=False).accepted
-    assert not features.moved_by_program(program.AttachType.SK_REUSEPORT_SELECT).accepted
+    assert not migration.moved_by_sysctl(enabled=False).accepted
+    assert not migration.moved_by_program(program.AttachType.SK_REUSEPORT_SELECT).accepted
 
 
 @pytest.mark.vm
@@ -210,7 +210,7 @@ def test_the_wake_up_is_seen_by_epoll_as_by_a_sleeping_thread() -> None:
             loopback.wait_queued(old)
             with loopback.listener(8080) as new, sleeper(new) as woken:
                 old.close()
-                assert woken.wait(1.0) is bool(features.migration_wakes())
+                assert woken.wait(1.0) is bool(migration.migration_wakes())
                 new.accept()[0].close()
 
 
@@ -257,20 +257,20 @@ def test_a_listener_that_nobody_announced_counts_as_not_woken(monkeypatch: pytes
             return []
 
     monkeypatch.setattr(loopback.select, "epoll", Deaf)
-    features._moved.cache_clear()
+    migration._moved.cache_clear()
     try:
-        assert features.migration_works() is True
-        assert features.migration_wakes() is False
-        assert answer(features.MIGRATION_WAKES).available is False
-        assert "CVE-2026-46015" in answer(features.MIGRATION_WAKES).detail
+        assert migration.migration_works() is True
+        assert migration.migration_wakes() is False
+        assert answer(migration.MIGRATION_WAKES).available is False
+        assert "CVE-2026-46015" in answer(migration.MIGRATION_WAKES).detail
     finally:
-        features._moved.cache_clear()
+        migration._moved.cache_clear()
 
 
 @pytest.mark.vm
 def test_wakes_could_not_be_told_where_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     _sysctl_moves_nothing(monkeypatch)
-    assert answer(features.MIGRATION_WAKES).available is None
+    assert answer(migration.MIGRATION_WAKES).available is None
 
 
 def test_asking_is_cheap_enough_for_every_reload() -> None:
@@ -279,10 +279,10 @@ def test_asking_is_cheap_enough_for_every_reload() -> None:
 
 
 def _asking_s() -> float:
-    features._moved.cache_clear()
+    migration._moved.cache_clear()
     start = time.perf_counter()
-    features.migration_works()
-    features.migration_wakes()
+    migration.migration_works()
+    migration.migration_wakes()
     return time.perf_counter() - start
 
 
@@ -292,9 +292,9 @@ def test_bpffs_is_mountable_where_none_is(monkeypatch: pytest.MonkeyPatch) -> No
         raise NotFound("no bpffs is mounted")
 
     monkeypatch.setattr(bpffs, "find", nowhere)
-    assert answer(features.BPFFS).available is True
+    assert answer(misc.BPFFS).available is True
     monkeypatch.setattr(libc, "mount", refused)
-    assert answer(features.BPFFS).available is None
+    assert answer(misc.BPFFS).available is None
 
 
 def refused(*_: object, **__: object) -> None:
@@ -309,12 +309,12 @@ def test_bpffs_that_was_named_must_be_one(tmp_path: Path) -> None:
 
 @pytest.mark.vm
 def test_doctor_proves_the_tool_s_own_program() -> None:
-    require(features.MIGRATION_BY_PROGRAM)
+    require(migration.MIGRATION_BY_PROGRAM)
     report = doctor.doctor(None)
     ours = report.features[-1]
     assert ours.name == "the tool's program"
     assert ours.available is True
-    assert report.ok is bool(features.migration_wakes())
+    assert report.ok is bool(migration.migration_wakes())
 
 
 def test_doctor_notices_when_its_program_does_not_migrate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +328,7 @@ def test_doctor_notices_when_its_program_does_not_migrate(monkeypatch: pytest.Mo
         return load(self, function, kind, attach_type, **options)
 
     monkeypatch.setattr(program.Module, "load", select_only)
-    monkeypatch.setattr(features, "loads_migrating_program", lambda: False)
+    monkeypatch.setattr(programs, "loads_migrating_program", lambda: False)
     with pytest.raises(Unsupported, match="selected 1 of 1 connections, migrated 0"):
         doctor._our_program()
 
