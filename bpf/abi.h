@@ -35,15 +35,34 @@ struct socket_record {
 	u32 send_queue;		/* bytes; of a listener its backlog, in connections */
 };
 
+#define NOT_IN_SOCKS 0xffffffffU
+
+/* What the kernel keeps of a socket's reuseport group: struct sock_reuseport of include/net/sock_reuseport.h. */
+struct membership {
+	u64 group;		/* its address, or 0 */
+	u32 has_program;
+	u32 program_id;		/* 0 for classic BPF */
+	u32 index;		/* in socks[], by which the kernel's own choice counts; or NOT_IN_SOCKS */
+	u32 size;		/* sockets in socks[] that are not closed */
+};
+
 struct listener_record {
 	u64 cookie;		/* of the listener, also in the record of a request socket */
-	u64 group;		/* address of the group's struct sock_reuseport */
+	struct membership membership;
 	u32 state;
-	u32 has_program;
-	u32 program_id;
 	u32 accept_queue;	/* connections, as all that follow */
 	u32 backlog;
 	u32 half_open;
+};
+
+struct udp_record {
+	u64 cookie;
+	struct tuple tuple;
+	struct membership membership;
+	u32 receive_queue;	/* bytes */
+	u32 send_queue;
+	u32 drops;		/* datagrams */
+	u32 unused;
 };
 
 /* A socket to end, in a map by its cookie. */
@@ -78,6 +97,7 @@ struct listen_event {
 SAME_SIZE(struct tuple, SIZEOF_TUPLE);
 SAME_SIZE(struct socket_record, SIZEOF_SOCKET_RECORD);
 SAME_SIZE(struct listener_record, SIZEOF_LISTENER_RECORD);
+SAME_SIZE(struct udp_record, SIZEOF_UDP_RECORD);
 SAME_SIZE(struct target, SIZEOF_TARGET);
 SAME_SIZE(struct outcome, SIZEOF_OUTCOME);
 SAME_SIZE(struct listen_event, SIZEOF_LISTEN_EVENT);

@@ -4,20 +4,7 @@
  * The offsets (OFF_…) come from the running kernel's BTF, because BCC does not relocate.
  */
 #include "sockets/iterator.h"
-
-static __always_inline void read_program(struct listener_record *record)
-{
-	void *program = NULL, *aux = NULL;
-
-	if (!record->group)
-		return;
-	READ(program, record->group, OFF_PROG);
-	if (!program)
-		return;
-	record->has_program = 1;
-	READ(aux, program, OFF_AUX);
-	READ(record->program_id, aux, OFF_ID);
-}
+#include "sockets/membership.h"
 
 int bpf_iter__tcp(struct bpf_iter_tcp_context *ctx)
 {
@@ -32,11 +19,10 @@ int bpf_iter__tcp(struct bpf_iter_tcp_context *ctx)
 	record.state = state;
 	if (state == BPF_TCP_LISTEN) {
 		READ(record.cookie, sk, OFF_COOKIE);
-		READ(record.group, sk, OFF_REUSEPORT_CB);
+		read_membership(&record.membership, sk);
 		READ(record.accept_queue, sk, OFF_ACCEPT_QUEUE);
 		READ(record.backlog, sk, OFF_BACKLOG);
 		READ(record.half_open, sk, OFF_HALF_OPEN);
-		read_program(&record);
 	} else if (state == BPF_TCP_NEW_SYN_RECV) {
 		void *listener = NULL;
 

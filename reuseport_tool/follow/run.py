@@ -159,7 +159,7 @@ class _Follower:
         endpoint: Endpoint,
         root: Path,
         chosen: attach.ChosenPolicy,
-        listeners: iterator.TcpListeners | None,
+        listeners: iterator.Listeners | None,
         tell: Tell,
         wakeups: _Wakeups,
     ) -> None:

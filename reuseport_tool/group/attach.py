@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpf, bpffs, iterator, program, sockets
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.program import AttachType, ProgramType
-from reuseport_tool.models import Attached, AttachReport, Endpoint, Policy, Protocol
+from reuseport_tool.models import Attached, AttachReport, Endpoint, Policy
 
 _NAME_MAX = 15  # BPF_OBJ_NAME_LEN - 1
 
@@ -77,7 +77,7 @@ def attach_group(
     chosen: ChosenPolicy,
     folder: Place,
     *,
-    listeners: iterator.TcpListeners | None,
+    listeners: iterator.Listeners | None,
     belongs: Callable[[State, int], bool] = lambda _opened, _cookie: True,
     renew: bool = True,
 ) -> tuple[State, str, list[int]]:
@@ -93,16 +93,17 @@ def attach_group(
     """
     with discover.descriptors(group.members) as fds:
         discover.require_reuseport(fds, group.endpoint)
-        attached = attached_program(group, listeners)
+        infos = {} if listeners is None else listeners.listeners()
+        attached = program_of(group.cookies, infos)
         if State.exists(folder):
             opened = State.open(folder)
             opened.settle_program(attached)
             if attached in (None, opened.policy().id):
                 with ExitStack() as on_failure:
                     on_failure.enter_context(opened)
-                    result = _reattach(opened, attached, chosen, fds)
+                    result = _reattach(opened, attached, chosen, fds, infos)
                     mine = {cookie: fd for cookie, fd in fds.items() if belongs(opened, cookie)}
-                    registered = _register(opened, mine, renew)
+                    registered = _register(opened, _in_order(mine, infos), renew)
                     on_failure.pop_all()
                 return opened, result, registered
             opened.close()
@@ -111,19 +112,44 @@ def attach_group(
                 f"{group.endpoint} has a reuseport program that is not this tool's: {_describe(attached)}",
                 hint="detach it with the tool that attached it",
             )
-        return _attach_new(chosen, fds, folder)
+        return _attach_new(chosen, _in_order(fds, infos), infos, folder)
 
 
-def attached_program(group: Found, listeners: iterator.TcpListeners | None) -> int | None:
+def attached_program(group: Found, listeners: iterator.Listeners | None) -> int | None:
     """Id of the program that runs for a group; 0 for a classic BPF filter, None for none.
 
-    Only the kernel's own structures tell, by an iterator over TCP sockets. Without it (listeners_of()) the
-    answer is what our pins say: None.
+    Only the kernel's own structures tell, by an iterator. Without it (listeners_of()) the answer is what our
+    pins say: None.
     """
-    if listeners is None or group.endpoint.protocol is Protocol.UDP:
-        return None
-    found = listeners.read().listeners
-    return next((found[cookie].program_id for cookie in group.cookies if cookie in found), None)
+    return None if listeners is None else program_of(group.cookies, listeners.listeners())
+
+
+def program_of(cookies: Collection[int], infos: Mapping[int, iterator.MemberInfo]) -> int | None:
+    """Id of the program of the group with these listeners; see attached_program()."""
+    found = [infos[cookie].program_id for cookie in cookies if cookie in infos]
+    return next((program_id for program_id in found if program_id is not None), None)
+
+
+def one_of_each(fds: dict[int, int], infos: Mapping[int, iterator.MemberInfo]) -> list[int]:
+    """A listener of each part of the group, by which a program gets to the whole part.
+
+    connect(2) takes a UDP socket that is bound to a specific address out of the hash table in which a new
+    socket looks for its group (udp_lib_hash4(), Linux 6.13), and so splits the group.
+    """
+    parts: dict[int | None, int] = {}
+    for cookie, fd in fds.items():
+        parts.setdefault(infos[cookie].group if cookie in infos else None, fd)
+    return list(parts.values())
+
+
+def _in_order(fds: dict[int, int], infos: Mapping[int, iterator.MemberInfo]) -> dict[int, int]:
+    """The listeners in the order of socks[], in which the kernel counts them; as they are where it does not tell."""
+
+    def place(cookie: int) -> int:
+        index = infos[cookie].index if cookie in infos else None
+        return len(infos) if index is None else index
+
+    return {cookie: fds[cookie] for cookie in sorted(fds, key=place)}
 
 
 def _describe(program_id: int) -> str:
@@ -136,16 +162,19 @@ def _describe(program_id: int) -> str:
         return f"id {program_id}"
 
 
-def _attach_new(chosen: ChosenPolicy, fds: dict[int, int], folder: Place) -> tuple[State, str, list[int]]:
+def _attach_new(
+    chosen: ChosenPolicy, fds: dict[int, int], infos: Mapping[int, iterator.MemberInfo], folder: Place
+) -> tuple[State, str, list[int]]:
     with ExitStack() as stack:
         maps, loaded = chosen.fresh(stack)
         opened = maps.pin(folder, loaded)
         stack.callback(state.clean, folder)
         opened.create_generation(1)
-        registered = _fill(opened, 1, fds)
+        registered = _mirror(opened, 1, fds, infos)
         opened.switch(1)
         # Commit point: from here the program decides for the group.
-        sockets.attach_program(next(iter(fds.values())), loaded)
+        for fd in one_of_each(fds, infos):
+            sockets.attach_program(fd, loaded)
         stack.pop_all()
         return opened, "attached", registered
 
@@ -255,17 +284,26 @@ def can_migrate() -> bool:
         raise bpf.translate(error, "loading a BPF program") from error
 
 
-def _reattach(opened: State, attached: int | None, chosen: ChosenPolicy, fds: dict[int, int]) -> str:
-    """Bring an existing state up to date: another policy, or a group that came anew after its pins."""
+def _reattach(
+    opened: State,
+    attached: int | None,
+    chosen: ChosenPolicy,
+    fds: dict[int, int],
+    infos: Mapping[int, iterator.MemberInfo],
+) -> str:
+    """Bring an existing state up to date: another policy, or a group, or a part of it, that came after its pins."""
+    bare = {cookie: fd for cookie, fd in fds.items() if cookie not in infos or infos[cookie].program_id is None}
     if chosen.keeps(opened.policy().policy):
-        if attached is None:
-            sockets.attach_program(next(iter(fds.values())), opened.program)
-            return "attached"
-        return "unchanged"
+        for fd in one_of_each(bare, infos):
+            sockets.attach_program(fd, opened.program)
+        return "attached" if bare else "unchanged"
     with chosen.load(opened.link()) as replacement:
         if attached is not None and replacement.info().tag == opened.program.info().tag:
             return "unchanged"
-        opened.replace_program(replacement, next(iter(fds.values())))
+        first, *others = one_of_each(fds, infos)
+        opened.replace_program(replacement, first)
+        for fd in others:
+            sockets.attach_program(fd, opened.program)
     return "replaced" if attached is not None else "attached"
 
 
@@ -282,6 +320,21 @@ def _register(opened: State, fds: dict[int, int], renew: bool) -> list[int]:
         opened.switch(number)
         return registered
     return _fill(opened, opened.working, new)
+
+
+def _mirror(opened: State, generation: int, fds: dict[int, int], infos: Mapping[int, iterator.MemberInfo]) -> list[int]:
+    """Fill an empty generation so that slot i is socks[i], and no flow of the policy `hash` moves.
+
+    Connected UDP sockets stay in socks[] and fit into no slot: theirs are empty, and the next one gets
+    their share, as in the kernel's own choice.
+    """
+    places = [infos[cookie].index if cookie in infos else None for cookie in fds]
+    if len({infos[cookie].group for cookie in fds if cookie in infos}) != 1 or None in places:
+        return _fill(opened, generation, fds)
+    for (_, fd), place in zip(fds.items(), places, strict=True):
+        opened.add(generation, fd, place)
+    opened.widen(generation, max(infos[cookie].group_size for cookie in fds))
+    return list(fds)
 
 
 def _fill(opened: State, generation: int, fds: dict[int, int]) -> list[int]:

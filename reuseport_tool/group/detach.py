@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from reuseport_tool.errors import Conflict, NotFound
+from reuseport_tool.errors import Conflict, MissingCapability, NotFound
 from reuseport_tool.group import discover, journals, state
-from reuseport_tool.group.attach import attached_program
+from reuseport_tool.group.attach import program_of
+from reuseport_tool.group.discover import Found
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpffs, iterator, sockets
 from reuseport_tool.kernel.folders import Place
@@ -51,20 +52,37 @@ def detach_all(root: Path | None, wait_s: float = 0.0) -> DetachReport:
     return DetachReport(detached=tuple(done))
 
 
-def _detach_group(group: Endpoint, folder: Place, load: Callable[[], iterator.TcpListeners | None]) -> str:
+def _detach_group(group: Endpoint, folder: Place, load: Callable[[], iterator.Listeners | None]) -> str:
     found = discover.now(group)
     result = "cleaned"
     if found.members and State.exists(folder):
-        attached = attached_program(found, load())
+        infos = _infos(load)
+        attached = program_of(found.cookies, infos)
         with State.open(folder) as opened:
             opened.settle_program(attached)
             ours = opened.policy().id
         if attached is not None and attached != ours:
             raise Conflict(f"{group} has a reuseport program that is not this tool's")
-        if attached is not None:
-            with discover.descriptors(found.members[:1]) as fds:
-                sockets.detach_program(next(iter(fds.values())))
-            result = "detached"
+        if attached is not None or not infos.keys() >= set(found.cookies):
+            result = "detached" if _take_off(found) else result
     state.clean(folder)
     journals.forget(folder)
     return result
+
+
+def _infos(load: Callable[[], iterator.Listeners | None]) -> Mapping[int, iterator.MemberInfo]:
+    """What the iterator tells; nothing where there is none or it is not permitted: to detach needs no capability."""
+    with contextlib.suppress(MissingCapability):
+        listeners = load()
+        return {} if listeners is None else listeners.listeners()
+    return {}
+
+
+def _take_off(group: Found) -> bool:
+    """Detach whatever runs, from every part of a group that has split. Returns whether there was a program."""
+    found = False
+    for member in group.members:
+        with contextlib.suppress(NotFound), discover.descriptors([member]) as fds:
+            sockets.detach_program(fds[member.cookie])
+            found = True
+    return found

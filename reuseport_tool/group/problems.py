@@ -14,7 +14,7 @@ def of_group(group: Group) -> tuple[Problem, ...]:
     """Every problem of a group, the gravest first."""
     return tuple(
         Problem(kind=kind, detail=detail)
-        for look in (_stale, _killed, _foreign, _unregistered, _imbalance)
+        for look in (_stale, _killed, _foreign, _unregistered, _split, _imbalance)
         for kind, detail in look(group)
     )
 
@@ -45,6 +45,16 @@ def _unregistered(group: Group) -> Iterator[tuple[ProblemKind, str]]:
         yield (
             ProblemKind.FOREIGN,
             f"{len(found)} of {len(group.listeners)} listeners get nothing, because nobody registered them: {cookies}",
+        )
+
+
+def _split(group: Group) -> Iterator[tuple[ProblemKind, str]]:
+    """udp_lib_hash4() (Linux 6.13) hides a connected socket from a new one that looks for its group."""
+    if group.parts is not None and group.parts > 1:
+        yield (
+            ProblemKind.SPLIT,
+            f"the kernel keeps these sockets in {group.parts} groups, because one that is bound to a specific address "
+            "called connect(); a datagram never leaves the group that it reaches",
         )
 
 

@@ -352,6 +352,11 @@ class State(Closing):
                 self._maps["members"].update_u32(generation % GENERATIONS, slot + 1)
             return slot
 
+    def widen(self, generation: int, members: int) -> None:
+        """Have the program look at `members` slots at least, also at empty ones behind the last listener."""
+        if members > self.members(generation):
+            self._maps["members"].update_u32(generation % GENERATIONS, members)
+
     def remove(self, generation: int, slot: int) -> None:
         """Take the listener of a slot out. Raises NotFound when the slot is empty."""
         with self.sockarray(generation) as array:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from reuseport_tool.errors import MissingCapability, NotFound, Unsupported
+from reuseport_tool.errors import MissingCapability, NotFound
 from reuseport_tool.group import discover, journals, problems, state
 from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpf, bpffs, netns, processes
 from reuseport_tool.kernel.diag import BoundSocket
 from reuseport_tool.kernel.folders import Foreign
-from reuseport_tool.kernel.iterator import ListenerInfo, TcpListeners
+from reuseport_tool.kernel.iterator import ListenerInfo, Listeners, MemberInfo, UdpInfo, listeners_of
 from reuseport_tool.models import Canary, Counters, Endpoint, Group, Listener, Program, Protocol, Status, Transaction
 
 
@@ -29,7 +30,7 @@ class _Pinned:
 
 
 class Observer:
-    """Reads the status again and again with one iterator. A context manager.
+    """Reads the status again and again with one iterator a protocol. A context manager.
 
     Where the kernel does not let it iterate (no BTF, no CAP_PERFMON), half-open counts and foreign
     programs stay unknown.
@@ -38,36 +39,44 @@ class Observer:
     def __init__(self, endpoint: Endpoint | None, root: Path | None) -> None:
         self._endpoint = endpoint
         self._root = root
-        self._listeners: TcpListeners | None = None
+        self._loaded = contextlib.ExitStack()
+        self._listeners: dict[Protocol, Listeners | None] = {}
 
     def __enter__(self) -> Observer:
-        with contextlib.suppress(Unsupported, MissingCapability):
-            self._listeners = TcpListeners()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._listeners is not None:
-            self._listeners.close()
+        self._loaded.close()
 
     def read(self) -> Status:
         """Raises NotFound when an endpoint was given and nothing listens or is pinned there."""
         endpoints = self._discovered()
         # The dump above gave every listener its cookie, by which the iterator's records are found.
-        infos = self._listeners.read().listeners if self._listeners else {}
+        infos: dict[int, MemberInfo] = {}
+        for protocol in sorted({endpoint.protocol for endpoint in endpoints}):
+            infos |= self._infos(protocol)
         groups = []
         for found in discover.with_holders(endpoints):
             group = self._group(found, infos, self._pins(found.endpoint))
-            if self._endpoint or group.program or group.stale or group.reload or group.reuseport is not False:
+            if self._endpoint or group.program or group.stale or group.reload or _may_be_group(found, group):
                 groups.append(group)
         if not groups and self._endpoint is not None:
             discover.groups(self._endpoint)
         return Status(groups=tuple(groups))
 
+    def _infos(self, protocol: Protocol) -> Mapping[int, MemberInfo]:
+        if protocol not in self._listeners:
+            self._listeners[protocol] = None
+            with contextlib.suppress(MissingCapability):
+                self._listeners[protocol] = self._loaded.enter_context(listeners_of(protocol))
+        listeners = self._listeners[protocol]
+        return {} if listeners is None else listeners.listeners()
+
     def _discovered(self) -> dict[Endpoint, list[BoundSocket]]:
         if self._endpoint is not None:
             found = discover.sockets_of(self._endpoint)
         else:
-            found = discover.all_groups(Protocol.TCP)
+            found = {**discover.all_groups(Protocol.TCP), **discover.all_groups(Protocol.UDP)}
         for protocol in [self._endpoint.protocol] if self._endpoint else list(Protocol):
             for pinned in self._pinned(self._endpoint or Endpoint(protocol=protocol, address=None, port=0)):
                 found.setdefault(pinned, discover.sockets_in(pinned))
@@ -115,9 +124,10 @@ class Observer:
             running=journals.is_running(folder), step=record.step, pid=record.pid, begun_at=record.begun_at
         )
 
-    def _group(self, found: Found, infos: dict[int, ListenerInfo], pins: _Pinned | None) -> Group:
-        running = [infos[cookie].program_id for cookie in found.cookies if cookie in infos]
-        attached = running[0] if running else None
+    def _group(self, found: Found, infos: Mapping[int, MemberInfo], pins: _Pinned | None) -> Group:
+        known = [infos[cookie] for cookie in found.cookies if cookie in infos]
+        running = [info.program_id for info in known]
+        attached = next((program_id for program_id in running if program_id is not None), None)
         ours = pins is not None and (attached == pins.program.id or (not running and bool(found.members)))
         group = Group(
             endpoint=str(found.endpoint),
@@ -133,6 +143,7 @@ class Observer:
             reload=self._transaction(found.endpoint),
             reuseport=_has_reuseport(found, infos),
             mptcp=any(member.socket.mptcp for member in found.members),
+            parts=len({info.group for info in known if info.group}) or None,
         )
         return replace(group, problems=problems.of_group(group))
 
@@ -144,10 +155,17 @@ def _canary(opened: State) -> Canary | None:
     return Canary(generation=found[0], percent=found[1] / state.SHARES * 100)
 
 
-def _has_reuseport(found: Found, infos: dict[int, ListenerInfo]) -> bool | None:
+def _has_reuseport(found: Found, infos: Mapping[int, MemberInfo]) -> bool | None:
     """Whether the sockets have SO_REUSEPORT; None where the kernel does not tell."""
     known = [infos[cookie] for cookie in found.cookies if cookie in infos]
     return any(info.group for info in known) if known else None
+
+
+def _may_be_group(found: Found, group: Group) -> bool:
+    """Where the kernel does not tell, a single UDP socket is taken for a client."""
+    if group.reuseport is None:
+        return found.endpoint.protocol is Protocol.TCP or len(found.members) > 1
+    return group.reuseport
 
 
 def _foreign(program_id: int | None) -> Program | None:
@@ -159,7 +177,7 @@ def _foreign(program_id: int | None) -> Program | None:
     return Program(id=program_id, name=name, policy=None)
 
 
-def _listener(member: Member, info: ListenerInfo | None, pins: _Pinned | None) -> Listener:
+def _listener(member: Member, info: MemberInfo | None, pins: _Pinned | None) -> Listener:
     owner = member.owner()
     generation, slot = pins.places.get(member.cookie, (None, None)) if pins else (None, None)
     return Listener(
@@ -171,8 +189,10 @@ def _listener(member: Member, info: ListenerInfo | None, pins: _Pinned | None) -
         slot=slot,
         accept_queue=member.socket.accept_queue,
         backlog=member.socket.backlog,
-        half_open=info.half_open if info else None,
+        half_open=info.half_open if isinstance(info, ListenerInfo) else None,
         flag=_flag(pins, generation),
+        receive_queue=info.receive_queue if isinstance(info, UdpInfo) else None,
+        drops=info.drops if isinstance(info, UdpInfo) else None,
     )
 
 

@@ -27,12 +27,14 @@ class TcpState(enum.IntEnum):
     NEW_SYN_RECV = 12
 
 
-NO_IDLE = 0xFFFFFFFF
+NO_IDLE = NOT_IN_SOCKS = 0xFFFFFFFF
 
 _TUPLE = "16s16sHHHHII"
 TUPLE = struct.Struct(f"={_TUPLE}")
 SOCKET_RECORD = struct.Struct(f"=QQQ{_TUPLE}IIII")
-LISTENER_RECORD = struct.Struct("=QQIIIIII")
+_MEMBERSHIP = "QIIII"
+LISTENER_RECORD = struct.Struct(f"=Q{_MEMBERSHIP}IIII")
+UDP_RECORD = struct.Struct(f"=Q{_TUPLE}{_MEMBERSHIP}IIII")
 TARGET = struct.Struct(f"={_TUPLE}II")
 OUTCOME = struct.Struct("=QiI")
 LISTEN_EVENT = struct.Struct("=QQ16sIIIHHII")
@@ -41,6 +43,7 @@ SIZES = {
     "SIZEOF_TUPLE": TUPLE.size,
     "SIZEOF_SOCKET_RECORD": SOCKET_RECORD.size,
     "SIZEOF_LISTENER_RECORD": LISTENER_RECORD.size,
+    "SIZEOF_UDP_RECORD": UDP_RECORD.size,
     "SIZEOF_TARGET": TARGET.size,
     "SIZEOF_OUTCOME": OUTCOME.size,
     "SIZEOF_LISTEN_EVENT": LISTEN_EVENT.size,
@@ -88,13 +91,38 @@ class ListenEventRecord(NamedTuple):
 
 
 class ListenerRecord(NamedTuple):
-    """struct listener_record."""
+    """struct listener_record with its membership in line, whose `index` is `place` here."""
 
     cookie: int
     group: int
-    state: int
     has_program: int
     program_id: int
+    place: int
+    size: int
+    state: int
     accept_queue: int
     backlog: int
     half_open: int
+
+
+class UdpRecord(NamedTuple):
+    """struct udp_record with its tuple and its membership in line, whose `index` is `place` here."""
+
+    cookie: int
+    local: bytes
+    remote: bytes
+    local_port: int
+    remote_port: int
+    family: int
+    state: int
+    device: int
+    unused_tuple: int
+    group: int
+    has_program: int
+    program_id: int
+    place: int
+    size: int
+    receive_queue: int
+    send_queue: int
+    drops: int
+    unused: int

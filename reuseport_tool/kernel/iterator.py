@@ -1,50 +1,93 @@
-"""A BPF iterator over TCP sockets: what sock_diag does not tell of a listener."""
+"""BPF iterators over the sockets of reuseport groups: what sock_diag does not tell of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from reuseport_tool.closing import Closing
-from reuseport_tool.errors import Unsupported
-from reuseport_tool.kernel import btf
-from reuseport_tool.kernel.abi import LISTENER_RECORD, ListenerRecord, TcpState
+from reuseport_tool.errors import ProgramRejected, Unsupported
+from reuseport_tool.kernel import btf, diag
+from reuseport_tool.kernel.abi import LISTENER_RECORD, NOT_IN_SOCKS, UDP_RECORD, ListenerRecord, TcpState, UdpRecord
 from reuseport_tool.kernel.bpf_iterator import BpfIterator
 from reuseport_tool.kernel.program import Source, bpf_dir
+from reuseport_tool.kernel.socket_iterator import tuple_offsets
 from reuseport_tool.models import Protocol
 
-_OFFSETS = {
+_MEMBERSHIP_OFFSETS = {
+    "OFF_REUSEPORT_CB": ("sock", "sk_reuseport_cb"),
+    "OFF_PROG": ("sock_reuseport", "prog"),
+    "OFF_NUM_SOCKS": ("sock_reuseport", "num_socks"),
+    "OFF_SOCKS": ("sock_reuseport", "socks"),
+    "OFF_AUX": ("bpf_prog", "aux"),
+    "OFF_ID": ("bpf_prog_aux", "id"),
+}
+_TCP_OFFSETS = {
     "OFF_STATE": ("sock_common", "skc_state"),
     "OFF_COOKIE": ("sock_common", "skc_cookie"),
     "OFF_LISTENER": ("sock_common", "skc_listener"),
-    "OFF_REUSEPORT_CB": ("sock", "sk_reuseport_cb"),
-    "OFF_PROG": ("sock_reuseport", "prog"),
-    "OFF_AUX": ("bpf_prog", "aux"),
-    "OFF_ID": ("bpf_prog_aux", "id"),
     "OFF_ACCEPT_QUEUE": ("sock", "sk_ack_backlog"),
     "OFF_BACKLOG": ("sock", "sk_max_ack_backlog"),
     "OFF_HALF_OPEN": ("inet_connection_sock", "icsk_accept_queue.qlen"),
 }
+_UDP_OFFSETS = {
+    "OFF_RMEM_ALLOC": ("sock", "sk_backlog.rmem_alloc"),
+    "OFF_WMEM_ALLOC": ("sock", "sk_wmem_alloc"),
+    "OFF_FORWARD_DEFICIT": ("udp_sock", "forward_deficit"),
+    "OFF_DROPS": ("sock", "sk_drops"),
+}
+_DROP_COUNTERS = {
+    "OFF_DROP_COUNTERS": ("sock", "sk_drop_counters"),
+    "OFF_DROPS0": ("numa_drop_counters", "drops0"),
+    "OFF_DROPS1": ("numa_drop_counters", "drops1"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ListenerInfo:
-    """What the kernel keeps of a listener.
+class MemberInfo:
+    """What the kernel keeps of a socket's membership in a reuseport group.
 
     Attributes:
         cookie: 0 when nobody has asked for it yet (a sock_diag dump asks for all).
         group: the address of the group's struct sock_reuseport, 0 for a socket without SO_REUSEPORT.
         program_id: of the group's program; 0 for a classic BPF filter, None without a program.
-        accept_queue, half_open: connections.
+        index: in the group's socks[], by which the kernel's own choice counts; None when unknown.
+        group_size: sockets in socks[] that are not closed.
     """
 
     cookie: int
     group: int
     program_id: int | None
+    index: int | None
+    group_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListenerInfo(MemberInfo):
+    """A TCP listener. `accept_queue`, `backlog` and `half_open` are connections."""
+
     accept_queue: int
     backlog: int
     half_open: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class UdpInfo(MemberInfo):
+    """A bound UDP socket. Queues in bytes; `drops` are the datagrams that this socket lost (sk_drops).
+
+    `local`, `remote` are addresses in network order: 4 bytes, or 16 for IPv6.
+    """
+
+    is_connected: bool
+    local: bytes
+    local_port: int
+    remote: bytes
+    remote_port: int
+    receive_queue: int
+    send_queue: int
+    drops: int
 
 
 @dataclass(frozen=True)
@@ -56,23 +99,20 @@ class Snapshot:
     requests: dict[int, int]
 
 
-@contextmanager
-def listeners_of(protocol: Protocol) -> Iterator[TcpListeners | None]:
-    """The loaded iterator; None where the kernel has none, which is so for UDP.
-
-    Raises MissingCapability.
-    """
-    with ExitStack() as stack:
-        listeners = None
-        if protocol is Protocol.TCP:
-            with suppress(Unsupported):
-                listeners = stack.enter_context(TcpListeners())
-        yield listeners
-
-
 def source() -> Source:
     """The program of TcpListeners."""
-    return Source(path=bpf_dir() / "sockets" / "tcp_listeners.c", defines=btf.offsets(_OFFSETS))
+    offsets = btf.offsets({**_TCP_OFFSETS, **_MEMBERSHIP_OFFSETS})
+    return Source(path=bpf_dir() / "sockets" / "tcp_listeners.c", defines=offsets)
+
+
+def udp_source(*, asks: bool = True) -> Source:
+    """The program of UdpListeners; one that asks for cookies needs Linux 5.12."""
+    offsets = {**tuple_offsets(), **btf.offsets({**_UDP_OFFSETS, **_MEMBERSHIP_OFFSETS})}
+    with suppress(Unsupported):
+        offsets |= btf.offsets(_DROP_COUNTERS)
+    if not asks:
+        offsets["OFF_COOKIE"] = btf.offset("sock_common", "skc_cookie")
+    return Source(path=bpf_dir() / "sockets" / "udp_members.c", defines=offsets)
 
 
 class TcpListeners(Closing):
@@ -90,19 +130,117 @@ class TcpListeners(Closing):
         """Unload it."""
         self._iterator.close()
 
+    def listeners(self) -> Mapping[int, MemberInfo]:
+        """The listeners by cookie."""
+        return self.read().listeners
+
     def read(self) -> Snapshot:
+        """The listeners, and how many request sockets each has."""
         listeners: dict[int, ListenerInfo] = {}
         requests: dict[int, int] = {}
         for record in map(ListenerRecord._make, LISTENER_RECORD.iter_unpack(self._iterator.read())):
             if record.state == TcpState.LISTEN:
-                listeners[record.cookie] = ListenerInfo(
-                    cookie=record.cookie,
-                    group=record.group,
-                    program_id=record.program_id if record.has_program else None,
-                    accept_queue=record.accept_queue,
-                    backlog=record.backlog,
-                    half_open=record.half_open,
-                )
+                listeners[record.cookie] = _tcp_info(record)
             elif record.state == TcpState.NEW_SYN_RECV:
                 requests[record.cookie] = requests.get(record.cookie, 0) + 1
         return Snapshot(listeners, requests)
+
+
+class UdpListeners(Closing):
+    """As TcpListeners, of the bound UDP sockets, connected ones too.
+
+    Every socket has its cookie: the program asks for it, or, where it cannot (before Linux 5.12), a dump by
+    sock_diag before each walk does. A walk may miss sockets or see them twice before Linux 6.16
+    (socket_iterator.exactly_once()).
+    """
+
+    def __init__(self) -> None:
+        self._asks = True
+        try:
+            self._iterator = BpfIterator(Protocol.UDP, udp_source())
+        except ProgramRejected:
+            self._asks = False
+            self._iterator = BpfIterator(Protocol.UDP, udp_source(asks=False))
+
+    def close(self) -> None:
+        """Unload it."""
+        self._iterator.close()
+
+    def listeners(self) -> Mapping[int, MemberInfo]:
+        """The sockets by cookie."""
+        return self.read()
+
+    def read(self) -> dict[int, UdpInfo]:
+        """The bound sockets by cookie."""
+        if not self._asks:
+            diag.give_cookies(Protocol.UDP)
+        records = map(UdpRecord._make, UDP_RECORD.iter_unpack(self._iterator.read()))
+        return {record.cookie: _udp_info(record) for record in records}
+
+
+Listeners = TcpListeners | UdpListeners
+
+
+@contextmanager
+def tcp_listeners() -> Iterator[TcpListeners | None]:
+    """The loaded iterator; None where the kernel has none. Raises MissingCapability."""
+    with ExitStack() as stack:
+        listeners: TcpListeners | None = None
+        with suppress(Unsupported):
+            listeners = stack.enter_context(TcpListeners())
+        yield listeners
+
+
+@contextmanager
+def udp_listeners() -> Iterator[UdpListeners | None]:
+    """As tcp_listeners()."""
+    with ExitStack() as stack:
+        listeners: UdpListeners | None = None
+        with suppress(Unsupported):
+            listeners = stack.enter_context(UdpListeners())
+        yield listeners
+
+
+def listeners_of(protocol: Protocol) -> AbstractContextManager[Listeners | None]:
+    """As tcp_listeners()."""
+    return tcp_listeners() if protocol is Protocol.TCP else udp_listeners()
+
+
+def _program_id(record: ListenerRecord | UdpRecord) -> int | None:
+    return record.program_id if record.has_program else None
+
+
+def _index(record: ListenerRecord | UdpRecord) -> int | None:
+    return None if record.place == NOT_IN_SOCKS else record.place
+
+
+def _tcp_info(record: ListenerRecord) -> ListenerInfo:
+    return ListenerInfo(
+        cookie=record.cookie,
+        group=record.group,
+        program_id=_program_id(record),
+        index=_index(record),
+        group_size=record.size,
+        accept_queue=record.accept_queue,
+        backlog=record.backlog,
+        half_open=record.half_open,
+    )
+
+
+def _udp_info(record: UdpRecord) -> UdpInfo:
+    size = 16 if record.family == socket.AF_INET6 else 4
+    return UdpInfo(
+        cookie=record.cookie,
+        group=record.group,
+        program_id=_program_id(record),
+        index=_index(record),
+        group_size=record.size,
+        is_connected=record.state == TcpState.ESTABLISHED,
+        local=record.local[:size],
+        local_port=record.local_port,
+        remote=record.remote[:size],
+        remote_port=socket.ntohs(record.remote_port),
+        receive_queue=record.receive_queue,
+        send_queue=record.send_queue,
+        drops=record.drops,
+    )

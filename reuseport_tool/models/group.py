@@ -52,6 +52,10 @@ class Listener:
     flag: str
     """`working`, `canary`, `old` (any other generation), `foreign` (not registered, so it gets nothing), or `-`
     (no program of this tool is attached)."""
+    receive_queue: int | None = None
+    """Bytes that a UDP socket has not read yet; null for TCP, and where the kernel does not tell."""
+    drops: int | None = None
+    """Datagrams that a UDP socket dropped since it was opened; null as `receive_queue`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +115,7 @@ class ProblemKind(enum.StrEnum):
     STALE = "stale"
     FOREIGN = "foreign"
     IMBALANCE = "imbalance"
+    SPLIT = "split"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +123,9 @@ class Problem:
     """What an operator should look at."""
 
     kind: str
-    """`stale` (pins or a killed reload are left), `foreign` (a program or listeners that this tool does not know), or
-    `imbalance` (connections wait at one listener while the others are idle)."""
+    """`stale` (pins or a killed reload are left), `foreign` (a program or listeners that this tool does not know),
+    `imbalance` (connections wait at one listener while the others are idle), or `split` (the kernel keeps the UDP
+    sockets of this endpoint in more than one group)."""
     detail: str
     """One sentence."""
 
@@ -146,6 +152,9 @@ class Group:
     """The canary generation, or null."""
     reload: Transaction | None = None
     """The reload that has begun and not ended, or null."""
+    parts: int | None = None
+    """How many reuseport groups the kernel keeps for the endpoint; more than 1 when a UDP group has split; null where
+    the kernel does not tell."""
     problems: tuple[Problem, ...] = ()
     """What `status --check` exits with 1 for."""
     reuseport: bool | None = None

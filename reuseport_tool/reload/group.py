@@ -12,7 +12,7 @@ from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import processes, sockets
 from reuseport_tool.kernel.folders import Place
-from reuseport_tool.kernel.iterator import TcpListeners
+from reuseport_tool.kernel.iterator import Listeners
 from reuseport_tool.models import Counters, Endpoint
 from reuseport_tool.reload import preflight
 from reuseport_tool.reload.journal import GroupRecord
@@ -76,7 +76,7 @@ class Group:
         if self.state is not None:
             self.state.close()
 
-    def attach(self, chosen: attach.ChosenPolicy, listeners: TcpListeners | None) -> None:
+    def attach(self, chosen: attach.ChosenPolicy, listeners: Listeners | None) -> None:
         """Attach our program, if it is not yet: from here connections that wait already are safe."""
         self.close()
         if self.old.members:
@@ -197,7 +197,7 @@ class Group:
         if self.is_switched and self.old_generation is not None:
             self.state.switch(self.old_generation)
 
-    def forget_new_generation(self, listeners: TcpListeners | None) -> None:
+    def forget_new_generation(self, listeners: Listeners | None) -> None:
         """Remove what this reload made, after the new side's listeners have closed."""
         if self.state is not None:
             if self.new_generation is not None:
@@ -207,7 +207,7 @@ class Group:
         if not self.attached_before:
             self._detach(listeners)
 
-    def _detach(self, listeners: TcpListeners | None) -> None:
+    def _detach(self, listeners: Listeners | None) -> None:
         if State.exists(self.folder):
             with State.open(self.folder) as opened:
                 ours = opened.policy().id

@@ -202,7 +202,7 @@ class _Run:
         self.old_copies: dict[Endpoint, dict[int, int]] = {}
         self.url = steering.url(plan.health_url, [group.endpoint for group in groups]) if plan.health_url else None
         self.loaded = ExitStack()
-        self.listeners = self.loaded.enter_context(iterator.listeners_of(groups[0].endpoint.protocol))
+        self.listeners = self.loaded.enter_context(iterator.tcp_listeners())
         self.chosen = self.loaded.enter_context(attach.ChosenPolicy(plan.policy, None))
 
     def begin(self) -> None:

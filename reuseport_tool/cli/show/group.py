@@ -28,10 +28,10 @@ def _group(group: models.Group, console: Console) -> None:
         say(console, Text(f"  {problem.kind}: {problem.detail}", style="bold yellow"))
     if group.reload and group.reload.running:
         say(console, _transaction(group.reload))
-    numbers = ("cookie", "pid", "uid", "gen", "slot", "queue", "backlog", "half-open")
-    made = make_table(
-        "cookie", "pid", "command", "uid", "gen", "slot", "queue", "backlog", "half-open", "flag", right=numbers
-    )
+    is_udp = group.endpoint.startswith("udp:")
+    queues = ("queue bytes", "drops") if is_udp else ("queue", "backlog", "half-open")
+    numbers = ("cookie", "pid", "uid", "gen", "slot", *queues)
+    made = make_table("cookie", "pid", "command", "uid", "gen", "slot", *queues, "flag", right=numbers)
     for entry in group.listeners:
         row(
             made,
@@ -41,9 +41,7 @@ def _group(group: models.Group, console: Console) -> None:
             entry.uid,
             entry.generation,
             entry.slot,
-            entry.accept_queue,
-            entry.backlog,
-            entry.half_open,
+            *((entry.receive_queue, entry.drops) if is_udp else (entry.accept_queue, entry.backlog, entry.half_open)),
             entry.flag,
             style={"foreign": "yellow", "old": "dim", "canary": "cyan"}.get(entry.flag, ""),
         )

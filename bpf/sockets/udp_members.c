@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * An iterator over UDP sockets that writes one record for each that is bound: where it is bound, its reuseport group,
+ * its queues and its drops.
+ */
+#include "sockets/sockets.h"
+#include "sockets/membership.h"
+
+/* sk_drops_read() of include/net/sock.h: since Linux 6.18 UDP counts in two places, one for each half of the NUMA nodes. */
+static __always_inline u32 read_drops(void *sk)
+{
+	u32 drops = 0;
+#ifdef OFF_DROP_COUNTERS
+	void *counters = NULL;
+	u32 other = 0;
+
+	READ(counters, sk, OFF_DROP_COUNTERS);
+	if (counters) {
+		READ(drops, counters, OFF_DROPS0);
+		READ(other, counters, OFF_DROPS1);
+		return drops + other;
+	}
+#endif
+	READ(drops, sk, OFF_DROPS);
+	return drops;
+}
+
+/* As udp_diag_get_info() of net/ipv4/udp_diag.c has them. */
+static __always_inline void read_queues(struct udp_record *record, void *sk)
+{
+	u32 received = 0, deficit = 0, sending = 0;
+
+	READ(received, sk, OFF_RMEM_ALLOC);
+	READ(deficit, sk, OFF_FORWARD_DEFICIT);
+	READ(sending, sk, OFF_WMEM_ALLOC);
+	record->receive_queue = received - deficit;
+	record->send_queue = sending ? sending - 1 : 0;
+}
+
+int bpf_iter__udp(struct bpf_iter_udp_context *ctx)
+{
+	struct bpf_iter_meta *meta = ctx->meta;
+	void *sk = ctx->udp_sk;
+	struct udp_record record = {};
+
+	if (!sk)
+		return 0;
+	record.cookie = socket_cookie(sk);
+	read_tuple(&record.tuple, sk);
+	read_membership(&record.membership, sk);
+	read_queues(&record, sk);
+	record.drops = read_drops(sk);
+	bpf_seq_write(meta->seq, &record, sizeof(record));
+	return 0;
+}
