@@ -93,6 +93,14 @@ struct listen_event {
 	u32 reuseport;
 };
 
+/* What a reset ended; bpf/proof/tcp_resets.c tells how it is known. */
+enum reset_kind {
+	RESET_NEVER_ACCEPTED,
+	RESET_ACCEPTED,
+	RESET_HANDSHAKE,
+	RESET_REFUSED,
+};
+
 #define SAME_SIZE(record, size) _Static_assert(sizeof(record) == (size), #record " is another one in kernel/abi.py")
 SAME_SIZE(struct tuple, SIZEOF_TUPLE);
 SAME_SIZE(struct socket_record, SIZEOF_SOCKET_RECORD);

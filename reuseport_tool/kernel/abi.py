@@ -27,6 +27,15 @@ class TcpState(enum.IntEnum):
     NEW_SYN_RECV = 12
 
 
+class ResetKind(enum.IntEnum):
+    """enum reset_kind: what a reset ended."""
+
+    NEVER_ACCEPTED = 0
+    ACCEPTED = 1
+    HANDSHAKE = 2
+    REFUSED = 3
+
+
 NO_IDLE = NOT_IN_SOCKS = 0xFFFFFFFF
 
 _TUPLE = "16s16sHHHHII"

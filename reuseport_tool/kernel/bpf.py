@@ -28,6 +28,7 @@ class Command(enum.IntEnum):
     MAP_LOOKUP_ELEM = 1
     MAP_UPDATE_ELEM = 2
     MAP_DELETE_ELEM = 3
+    MAP_GET_NEXT_KEY = 4
     OBJ_PIN = 6
     OBJ_GET = 7
     PROG_GET_FD_BY_ID = 13
@@ -43,6 +44,7 @@ class MapType(enum.IntEnum):
     HASH = 1
     ARRAY = 2
     PERCPU_ARRAY = 6
+    LRU_HASH = 9
     ARRAY_OF_MAPS = 12
     REUSEPORT_SOCKARRAY = 20
     SK_STORAGE = 24
@@ -279,6 +281,23 @@ class Map(Handle):
 
     def delete(self, key: int) -> None:
         self._element(Command.MAP_DELETE_ELEM, key, None)
+
+    def keys(self) -> list[int]:
+        """The keys of a hash; one that comes meanwhile may be missing."""
+        found: list[int] = []
+        following = ctypes.create_string_buffer(self.key_size)
+        while True:
+            key = ctypes.create_string_buffer(found[-1].to_bytes(self.key_size, sys.byteorder)) if found else None
+            attr = _Element(
+                map_fd=self.fd,
+                key=ctypes.addressof(key) if key is not None else 0,
+                value=ctypes.addressof(following),
+            )
+            try:
+                libc.bpf(Command.MAP_GET_NEXT_KEY, attr, "next key")
+            except FileNotFoundError:
+                return found
+            found.append(int.from_bytes(following.raw, sys.byteorder))
 
     def lookup_u32(self, key: int) -> int:
         with translated("reading a map"):

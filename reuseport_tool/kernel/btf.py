@@ -11,13 +11,17 @@ from reuseport_tool.errors import Unsupported
 from reuseport_tool.kernel import libbpf
 from reuseport_tool.kernel.btf_cache import remembered
 
-_KIND_STRUCT, _KIND_UNION, _KIND_FUNC = 4, 5, 12
+_KIND_PTR, _KIND_STRUCT, _KIND_UNION, _KIND_TYPEDEF, _KIND_CONST, _KIND_FUNC = 2, 4, 5, 8, 10, 12
 
 
 class _Type(ctypes.Structure):
     """struct btf_type; `info` is kind_flag:1, kind:5 (at bit 24), vlen:16."""
 
     _fields_ = [("name_off", ctypes.c_uint32), ("info", ctypes.c_uint32), ("size_or_type", ctypes.c_uint32)]
+
+
+class _Parameter(ctypes.Structure):
+    _fields_ = [("name_off", ctypes.c_uint32), ("type", ctypes.c_uint32)]
 
 
 class _Member(ctypes.Structure):
@@ -148,6 +152,39 @@ def _constants(address: int) -> Iterator[tuple[int, int]]:
         value = constant.low | getattr(constant, "high", 0) << 32
         bits = 8 * (ctypes.sizeof(kind) - 4)
         yield constant.name_off, value - (1 << bits) if signed and value >> (bits - 1) else value
+
+
+@remembered
+def has_tracepoint(name: str, *arguments: str) -> bool:
+    """Whether the running kernel has a tracepoint whose arguments begin with pointers to these structs.
+
+    Raw tracepoints pass them as they stand in TP_PROTO(); BTF has them as the typedef btf_trace_<name> of a function
+    whose first argument is not the tracepoint's. Raises Unsupported without BTF.
+    """
+    lib, btf = libbpf.library(), _vmlinux()
+    type_id = lib.btf__find_by_name_kind(btf, f"btf_trace_{name}".encode(), _KIND_TYPEDEF)
+    if type_id < 0:
+        return False
+    address = lib.btf__type_by_id(btf, _pointed_at(type_id))
+    count = _Type.from_address(address).info & 0xFFFF
+    parameters = (_Parameter * count).from_address(address + ctypes.sizeof(_Type))
+    return [_struct_behind(parameter.type) for parameter in parameters[1 : len(arguments) + 1]] == list(arguments)
+
+
+def _pointed_at(type_id: int) -> int:
+    """The type behind pointers, typedefs and const."""
+    lib, btf = libbpf.library(), _vmlinux()
+    while True:
+        kind = _Type.from_address(lib.btf__type_by_id(btf, type_id))
+        if kind.info >> 24 & 0x1F not in (_KIND_PTR, _KIND_TYPEDEF, _KIND_CONST):
+            return type_id
+        type_id = kind.size_or_type
+
+
+def _struct_behind(type_id: int) -> str:
+    lib, btf = libbpf.library(), _vmlinux()
+    kind = _Type.from_address(lib.btf__type_by_id(btf, _pointed_at(type_id)))
+    return str(lib.btf__name_by_offset(btf, kind.name_off).decode())
 
 
 @remembered

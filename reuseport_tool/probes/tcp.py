@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 
 from reuseport_tool.errors import Unsupported
-from reuseport_tool.kernel import btf, iterator, loopback, netns, sockets, sysctl
+from reuseport_tool.kernel import btf, iterator, loopback, netns, resets, sockets, sysctl
+from reuseport_tool.kernel.abi import ResetKind
 from reuseport_tool.probes.engine import Probe
 
 _PORT = 8080  # of a namespace where nothing else is
@@ -22,6 +23,19 @@ def _tcp_iterator() -> str:
     if found is None or found.backlog != 7:
         raise Unsupported("the iterator did not show a listener with its backlog")
     return "showed a listener with its queue and backlog"
+
+
+def _tcp_send_reset() -> str:
+    with netns.throw_away(), resets.ResetCounter([_PORT]) as counter:
+        with loopback.listener(_PORT) as sock:
+            client = loopback.connect(_PORT)
+            loopback.wait_queued(sock)
+        client.close()
+        found = [(row.kind, row.count) for row in counter.read()]
+    if found != [(ResetKind.NEVER_ACCEPTED, 1)]:
+        raise Unsupported(f"one connection was reset in an accept queue, and counted as {found}")
+    refused = "refused SYNs, too" if resets.sees_packets_without_socket() else "refused SYNs are not seen"
+    return f"counted the reset of a queued connection; {refused}"
 
 
 def _sock_destroy() -> str:
@@ -44,6 +58,7 @@ def _fast_open() -> str:
 
 PROBES = (
     Probe(name="TCP iterator", since="5.9", needs=("CAP_SYS_ADMIN", "CAP_BPF", "CAP_PERFMON"), run=_tcp_iterator),
+    Probe(name="tcp_send_reset", since="4.16", needs=("CAP_SYS_ADMIN", "CAP_BPF", "CAP_PERFMON"), run=_tcp_send_reset),
     Probe(name="bpf_sock_destroy", since="6.5", run=_sock_destroy),
     Probe(name="TCP Fast Open server", since="3.7", needs=("CAP_SYS_ADMIN", "CAP_NET_ADMIN"), run=_fast_open),
 )

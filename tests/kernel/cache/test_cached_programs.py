@@ -26,6 +26,7 @@ from reuseport_tool.kernel import (
     listen_events,
     program,
     program_cache,
+    resets,
     sock_destroy,
     socket_iterator,
 )
@@ -103,6 +104,8 @@ def _programs() -> Iterator[tuple[str, Source, str, ProgramType, AttachType]]:
         yield name, source, function, *ITERATOR
     events = listen_events.tcp_source()
     yield "listen", events, events.path.stem, ProgramType.RAW_TRACEPOINT, AttachType.NONE
+    counting = resets.source()
+    yield "resets", counting, counting.path.stem, ProgramType.RAW_TRACEPOINT, AttachType.NONE
     events = listen_events.udp_source()
     for hook in (AttachType.CGROUP_INET4_POST_BIND, AttachType.CGROUP_INET6_POST_BIND):
         yield f"bind {hook}", events, events.path.stem, ProgramType.CGROUP_SOCK, hook

@@ -1,0 +1,151 @@
+"""The resets that the kernel sends for some ports, and what each of them ended: bpf/proof/tcp_resets.c."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from reuseport_tool.closing import Closing
+from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
+from reuseport_tool.kernel import bpf, btf, netns, process_id
+from reuseport_tool.kernel.abi import ResetKind
+from reuseport_tool.kernel.program import AttachType, ProgramType, Source, bpf_dir, load
+
+_TRACEPOINT = "tcp_send_reset"
+_LATE_NS = 60 * 10**9  # for so long packets of a connection that was reset may still come
+_COUNTS_MAX, _SEEN_MAX, _CONNECTION_SIZE = 4096, 16384, 20
+_PROBED_PORT = 1  # of a namespace where nothing listens
+_OFFSETS = {
+    "OFF_STATE": ("sock_common", "skc_state"),
+    "OFF_FLAGS": ("sock_common", "skc_flags"),
+    "OFF_FAMILY": ("sock_common", "skc_family"),
+    "OFF_REMOTE": ("sock_common", "skc_daddr"),
+    "OFF_REMOTE6": ("sock_common", "skc_v6_daddr"),
+    "OFF_REMOTE_PORT": ("sock_common", "skc_dport"),
+    "OFF_NET": ("sock_common", "skc_net"),
+    "OFF_SPORT": ("inet_sock", "inet_sport"),
+    "OFF_SOCKET": ("sock", "sk_socket"),
+    "OFF_INUM": ("net", "ns.inum"),
+    "OFF_HEAD": ("sk_buff", "head"),
+    "OFF_NETWORK_HEADER": ("sk_buff", "network_header"),
+    "OFF_TRANSPORT_HEADER": ("sk_buff", "transport_header"),
+    "OFF_SKB_DEVICE": ("sk_buff", "dev"),
+    "OFF_DEVICE_NET": ("net_device", "nd_net"),
+}
+_MAPS = ("WATCHED_FD", "COUNTS_FD", "SEEN_FD")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResetCount:
+    """How many resets of one kind there were on one port.
+
+    `pid` is the process that closed the connections; None where the kernel answered packets, or where the process is
+    not of our PID namespace.
+    """
+
+    port: int
+    kind: ResetKind
+    pid: int | None
+    count: int
+
+
+class ResetCounter(Closing):
+    """Counts from the moment it exists until it is closed, or its process ends. A context manager.
+
+    Args:
+        ports: of the calling thread's network namespace.
+
+    Raises:
+        Unsupported: no BTF, or no such tracepoint (Linux 4.16).
+        MissingCapability: CAP_BPF and CAP_PERFMON are needed.
+    """
+
+    def __init__(self, ports: Collection[int]) -> None:
+        self._netns = netns.identity()
+        self._ports: set[int] = set()
+        with ExitStack() as stack:
+            self._watched = stack.enter_context(_hash("watched", key_size=8, value_size=4))
+            self._counts = stack.enter_context(_hash("resets", key_size=8, value_size=8))
+            seen = stack.enter_context(
+                bpf.Map.create(
+                    bpf.MapType.LRU_HASH, "seen", key_size=_CONNECTION_SIZE, value_size=8, max_entries=_SEEN_MAX
+                )
+            )
+            maps = {"WATCHED_FD": self._watched.fd, "COUNTS_FD": self._counts.fd, "SEEN_FD": seen.fd}
+            stack.enter_context(_attach(maps))
+            self._owned = stack.pop_all()
+        self.watch(ports)
+
+    def watch(self, ports: Collection[int]) -> None:
+        """Count on these ports, too."""
+        for port in set(ports) - self._ports:
+            for kind in ResetKind:
+                self._counts.update(_key(port, kind), bytes(8))
+            self._watched.update_u32(self._netns << 16 | port, process_id.namespace())
+            self._ports.add(port)
+
+    def read(self) -> tuple[ResetCount, ...]:
+        """All that was counted so far, without what is 0."""
+        found = []
+        for key in sorted(self._counts.keys()):
+            count = int.from_bytes(self._counts.lookup(key), sys.byteorder)
+            port, kind, pid = key >> 48, ResetKind(key >> 32 & 0xFFFF), key & 0xFFFFFFFF
+            if count:
+                found.append(ResetCount(port=port, kind=kind, pid=pid or None, count=count))
+        return tuple(found)
+
+    def close(self) -> None:
+        self._owned.close()
+
+
+def source() -> Source:
+    """The program that counts. Raises Unsupported."""
+    if not btf.has_tracepoint(_TRACEPOINT, "sock", "sk_buff"):
+        raise Unsupported(f"the kernel has no tracepoint {_TRACEPOINT} of the kind that is known")
+    defines = {**btf.offsets(_OFFSETS), **process_id.defines(), "LATE_NS": _LATE_NS}
+    return Source(path=bpf_dir() / "proof" / "tcp_resets.c", defines=defines, maps=_MAPS)
+
+
+@functools.cache
+def sees_packets_without_socket() -> bool | None:
+    """Whether the tracepoint is reached where no socket is, as from Linux 6.10 on; None where it cannot be tried.
+
+    If not, refused SYNs are not seen, and of handshakes only those whose final ACK finds another listener.
+    """
+    try:
+        with netns.throw_away(), ResetCounter([_PROBED_PORT]) as counter:
+            with contextlib.suppress(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", _PROBED_PORT), timeout=1).close()
+            return any(resets.kind is ResetKind.REFUSED for resets in counter.read())
+    except (MissingCapability, ToolError, OSError):
+        return None
+
+
+@contextlib.contextmanager
+def counting(ports: Collection[int]) -> Iterator[ResetCounter | str]:
+    """A counter, or why there can be none: resets are then unknown, and not 0."""
+    with ExitStack() as stack:
+        try:
+            counter: ResetCounter | str = stack.enter_context(ResetCounter(ports))
+        except ToolError as error:
+            counter = error.message
+        yield counter
+
+
+def _hash(name: str, *, key_size: int, value_size: int) -> bpf.Map:
+    return bpf.Map.create(bpf.MapType.HASH, name, key_size=key_size, value_size=value_size, max_entries=_COUNTS_MAX)
+
+
+def _key(port: int, kind: ResetKind, pid: int = 0) -> int:
+    return port << 48 | kind << 32 | pid
+
+
+def _attach(maps: dict[str, int]) -> bpf.Handle:
+    code = source()
+    with load(code, code.path.stem, ProgramType.RAW_TRACEPOINT, AttachType.NONE, maps=maps) as program:
+        return bpf.attach_raw_tracepoint(program, _TRACEPOINT)
