@@ -18,7 +18,7 @@ from reuseport_tool.kernel.program import AttachType, ProgramType, Source, bpf_d
 
 _TRACEPOINT = "tcp_send_reset"
 _LATE_NS = 60 * 10**9  # for so long packets of a connection that was reset may still come
-_COUNTS_MAX, _SEEN_MAX, _CONNECTION_SIZE = 4096, 16384, 20
+_PLACES_MAX, _COUNTS_MAX, _SEEN_MAX, _CONNECTION_SIZE = 1024, 8192, 16384, 20
 _PROBED_PORT = 1  # of a namespace where nothing listens
 _OFFSETS = {
     "OFF_STATE": ("sock_common", "skc_state"),
@@ -37,7 +37,7 @@ _OFFSETS = {
     "OFF_SKB_DEVICE": ("sk_buff", "dev"),
     "OFF_DEVICE_NET": ("net_device", "nd_net"),
 }
-_MAPS = ("WATCHED_FD", "COUNTS_FD", "SEEN_FD")
+MAPS = ("WATCHED_FD", "COUNTS_FD", "SEEN_FD")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +69,9 @@ class ResetCounter(Closing):
         self._netns = netns.identity()
         self._ports: set[int] = set()
         with ExitStack() as stack:
-            self._watched = stack.enter_context(_hash("watched", key_size=8, value_size=4))
-            self._counts = stack.enter_context(_hash("resets", key_size=8, value_size=8))
-            seen = stack.enter_context(
-                bpf.Map.create(
-                    bpf.MapType.LRU_HASH, "seen", key_size=_CONNECTION_SIZE, value_size=8, max_entries=_SEEN_MAX
-                )
-            )
-            maps = {"WATCHED_FD": self._watched.fd, "COUNTS_FD": self._counts.fd, "SEEN_FD": seen.fd}
-            stack.enter_context(_attach(maps))
+            maps = new_maps(stack)
+            self._watched, self._counts = maps["WATCHED_FD"], maps["COUNTS_FD"]
+            stack.enter_context(_attach({name: entry.fd for name, entry in maps.items()}))
             self._owned = stack.pop_all()
         self.watch(ports)
 
@@ -108,7 +102,7 @@ def source() -> Source:
     if not btf.has_tracepoint(_TRACEPOINT, "sock", "sk_buff"):
         raise Unsupported(f"the kernel has no tracepoint {_TRACEPOINT} of the kind that is known")
     defines = {**btf.offsets(_OFFSETS), **process_id.defines(), "LATE_NS": _LATE_NS}
-    return Source(path=bpf_dir() / "proof" / "tcp_resets.c", defines=defines, maps=_MAPS)
+    return Source(path=bpf_dir() / "proof" / "tcp_resets.c", defines=defines, maps=MAPS)
 
 
 @functools.cache
@@ -137,8 +131,19 @@ def counting(ports: Collection[int]) -> Iterator[ResetCounter | str]:
         yield counter
 
 
-def _hash(name: str, *, key_size: int, value_size: int) -> bpf.Map:
-    return bpf.Map.create(bpf.MapType.HASH, name, key_size=key_size, value_size=value_size, max_entries=_COUNTS_MAX)
+def new_maps(stack: ExitStack) -> dict[str, bpf.Map]:
+    """The maps of the program, by their constants; `stack` closes them."""
+    shapes = {
+        "WATCHED_FD": (bpf.MapType.HASH, 8, 4, _PLACES_MAX),
+        "COUNTS_FD": (bpf.MapType.HASH, 8, 8, _COUNTS_MAX),
+        "SEEN_FD": (bpf.MapType.LRU_HASH, _CONNECTION_SIZE, 8, _SEEN_MAX),
+    }
+    return {
+        constant: stack.enter_context(
+            bpf.Map.create(kind, "resets", key_size=key, value_size=value, max_entries=entries)
+        )
+        for constant, (kind, key, value, entries) in shapes.items()
+    }
 
 
 def _key(port: int, kind: ResetKind, pid: int = 0) -> int:

@@ -82,6 +82,8 @@ def _maps(stack: ExitStack, source: Source) -> dict[str, int]:
         told = stack.enter_context(bpf.Map.create(bpf.MapType.ARRAY, "told", value_size=8))
         wanted = stack.enter_context(bpf.Map.create(bpf.MapType.HASH, "wanted", key_size=8))
         return {"RING_FD": ring.fd, "TOLD_FD": told.fd, "WANTED_FD": wanted.fd}
+    if source.maps == resets.MAPS:
+        return {name: entry.fd for name, entry in resets.new_maps(stack).items()}
     if source.maps == ("TARGETS_FD",):
         targets = bpf.Map.create(bpf.MapType.HASH, "targets", key_size=8, value_size=56)
         return {"TARGETS_FD": stack.enter_context(targets).fd}
