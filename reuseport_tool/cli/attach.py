@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from reuseport_tool.cli import show
-from reuseport_tool.cli.context import ENDPOINT, Context, examples, pass_context
+from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.cli.types import DURATION, ENDPOINT
 from reuseport_tool.errors import UsageError
 from reuseport_tool.group import attach
 from reuseport_tool.models import Endpoint, Policy
@@ -33,7 +34,7 @@ from reuseport_tool.models import Endpoint, Policy
 @click.option(
     "--program", type=click.Path(path_type=Path), metavar="FILE.c", help="A policy of your own, see bpf/reuseport.h."
 )
-@click.option("--wait", "wait_s", type=float, default=0.0, metavar="SECONDS", help="Wait for another run's lock.")
+@click.option("--wait", "wait_s", type=DURATION, default="0", help="Wait for another run's lock.")
 @click.option("--follow", "following", is_flag=True, help="Stay, and register listeners as they come.")
 @pass_context
 def command(

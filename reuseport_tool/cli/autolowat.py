@@ -10,7 +10,7 @@ from reuseport_tool.autolowat import attachment as autolowat
 from reuseport_tool.cli import show
 from reuseport_tool.cli.compat import VerbGroup
 from reuseport_tool.cli.context import Context, examples, pass_context
-from reuseport_tool.errors import UsageError
+from reuseport_tool.cli.types import PORTS
 from reuseport_tool.models import Engine, Role
 
 _CGROUP = click.option(
@@ -23,19 +23,6 @@ def command() -> None:
     """Set SO_RCVLOWAT by the length in each frame's header, so that a reader is woken when a frame is there."""
 
 
-def ports(text: str) -> list[int]:
-    """Read `80,8080-8090`. Raises UsageError."""
-    found: list[int] = []
-    for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        if not all(word.isascii() and word.isdigit() for word in (first, last or first)):
-            raise UsageError(f"not a port: {part!r}", hint="write --ports 443,8080-8090")
-        found += range(int(first), int(last or first) + 1)
-    if not all(0 < port < 65536 for port in found):
-        raise UsageError(f"not ports: {text!r}", hint="they are from 1 to 65535")
-    return found
-
-
 @command.command(
     "attach",
     epilog=examples(
@@ -46,7 +33,7 @@ def ports(text: str) -> list[int]:
 )
 @_CGROUP
 @click.option("--framing", required=True, metavar="SPEC", help="rpc, thrift, kafka, postgres, dns, http2, or length:…")
-@click.option("--ports", "listed", default="", metavar="LIST", help="Opt every connection on these ports in.")
+@click.option("--ports", type=PORTS, default="", help="Opt every connection on these ports in.")
 @click.option(
     "--engine",
     type=click.Choice(["auto", *(engine.value for engine in Engine)]),
@@ -62,14 +49,14 @@ def ports(text: str) -> list[int]:
     help="What this end does, of the engine paired.",
 )
 @pass_context
-def attach(ctx: Context, folder: Path, framing: str, listed: str, engine: str, role: str) -> None:
+def attach(ctx: Context, folder: Path, framing: str, ports: tuple[int, ...], engine: str, role: str) -> None:
     """Follow the frames of connections that are made in the cgroup from now on.
 
     Without --ports an application opts a socket in: setsockopt(fd, 0xdeadbeef, 0x8badf00d, &(int){1}, 4).
     Each framing with an example: docs/autolowat.md.
     """
     chosen = None if engine == "auto" else Engine(engine)
-    show.result(autolowat.attach(folder, framing, ports(listed), chosen, Role(role), ctx.bpffs), ctx.json)
+    show.result(autolowat.attach(folder, framing, ports, chosen, Role(role), ctx.bpffs), ctx.json)
 
 
 @command.command("detach", epilog=examples("reuseport-tool autolowat detach --cgroup /sys/fs/cgroup/web"))

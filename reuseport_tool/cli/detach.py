@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from reuseport_tool.cli import show
-from reuseport_tool.cli.context import ENDPOINT, Context, examples, pass_context
+from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.cli.types import DURATION, ENDPOINT
 from reuseport_tool.errors import UsageError
 from reuseport_tool.group import detach
 from reuseport_tool.models import Endpoint
@@ -20,7 +21,7 @@ from reuseport_tool.models import Endpoint
 )
 @click.argument("endpoint", type=ENDPOINT, required=False)
 @click.option("--all", "everything", is_flag=True, help="Detach every group of the network namespace.")
-@click.option("--wait", "wait_s", type=float, default=0.0, metavar="SECONDS", help="Wait for another run's lock.")
+@click.option("--wait", "wait_s", type=DURATION, default="0", help="Wait for another run's lock.")
 @pass_context
 def command(ctx: Context, endpoint: Endpoint | None, everything: bool, wait_s: float) -> None:
     """Remove program and pins from every group that ENDPOINT means.

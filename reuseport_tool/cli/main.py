@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -34,6 +36,10 @@ _VERBS = {
 }
 
 
+_WORDS = "reuseport_tool.words"
+_JSON_VARIABLE = "REUSEPORT_TOOL_JSON"
+
+
 class _Verbs(VerbGroup):
     """Imports a verb's module when it is asked for: most need a part of the libraries only."""
 
@@ -46,7 +52,48 @@ class _Verbs(VerbGroup):
         module = importlib.import_module(f"reuseport_tool.cli.{_VERBS[name]}")
         command = module.command
         assert isinstance(command, click.Command)
+        _take_json(command)
         return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_WORDS] = args[: args.index("--")] if "--" in args else list(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except click.exceptions.Exit:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            return _answer(error, ctx)
+
+
+def _take_json(command: click.Command) -> None:
+    """Let a verb, and all below it, have --json as well, so that it may stand anywhere before --."""
+    if not any("--json" in param.opts for param in command.params):
+        command.params.append(
+            click.Option(
+                ["--json"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                allow_from_autoenv=False,
+                callback=_want_json,
+                help="Print the result as JSON.",
+            )
+        )
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            _take_json(below)
+
+
+def _want_json(ctx: click.Context, _param: click.Parameter, given: bool) -> None:
+    if given:
+        each: click.Context | None = ctx
+        while each is not None:
+            if isinstance(each.obj, Context):
+                each.obj = replace(each.obj, json=True)
+            each = each.parent
 
 
 @click.group(
@@ -63,7 +110,7 @@ class _Verbs(VerbGroup):
     "Every option can be given as an environment variable, for example REUSEPORT_TOOL_NETNS or "
     "REUSEPORT_TOOL_ATTACH_POLICY.",
 )
-@click.option("--json", "as_json", is_flag=True, envvar="REUSEPORT_TOOL_JSON", help="Print the result as JSON.")
+@click.option("--json", "as_json", is_flag=True, envvar=_JSON_VARIABLE, help="Print the result as JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="Show compiler and verifier logs with an error.")
 @click.option(
     "--netns",
@@ -90,45 +137,68 @@ def cli(ctx: click.Context, as_json: bool, verbose: bool, netns: str | None, bpf
 
 def main() -> None:
     """Run the command line and exit with the error's code."""
-    sys.exit(run(sys.argv[1:]))
+    from reuseport_tool.cli.show import streams
+
+    streams.guard()
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except ToolError as error:  # of what was left to write
+        code = code or _shown(error, as_json=False, verbose=False)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
     """The exit code of a command line. Errors are shown on stderr; an unknown one keeps its traceback."""
-    as_json = "--json" in arguments
-    verbose = "-v" in arguments or "--verbose" in arguments
     try:
         result = cli.main(args=arguments, prog_name="reuseport-tool", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except NoVerb as error:
+    except (click.UsageError, ToolError, click.Abort) as error:  # before there was a verb to invoke
+        return _answer(error, getattr(error, "ctx", None))
+
+
+def _answer(error: BaseException, ctx: click.Context | None) -> int:
+    """Show an error as its context wants it, and return the exit code. Raises what is not known."""
+    wanted = ctx.find_object(Context) if ctx is not None else None
+    as_json, verbose = (wanted.json, wanted.verbose) if wanted else (False, False)
+    if isinstance(error, NoVerb):
         click.echo(error.format_message())
         return UsageError.exit_code
-    except click.UsageError as error:
-        hint = f"see: {error.ctx.command_path} --help" if error.ctx else None
-        return _failed(UsageError(error.format_message(), hint=hint), as_json, verbose)
-    except ToolError as error:
-        return _failed(error, as_json, verbose)
-    except PermissionError as error:
-        if error.filename is None:
-            raise
+    if isinstance(error, click.UsageError) and ctx is not None:
+        as_json = as_json or _meant_json(ctx)
+    return _shown(_translated(error), as_json=as_json, verbose=verbose)
+
+
+def _meant_json(ctx: click.Context) -> bool:
+    """Whether a command line that could not be parsed asks for JSON: by a word before --, or from outside."""
+    given = os.environ.get(_JSON_VARIABLE, "").strip().lower()
+    return "--json" in ctx.meta.get(_WORDS, ()) or given in ("1", "true", "t", "yes", "y", "on")
+
+
+def _translated(error: BaseException) -> ToolError:
+    """What went wrong, as one of our errors. Raises what is not known, with its traceback."""
+    if isinstance(error, ToolError):
+        return error
+    if isinstance(error, click.UsageError):
+        return UsageError(error.format_message(), hint=f"see: {error.ctx.command_path} --help" if error.ctx else None)
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return Interrupted("interrupted")
+    if isinstance(error, PermissionError) and error.filename is not None:
         hint = "run as its owner or as root, or name a bpffs of your own by --bpffs"
-        return _failed(MissingCapability(f"not permitted: {error.filename}", hint=hint), as_json, verbose)
-    except (click.Abort, KeyboardInterrupt):
-        return _failed(Interrupted("interrupted"), as_json, verbose)
-    except BrokenPipeError:
-        sys.stdout = None  # the reader is gone; nothing to flush
-        return 1
-    except OSError as error:
-        if error.errno not in (errno.EMFILE, errno.ENFILE):
-            raise
-        return _failed(ToolError("too many open files", hint="raise the limit: ulimit -n"), as_json, verbose)
+        return MissingCapability(f"not permitted: {error.filename}", hint=hint)
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return ToolError("too many open files", hint="raise the limit: ulimit -n")
+    raise error
 
 
-def _failed(error: ToolError, as_json: bool, verbose: bool) -> int:
+def _shown(error: ToolError, *, as_json: bool, verbose: bool) -> int:
     from reuseport_tool.cli import show
+    from reuseport_tool.cli.show.streams import NotWritten
 
+    if isinstance(error, NotWritten) and error.quiet:
+        return error.exit_code
     if error.report is not None and as_json:
-        show.result(error.report, as_json)
+        show.outcome(error.report, as_json)
     report = ErrorReport(
         code=error.exit_code, message=error.message, hint=error.hint, log=error.log if verbose else None
     )

@@ -6,7 +6,8 @@ import click
 
 from reuseport_tool.cli import show
 from reuseport_tool.cli.compat import VerbGroup
-from reuseport_tool.cli.context import ENDPOINT, Context, examples, pass_context
+from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.cli.types import COOKIE, ENDPOINT, GENERATION, PID, SLOT
 from reuseport_tool.group import slots as maps
 from reuseport_tool.models import Endpoint
 
@@ -40,10 +41,10 @@ def show_(ctx: Context, endpoint: Endpoint) -> None:
     ),
 )
 @click.argument("endpoint", type=ENDPOINT)
-@click.option("--generation", type=click.IntRange(1), help="Made if it does not exist.  [default: the working one]")
-@click.option("--slot", type=click.IntRange(0), help="[default: the first empty one]")
-@click.option("--pid", type=click.IntRange(1), help="The listeners that this process holds.")
-@click.option("--cookie", type=click.IntRange(1), help="The listener with this socket cookie.")
+@click.option("--generation", type=GENERATION, help="Made if it does not exist.  [default: the working one]")
+@click.option("--slot", type=SLOT, help="[default: the first empty one]")
+@click.option("--pid", type=PID, help="The listeners that this process holds.")
+@click.option("--cookie", type=COOKIE, help="The listener with this socket cookie.")
 @pass_context
 def add(
     ctx: Context, endpoint: Endpoint, generation: int | None, slot: int | None, pid: int | None, cookie: int | None
@@ -55,8 +56,8 @@ def add(
 
 @command.command("remove", epilog=examples("reuseport-tool map remove 8080 --generation 1 --slot 3"))
 @click.argument("endpoint", type=ENDPOINT)
-@click.option("--generation", type=click.IntRange(1), required=True)
-@click.option("--slot", type=click.IntRange(0), required=True)
+@click.option("--generation", type=GENERATION, required=True)
+@click.option("--slot", type=SLOT, required=True)
 @pass_context
 def remove(ctx: Context, endpoint: Endpoint, generation: int, slot: int) -> None:
     """Take a listener out of its slot. It stays open, and gets no new connections."""
@@ -65,7 +66,7 @@ def remove(ctx: Context, endpoint: Endpoint, generation: int, slot: int) -> None
 
 @command.command("switch", epilog=examples("reuseport-tool map switch 8080 2"))
 @click.argument("endpoint", type=ENDPOINT)
-@click.argument("generation", type=click.IntRange(1))
+@click.argument("generation", type=GENERATION)
 @click.option("--force", is_flag=True, help="Also to a generation without an open listener.")
 @pass_context
 def switch(ctx: Context, endpoint: Endpoint, generation: int, force: bool) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
-from reuseport_tool.cli.context import ENDPOINT, Context, examples, pass_context
+from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.cli.show import metrics
+from reuseport_tool.cli.types import ENDPOINT
 from reuseport_tool.group.status import Observer
 from reuseport_tool.kernel import mib
 from reuseport_tool.models import Endpoint

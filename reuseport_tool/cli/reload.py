@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import click
@@ -10,40 +9,14 @@ from click.core import ParameterSource
 
 from reuseport_tool.cli import show
 from reuseport_tool.cli.compat import ParamType
-from reuseport_tool.cli.context import ENDPOINT, SECONDS, Context, examples, pass_context
+from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.cli.types import COUNT, DURATION, ENDPOINT, PID, SharesType, SignalType
 from reuseport_tool.errors import UsageError
 from reuseport_tool.models import Endpoint, Policy, Reload, Strategy
 from reuseport_tool.reload import run as reload
 from reuseport_tool.reload import thresholds
 from reuseport_tool.reload.plan import Plan, Progress
 from reuseport_tool.reload.thresholds import Threshold
-
-
-class SignalType(ParamType[signal.Signals]):
-    """TERM, SIGTERM or 15."""
-
-    name = "SIGNAL"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> signal.Signals:
-        text = str(value).upper()
-        try:
-            return signal.Signals(int(text)) if text.isdigit() else signal.Signals[f"SIG{text.removeprefix('SIG')}"]
-        except (KeyError, ValueError):
-            self.fail(f"{value!r} is not a signal", param, ctx)
-
-
-class SharesType(ParamType[tuple[float, ...]]):
-    """5,25,100"""
-
-    name = "PERCENT,…"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(float(share) for share in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} are not shares in percent; for example 5,25,100", param, ctx)
 
 
 class ThresholdType(ParamType[Threshold]):
@@ -53,9 +26,6 @@ class ThresholdType(ParamType[Threshold]):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Threshold:
         return value if isinstance(value, Threshold) else thresholds.parse(str(value))
-
-
-SHARES = SharesType()
 
 
 @click.command(
@@ -72,7 +42,7 @@ SHARES = SharesType()
 )
 @click.argument("endpoint", type=ENDPOINT)
 @click.argument("new_command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND…]")
-@click.option("--new-pid", type=click.IntRange(1), help="The new server runs already, as this process.")
+@click.option("--new-pid", type=PID, help="The new server runs already, as this process.")
 @click.option("--run", metavar="COMMAND", help="A shell command that makes the server replace itself.")
 @click.option(
     "--strategy",
@@ -84,10 +54,10 @@ SHARES = SharesType()
     type=click.Choice([policy.value for policy in Policy]),
     help="How the listeners share connections.  [default: as now, or hash]",
 )
-@click.option("--old-pid", type=click.IntRange(1), multiple=True, help="The process to stop.  [default: the owner]")
+@click.option("--old-pid", type=PID, multiple=True, help="The process to stop.  [default: the owner]")
 @click.option("--stop-signal", type=SignalType(), default="TERM", show_default=True, help="How to stop it.")
 @click.option("--stop-command", metavar="COMMAND", help="Stop the old side by this command instead.")
-@click.option("--listeners", type=click.IntRange(1), help="Wait for so many new listeners in each group.")
+@click.option("--listeners", type=COUNT, help="Wait for so many new listeners in each group.")
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -97,8 +67,10 @@ SHARES = SharesType()
 @click.option(
     "--health-url", metavar="URL", help="Must answer with 2xx or 3xx, asked of the new server before the switch."
 )
-@click.option("--canary", type=SHARES, default=(), metavar="PERCENT,…", help="Give it these shares first, one by one.")
-@click.option("--step", "step_s", type=SECONDS, default="30", show_default=True, help="How long each share lasts.")
+@click.option(
+    "--canary", type=SharesType(), default=(), metavar="PERCENT,…", help="Give it these shares first, one by one."
+)
+@click.option("--step", "step_s", type=DURATION, default="30", show_default=True, help="How long each share lasts.")
 @click.option(
     "--abort-on",
     type=ThresholdType(),
@@ -108,17 +80,17 @@ SHARES = SharesType()
 )
 @click.option("--probe/--no-probe", default=True, help="Open one connection, so that there is one to accept.")
 @click.option("--force", is_flag=True, help="Go on although socket options differ.")
-@click.option("--start-timeout", "start_timeout_s", type=SECONDS, default="30", show_default=True)
-@click.option("--health-timeout", "health_timeout_s", type=SECONDS, default="10", show_default=True)
+@click.option("--start-timeout", "start_timeout_s", type=DURATION, default="30", show_default=True)
+@click.option("--health-timeout", "health_timeout_s", type=DURATION, default="10", show_default=True)
 @click.option(
     "--drain-timeout",
     "drain_timeout_s",
-    type=SECONDS,
+    type=DURATION,
     help="Wait so long for the old server's connections.  [default: 70s where they must end, else 0]",
 )
 @click.option("--kill-leftovers", is_flag=True, help="End the accepted connections that the old server has left then.")
-@click.option("--stop-timeout", "stop_timeout_s", type=SECONDS, default="30", show_default=True)
-@click.option("--wait", "lock_timeout_s", type=SECONDS, default="0", help="For another run's lock.")
+@click.option("--stop-timeout", "stop_timeout_s", type=DURATION, default="30", show_default=True)
+@click.option("--wait", "lock_timeout_s", type=DURATION, default="0", help="For another run's lock.")
 @click.option("--resume", is_flag=True, help="Finish a reload that was killed.")
 @click.option("--abort", is_flag=True, help="Undo a reload that was killed.")
 @pass_context
@@ -184,5 +156,5 @@ def _go_on(ctx: Context, endpoint: Endpoint, resume: bool, abort: bool, wait_s: 
 
 
 def _show(ctx: Context, report: Reload) -> int:
-    show.result(report, ctx.json)
+    show.outcome(report, ctx.json)
     return 1 if report.lost.migrate_failures else 0

@@ -7,41 +7,25 @@ from typing import Any, TypeVar
 
 import click
 
-from reuseport_tool.cli.compat import ParamType
-from reuseport_tool.cli.context import ENDPOINT
+from reuseport_tool.cli.types import COOKIE, DURATION, ENDPOINT, GENERATION, PID, StateType
 from reuseport_tool.models import Endpoint, Protocol, SocketState
 from reuseport_tool.sockets.select import Filter
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class StateType(ParamType[SocketState]):
-    """A state as the kernel names it, in any case, with - or _."""
-
-    name = "STATE"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> SocketState:
-        name = str(value).lower().replace("-", "_")
-        if name not in tuple(SocketState):
-            self.fail(f"no such state: {value}. There are: {', '.join(SocketState)}.", param, ctx)
-        return SocketState(name)
-
-
 _OPTIONS = (
     click.option("--endpoint", type=ENDPOINT, help="Bound to it, or a connection to it: the local side."),
-    click.option("--pid", "pids", type=click.IntRange(1), multiple=True, help="Held by this process; repeatable."),
-    click.option("--generation", type=click.IntRange(1), help="Of this generation of --endpoint."),
+    click.option("--pid", "pids", type=PID, multiple=True, help="Held by this process; repeatable."),
+    click.option("--generation", type=GENERATION, help="Of this generation of --endpoint."),
     click.option("--state", "states", type=StateType(), multiple=True, help="In this state; repeatable."),
     click.option("--protocol", type=click.Choice([entry.value for entry in Protocol]), help="Of this protocol."),
-    click.option("--cookie", "cookies", type=click.IntRange(1), multiple=True, help="With this cookie; repeatable."),
-    click.option(
-        "--idle", "idle_s", type=click.FloatRange(0), metavar="SECONDS", help="TCP, without data for so long."
-    ),
+    click.option("--cookie", "cookies", type=COOKIE, multiple=True, help="With this cookie; repeatable."),
+    click.option("--idle", "idle_s", type=DURATION, help="TCP, without data for so long."),
     click.option(
         "--older-than",
         "older_than_s",
-        type=click.FloatRange(0),
-        metavar="SECONDS",
+        type=DURATION,
         help="TCP, certainly that old: half-open or idle for so long.",
     ),
 )

@@ -7,7 +7,8 @@ import time
 import click
 
 from reuseport_tool.cli import show
-from reuseport_tool.cli.context import ENDPOINT, Context, examples, pass_context
+from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.cli.types import ENDPOINT, DurationType
 from reuseport_tool.errors import UsageError
 from reuseport_tool.group.status import Observer
 from reuseport_tool.kernel import mib
@@ -27,7 +28,7 @@ from reuseport_tool.models import Endpoint
 @click.argument("endpoint", type=ENDPOINT, required=False)
 @click.option("--watch", is_flag=True, help="Show rates, shares and queues as they change, until Ctrl-C.")
 @click.option("--check", is_flag=True, help="Exit with 1 if anything is stale, foreign or out of balance.")
-@click.option("--interval", "interval_s", type=click.FloatRange(0.1), default=1.0, show_default=True, metavar="SECONDS")
+@click.option("--interval", "interval_s", type=DurationType(0.1), default="1s", show_default=True)
 @pass_context
 def command(ctx: Context, endpoint: Endpoint | None, watch: bool, check: bool, interval_s: float) -> int:
     """Show the SO_REUSEPORT groups of the network namespace, or those that ENDPOINT means.

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from reuseport_tool import names
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Conflict, MissingCapability, ToolError
 from reuseport_tool.kernel import capabilities, libc
@@ -346,7 +347,7 @@ class Program(Handle):
         info = _object_info(self.fd, _ProgInfo())
         return ProgramInfo(
             id=info.id,
-            name=info.name.decode(),
+            name=names.text(info.name),
             tag=bytes(info.tag).hex(),
             run_time_ns=info.run_time_ns,
             run_count=info.run_cnt,

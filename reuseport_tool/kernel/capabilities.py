@@ -28,7 +28,7 @@ def effective(text: str | None = None) -> frozenset[str]:
         text: contents of a /proc/PID/status file, by default the thread's own.
     """
     if text is None:
-        with open("/proc/thread-self/status") as file:
+        with open("/proc/thread-self/status", errors="surrogateescape") as file:
             text = file.read()
     mask = next(int(line.split()[1], 16) for line in text.splitlines() if line.startswith("CapEff:"))
     held = {name for name, number in _NUMBERS.items() if mask >> number & 1}

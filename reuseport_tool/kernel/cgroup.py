@@ -15,7 +15,7 @@ _CGROUP2_MAGIC = 0x63677270  # include/uapi/linux/magic.h
 
 def root() -> Path:
     """Where it is mounted, which on a hybrid host is not /sys/fs/cgroup. Raises Unsupported."""
-    with open("/proc/mounts") as file:
+    with open("/proc/mounts", errors="surrogateescape") as file:
         mounts = [line.split() for line in file]
     found = next((fields[1] for fields in mounts if fields[2] == "cgroup2"), None)
     if found is None:
@@ -43,7 +43,7 @@ def by_id(identity: int) -> Path | None:
 
 def own() -> Path:
     """The cgroup that this process is in."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in Path("/proc/self/cgroup").read_text(errors="surrogateescape").splitlines():
         if line.startswith("0::"):
             return root() / line[len("0::/") :]
     return root()
@@ -56,7 +56,7 @@ def service(pid: int) -> str | None:
     which is a service of many.
     """
     try:
-        with open(f"/proc/{pid}/cgroup") as file:
+        with open(f"/proc/{pid}/cgroup", errors="surrogateescape") as file:
             lines = [line.strip().split(":", 2) for line in file]
     except OSError:
         return None

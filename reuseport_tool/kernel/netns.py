@@ -6,6 +6,7 @@ import contextlib
 import errno
 import glob
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ def resolve(name: str) -> str:
     """
     if name.startswith("pid:"):
         pid = name.removeprefix("pid:")
-        if not pid.isascii() or not pid.isdigit():
+        if not re.fullmatch(r"\d{1,10}", pid, re.ASCII):
             raise UsageError(f"not a process id: {pid!r}", hint="write --netns pid:1234")
         path = f"/proc/{pid}/ns/net"
     else:

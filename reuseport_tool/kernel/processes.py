@@ -10,6 +10,7 @@ import signal
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+from reuseport_tool import names
 from reuseport_tool.errors import MissingCapability, NotFound
 from reuseport_tool.kernel import capabilities
 
@@ -90,8 +91,8 @@ def session(pid: int) -> int:
 def _stat_field(pid: int, number: int) -> str | None:
     """A field of /proc/PID/stat, numbered from 1 as in proc(5); the third and later. None when it is gone."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[number - 3]
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[number - 3].decode()
     except OSError:
         return None
 
@@ -120,9 +121,10 @@ def below(ancestors: Collection[int]) -> list[int]:
 
 
 def command(pid: int) -> str | None:
+    """The name that a process has given itself, as names.text() has it; None when it is gone."""
     try:
-        with open(f"/proc/{pid}/comm") as file:
-            return file.read().strip()
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            return names.text(file.read().removesuffix(b"\n"))
     except OSError:
         return None
 

@@ -13,8 +13,8 @@ def in_epoll_wait(thread_id: int) -> bool:
     try:
         with open(f"{folder}/wchan") as file:
             function = file.read()
-        with open(f"{folder}/stat") as file:
-            state = file.read().rpartition(")")[2].split()[0]
+        with open(f"{folder}/stat", "rb") as file:
+            state = file.read().rpartition(b")")[2].split()[0].decode()
     except OSError:
         return False
     return "epoll" in function or function.startswith("ep_") if function not in ("", "0") else state == "S"

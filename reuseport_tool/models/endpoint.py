@@ -158,6 +158,6 @@ def _unmapped(address: str | None) -> str | None:
 
 
 def _parse_port(port: str, text: str) -> int:
-    if not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
+    if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 1 <= int(port) <= 65535:
         raise UsageError(f"not a port: {port!r} in {text!r}", hint="a port is a number from 1 to 65535")
     return int(port)

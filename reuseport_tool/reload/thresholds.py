@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ def parse(text: str) -> Threshold:
         raise UsageError(f"unknown counter {name!r}", hint=f"there are: {', '.join(COUNTERS)}")
     if not limit and "=" not in text:
         return Threshold(name)
-    if not (limit.isascii() and limit.isdigit() and int(limit) > 0):
+    if not re.fullmatch(r"\d{1,15}", limit, re.ASCII) or int(limit) < 1:
         raise UsageError(f"not a count: {limit!r} in {text!r}", hint=f"for example {name}=10")
     return Threshold(name, int(limit))
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import json
 import signal
+from collections.abc import Callable
 
 import click
 import pytest
 
 from reuseport_tool import errors, models
 from reuseport_tool.cli import main, show
-from reuseport_tool.cli.reload import SignalType
+from reuseport_tool.cli.types import DURATION, SignalType, parse_ports
 
 EXIT_CODES = {
     "ToolError": 1,
@@ -58,16 +60,31 @@ def test_exit_codes() -> None:
     assert found == EXIT_CODES
 
 
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    """Make the verb `doctor` fail."""
+
+    def set_up(error: BaseException) -> None:
+        def fail() -> None:
+            raise error
+
+        monkeypatch.setattr(
+            importlib.import_module("reuseport_tool.cli.doctor"), "command", click.Command("doctor", callback=fail)
+        )
+
+    return set_up
+
+
+Failing = Callable[[BaseException], None]
+
+
 @pytest.mark.parametrize("name", EXIT_CODES)
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
 def test_an_error_ends_with_its_code(
-    name: str, as_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, as_json: bool, failing: Failing, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(**_: object) -> None:
-        raise getattr(errors, name)("it broke", hint="mend it", log="long")
-
-    monkeypatch.setattr(main.cli, "main", fail)
-    assert main.run(["--json"] if as_json else []) == EXIT_CODES[name]
+    failing(getattr(errors, name)("it broke", hint="mend it", log="long"))
+    assert main.run(["--json", "doctor"] if as_json else ["doctor"]) == EXIT_CODES[name]
     shown = capsys.readouterr()
     assert shown.out == ""
     if as_json:
@@ -81,21 +98,52 @@ def test_an_error_ends_with_its_code(
         assert shown.err == "error: it broke\nhint:  mend it\n"
 
 
-def test_an_unknown_exception_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(**_: object) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(main.cli, "main", fail)
+def test_an_unknown_exception_keeps_its_traceback(failing: Failing) -> None:
+    failing(ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
-        main.run([])
+        main.run(["doctor"])
 
 
-def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(**_: object) -> None:
-        raise KeyboardInterrupt
+def test_ctrl_c_is_130(failing: Failing) -> None:
+    failing(KeyboardInterrupt())
+    assert main.run(["doctor"]) == 130
 
-    monkeypatch.setattr(main.cli, "main", fail)
-    assert main.run([]) == 130
+
+def test_names_in_a_message_do_not_steer_the_terminal(failing: Failing, capsys: pytest.CaptureFixture[str]) -> None:
+    failing(errors.ToolError("process \x1b[2J\nroot", hint="of b\udcff"))
+    main.run(["doctor"])
+    assert capsys.readouterr().err == "error: process \\x1b[2J\\nroot\nhint:  of b\\xff\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_json"),
+    [
+        (["--json", "reload", "9"], True),
+        (["reload", "--json", "9"], True),
+        (["reload", "9", "--json"], True),
+        (["reload", "9", "--json", "--", "x"], True),
+        (["reload", "9", "--", "./server", "--json"], False),
+        (["reload", "x", "--", "./server", "--json"], False),
+        (["reload", "--nonsense", "--", "./server", "--json"], False),
+        (["status", "--json", "--nonsense"], True),
+        (["status", "--nonsense", "--json"], True),
+        (["map", "--json", "show"], True),
+        (["map", "show", "--json"], True),
+        (["--json", "--nonsense"], True),
+        (["--nonsense"], False),
+        (["nonsense"], False),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_error_is_json_as_the_command_line_says(
+    arguments: list[str], is_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(arguments) != 0
+    shown = capsys.readouterr().err
+    assert shown.startswith("{") == is_json, shown
+    monkeypatch.setenv("REUSEPORT_TOOL_JSON", "1")
+    assert main.run(arguments) != 0
+    json.loads(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +172,55 @@ def test_signals(text: str, number: int) -> None:
 def test_no_signal() -> None:
     with pytest.raises(click.BadParameter):
         SignalType().convert("HANGUP", None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0", 0), ("30", 30), ("30s", 30), ("5m", 300), ("500ms", 0.5), (".5", 0.5), ("1.5h", 5400)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert DURATION.convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "nan", "inf", "-1", "1e9", "9" * 400, "99999d", "5 m s", "٣"])
+def test_no_duration(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        DURATION.convert(text, None, None)
+
+
+HUGE = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["attach", "80", "--wait", "nan"],
+        ["detach", "80", "--wait", "-1"],
+        ["status", "--watch", "--interval", "0"],
+        ["status", HUGE],
+        ["--netns", f"pid:{HUGE}", "status"],
+        ["sockets", "--pid", HUGE],
+        ["sockets", "--pid", "4194305"],
+        ["sockets", "--cookie", str(1 << 64)],
+        ["sockets", "--endpoint", "80", "--generation", str(1 << 40)],
+        ["destroy", "--idle", "nan", "--yes"],
+        ["map", "add", "80", "--slot", "-1"],
+        ["map", "switch", "80", HUGE],
+        ["reload", "80", "--canary", "nan", "--", "x"],
+        ["reload", "80", "--abort-on", f"drops={HUGE}", "--", "x"],
+        ["reload", "80", "--listeners", HUGE, "--", "x"],
+        ["autolowat", "attach", "--cgroup", "/", "--framing", "rpc", "--ports", "5-1"],
+        ["autolowat", "attach", "--cgroup", "/", "--framing", "rpc", "--ports", f"1-{HUGE}"],
+    ],
+    ids=lambda words: " ".join(words)[:60],
+)
+def test_numbers_have_bounds(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(arguments) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_ports() -> None:
+    assert parse_ports("443,80-82,81") == (80, 81, 82, 443)
+    assert parse_ports("") == ()
 
 
 LISTENER = models.Listener(

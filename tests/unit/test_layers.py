@@ -15,12 +15,13 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "reuseport_tool"
 
 # Which of our layers, and which of the third-party modules, a layer may import.
-LEAVES = {"errors", "models", "records", "closing", "waiting"}
+LEAVES = {"errors", "models", "names", "records", "closing", "waiting"}
 BELOW_JOBS = LEAVES | {"kernel", "probes", "group"}
 JOBS = {"reload", "follow", "sockets", "autolowat", "check", "bench"}
 OURS = {
     "errors": set(),
     "closing": set(),
+    "names": set(),
     "records": set(),
     "waiting": set(),
     "models": {"errors", "models"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from reuseport_tool.cli import main
-from reuseport_tool.cli.context import SECONDS
+from reuseport_tool.cli.types import DURATION
 from reuseport_tool.errors import UsageError
 from reuseport_tool.models import parse_endpoint
 from reuseport_tool.reload import steering, thresholds
@@ -69,7 +69,7 @@ def test_a_url_leads_to_its_group(text: str) -> None:
 
 @pytest.mark.parametrize(("text", "seconds"), [("30", 30), ("30s", 30), ("500ms", 0.5), ("2m", 120), ("1.5h", 5400)])
 def test_durations(text: str, seconds: float) -> None:
-    assert SECONDS.convert(text, None, None) == pytest.approx(seconds)
+    assert DURATION.convert(text, None, None) == pytest.approx(seconds)
 
 
 def test_thresholds() -> None:

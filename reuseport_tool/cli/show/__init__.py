@@ -8,12 +8,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from reuseport_tool.cli.show.output import error, event, result, to_json, warn
+from reuseport_tool.cli.show.output import error, event, outcome, result, to_json, warn
 
 if TYPE_CHECKING:
     from reuseport_tool.cli.show.progress_bars import ReloadProgress, progress, steps
 
-__all__ = ["ReloadProgress", "error", "event", "progress", "result", "steps", "to_json", "warn"]
+__all__ = ["ReloadProgress", "error", "event", "outcome", "progress", "result", "steps", "to_json", "warn"]
 
 
 def __getattr__(name: str) -> object:

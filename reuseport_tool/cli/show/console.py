@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from reuseport_tool.names import shown
+
 _WIDE = 240  # columns where the output is not a terminal: data must not be cut
 
 
@@ -18,12 +20,14 @@ def make_console(stream: TextIO) -> Console:
 
 def say(console: Console, text: str | Text, style: str = "") -> None:
     """A line of text: wrapped between words on a terminal, left whole for a pipe or a file."""
+    if isinstance(text, str):
+        text = shown(text)
     console.print(text, style=style, soft_wrap=not console.is_terminal)
 
 
 def say_labelled(console: Console, label: str, style: str, text: str) -> None:
     """As say(), with a word in front that has a style of its own."""
-    say(console, Text(label, style=style) + Text(text))
+    say(console, Text(label, style=style) + Text(shown(text)))
 
 
 def counted(number: int, noun: str) -> str:
@@ -38,7 +42,7 @@ def make_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 
 def cell(value: object) -> Text:
-    return Text("-" if value is None or value == "" else str(value))
+    return Text("-" if value is None or value == "" else shown(str(value)))
 
 
 def row(made: Table, *values: object, style: str = "") -> None:

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from reuseport_tool import names
 from reuseport_tool.cli.show import output
 from reuseport_tool.cli.show.console import make_console, make_table, row
 from reuseport_tool.group import changes
@@ -65,6 +66,7 @@ class LiveView:
 
     def update(self, status: Status, mib: TcpCounters, at_s: float) -> None:
         """Show what was read at a time of the monotonic clock."""
+        status = names.printable(status)
         if self._first_mib is None:
             self._first_mib = mib
         self._note(status)

@@ -7,30 +7,42 @@ import json
 import sys
 from typing import Any
 
-from reuseport_tool import models
+from reuseport_tool import models, names
+from reuseport_tool.cli.show.streams import NotWritten
 
 
 def result(model: Any, as_json: bool) -> None:
     """Print a result on stdout."""
     if as_json:
         print(to_json(model))
-        return
-    from reuseport_tool.cli.show import console, tables
+    else:
+        from reuseport_tool.cli.show import console, tables
 
-    tables.show(model, console.make_console(sys.stdout))
+        tables.show(model, console.make_console(sys.stdout))
+    sys.stdout.flush()
+
+
+def outcome(model: Any, as_json: bool) -> None:
+    """As result(), of what has changed the world: that it cannot be written does not change the exit code."""
+    try:
+        result(model, as_json)
+    except NotWritten as failure:
+        warn(failure.message)
 
 
 def event(happened: models.FollowEvent, as_json: bool) -> None:
     """Print one event as one line on stdout, at once."""
     if as_json:
-        print(json.dumps(dataclasses.asdict(happened)), flush=True)
+        print(to_json(happened, indent=None), flush=True)
     else:
         result(happened, as_json)
-        sys.stdout.flush()
 
 
-def to_json(model: Any) -> str:
-    return json.dumps(dataclasses.asdict(model), indent=2)
+def to_json(model: Any, indent: int | None = 2) -> str:
+    """A model as JSON in ASCII. Bytes that are no text (PEP 383) are written as backslash escapes."""
+    data = dataclasses.asdict(model)
+    written = json.dumps(data, indent=indent)
+    return json.dumps(names.encodable(data), indent=indent) if "\\ud" in written else written
 
 
 def error(report: models.ErrorReport, as_json: bool) -> None:
@@ -42,7 +54,8 @@ def error(report: models.ErrorReport, as_json: bool) -> None:
 
     stderr = console.make_console(sys.stderr)
     if report.log:
-        stderr.print(report.log.rstrip(), style="dim")
+        for line in report.log.rstrip().splitlines():
+            console.say(stderr, line.expandtabs(), "dim")
     console.say_labelled(stderr, "error: ", "bold red", report.message)
     if report.hint:
         console.say_labelled(stderr, "hint:  ", "bold", report.hint)

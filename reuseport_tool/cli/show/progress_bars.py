@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import sys
 from collections.abc import Callable, Iterator
 
@@ -12,7 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from reuseport_tool import models
-from reuseport_tool.cli.show.console import make_console, say
+from reuseport_tool.cli.show import streams
+from reuseport_tool.cli.show.console import make_console, say, say_labelled
 
 
 @contextlib.contextmanager
@@ -25,7 +25,7 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with os.fdopen(os.dup(sys.stderr.fileno()), "w") as stream:
+    with streams.messages() as stream:
         shown = Progress(
             *columns, console=make_console(stream), transient=True, redirect_stdout=False, redirect_stderr=False
         )
@@ -49,7 +49,7 @@ class ReloadProgress:
     """
 
     def __init__(self, quiet: bool) -> None:
-        self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1)
+        self._stream = streams.messages()
         self._console = make_console(self._stream)
         self._quiet = quiet
         self._spinner = self._console.status("", spinner="dots")
@@ -74,7 +74,7 @@ class ReloadProgress:
 
     def note(self, message: str) -> None:
         self._spinner.stop()  # from here the new server may write to the same terminal
-        say(self._console, Text(message))
+        say(self._console, message)
 
     def warn(self, message: str) -> None:
-        say(self._console, Text("warning: ", style="bold yellow") + Text(message))
+        say_labelled(self._console, "warning: ", "bold yellow", message)

@@ -10,6 +10,7 @@ from rich.text import Text
 from reuseport_tool import models
 from reuseport_tool.cli.show.console import counted, say
 from reuseport_tool.cli.show.tables import table
+from reuseport_tool.names import shown
 
 _SOCKET_COLUMNS = ("proto", "state", "local", "remote", "cookie", "pid", "command", "idle", "queues", "gen")
 
@@ -22,11 +23,11 @@ def _socket_cells(entry: models.Socket) -> tuple[str, ...]:
     return (
         entry.protocol,
         entry.state,
-        entry.local,
-        entry.remote or "-",
+        shown(entry.local),
+        shown(entry.remote or "-"),
         str(entry.cookie),
         "-" if entry.pid is None else str(entry.pid),
-        entry.command or "-",
+        shown(entry.command or "-"),
         "-" if waited_s is None else f"{waited_s:.1f}s",
         "-" if receive is None else f"{receive}/{send}",
         "-" if entry.generation is None else str(entry.generation),

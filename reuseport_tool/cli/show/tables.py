@@ -8,15 +8,17 @@ from typing import Any
 
 from rich.console import Console
 
+from reuseport_tool import names
+
 # A model is shown by the module of its own module's name, unless it is named here.
 _HOMES = {"maps": "group", "follow": "group"}
 
 
 def show(model: Any, console: Console) -> None:
-    """Put a model on the console, as its table or its text."""
+    """Put a model on the console, as its table or its text. Those of sockets escape what they show by themselves."""
     home = type(model).__module__.rpartition(".")[2]
     importlib.import_module(f"{__package__}.{_HOMES.get(home, home)}")
-    table(model, console)
+    table(model if home == "sockets" else names.printable(model), console)
 
 
 @functools.singledispatch
