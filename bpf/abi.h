@@ -65,6 +65,12 @@ struct udp_record {
 	u32 unused;
 };
 
+/* What a watched socket has sent, in a map by its cookie. */
+struct sent {
+	u64 packets;
+	u64 last_ns;		/* CLOCK_MONOTONIC, 0 for never */
+};
+
 /* A socket to end, in a map by its cookie. */
 struct target {
 	struct tuple tuple;	/* `state` is not compared */
@@ -106,6 +112,7 @@ SAME_SIZE(struct tuple, SIZEOF_TUPLE);
 SAME_SIZE(struct socket_record, SIZEOF_SOCKET_RECORD);
 SAME_SIZE(struct listener_record, SIZEOF_LISTENER_RECORD);
 SAME_SIZE(struct udp_record, SIZEOF_UDP_RECORD);
+SAME_SIZE(struct sent, SIZEOF_SENT);
 SAME_SIZE(struct target, SIZEOF_TARGET);
 SAME_SIZE(struct outcome, SIZEOF_OUTCOME);
 SAME_SIZE(struct listen_event, SIZEOF_LISTEN_EVENT);

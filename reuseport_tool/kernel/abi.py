@@ -44,6 +44,7 @@ SOCKET_RECORD = struct.Struct(f"=QQQ{_TUPLE}IIII")
 _MEMBERSHIP = "QIIII"
 LISTENER_RECORD = struct.Struct(f"=Q{_MEMBERSHIP}IIII")
 UDP_RECORD = struct.Struct(f"=Q{_TUPLE}{_MEMBERSHIP}IIII")
+SENT = struct.Struct("=QQ")
 TARGET = struct.Struct(f"={_TUPLE}II")
 OUTCOME = struct.Struct("=QiI")
 LISTEN_EVENT = struct.Struct("=QQ16sIIIHHII")
@@ -53,6 +54,7 @@ SIZES = {
     "SIZEOF_SOCKET_RECORD": SOCKET_RECORD.size,
     "SIZEOF_LISTENER_RECORD": LISTENER_RECORD.size,
     "SIZEOF_UDP_RECORD": UDP_RECORD.size,
+    "SIZEOF_SENT": SENT.size,
     "SIZEOF_TARGET": TARGET.size,
     "SIZEOF_OUTCOME": OUTCOME.size,
     "SIZEOF_LISTEN_EVENT": LISTEN_EVENT.size,

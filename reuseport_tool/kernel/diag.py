@@ -23,6 +23,8 @@ class BoundSocket:
     `accept_queue` and `backlog` are connections for TCP and None for UDP (idiag_rqueue and
     idiag_wqueue of a listener: inet_diag.c, tcp_diag_get_info()). `mptcp` says that it is the TCP socket inside an
     MPTCP one: the cookie is its own, and the inode is that of the MPTCP socket, which the server holds.
+    `receive_queue` are the bytes that a UDP socket has not read yet, and the kernel's own for each datagram, so that
+    an empty datagram counts, too (udp_diag_get_info()).
     """
 
     endpoint: Endpoint
@@ -32,6 +34,7 @@ class BoundSocket:
     accept_queue: int | None
     backlog: int | None
     mptcp: bool
+    receive_queue: int = 0
 
 
 def bound_sockets(protocol: Protocol, port: int = 0) -> list[BoundSocket]:
@@ -88,4 +91,5 @@ def _bound(protocol: Protocol, record: sock_diag.Record) -> BoundSocket:
         accept_queue=record.receive_queue if is_tcp else None,
         backlog=record.send_queue if is_tcp else None,
         mptcp=record.is_mptcp,
+        receive_queue=0 if is_tcp else record.receive_queue,
     )

@@ -12,6 +12,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 # bpf(2) is not in the generic table's common range; pidfd_getfd(2) has one number everywhere.
 _BPF_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 _PIDFD_GETFD = 438
+_MEMBARRIER_NUMBERS = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_LOWER = 47, 3  # include/uapi/linux/prctl.h
 
 
@@ -34,6 +35,14 @@ def bpf(command: int, attr: ctypes.Structure, what: str) -> int:
 def pidfd_getfd(pidfd: int, fd: int) -> int:
     """pidfd_getfd(2), Linux 5.6. The new fd is close-on-exec."""
     return _checked(_libc.syscall(_PIDFD_GETFD, pidfd, fd, 0), "pidfd_getfd")
+
+
+def membarrier(command: int) -> int:
+    """membarrier(2), Linux 4.3. Raises OSError."""
+    number = _MEMBARRIER_NUMBERS.get(os.uname().machine)
+    if number is None:
+        raise Unsupported(f"membarrier(2) has no known number on {os.uname().machine}")
+    return _checked(_libc.syscall(number, command, 0, 0), "membarrier")
 
 
 def setns(fd: int, kind: int) -> None:

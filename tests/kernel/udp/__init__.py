@@ -1,0 +1,1 @@
+"""UDP: what the kernel tells of datagrams and flows."""
