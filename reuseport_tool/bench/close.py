@@ -29,11 +29,12 @@ from dataclasses import dataclass, field
 
 from reuseport_tool.bench.load import REQUEST, RESET_ON_CLOSE, TIMEOUT_S, Ledger
 from reuseport_tool.bench.select import steady
+from reuseport_tool.bench.spread import relative, spread
 from reuseport_tool.errors import ToolError
 from reuseport_tool.group.scratch import Scratch
 from reuseport_tool.kernel import bpf, diag, loopback, program, sockets, sysctl
 from reuseport_tool.kernel.program import AttachType, ProgramType
-from reuseport_tool.models import CloseSize, Policy, Protocol, Spread
+from reuseport_tool.models import CloseSize, Policy, Protocol
 
 QUEUED = (1, 16, 256, 1024, 4096)
 PROGRAM, MINIMAL, SYSCTL = "program", "minimal", "sysctl"
@@ -185,20 +186,10 @@ def _summary(queued: int, program: _Samples, minimal: _Samples, sysctl: _Samples
         sysctl_us=spread(sysctl.wall_us, 2),
         program_us_per_connection=round(statistics.median(program.wall_us) / queued, 3),
         sysctl_us_per_connection=round(statistics.median(sysctl.wall_us) / queued, 3),
-        relative=_ratio(program.wall_us, sysctl.wall_us),
-        cpu_relative=_ratio(program.cpu_us, sysctl.cpu_us),
-        minimal_relative=_ratio(minimal.wall_us, sysctl.wall_us),
+        relative=relative(program.wall_us, sysctl.wall_us, 3),
+        cpu_relative=relative(program.cpu_us, sysctl.cpu_us, 3),
+        minimal_relative=relative(minimal.wall_us, sysctl.wall_us, 3),
     )
-
-
-def spread(values: Sequence[float], digits: int) -> Spread:
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Spread(median=round(median, digits), low=round(low, digits), high=round(high, digits))
-
-
-def _ratio(ours: list[float], theirs: list[float]) -> Spread:
-    found = spread([mine / other for mine, other in zip(ours, theirs, strict=True)], 3)
-    return Spread(median=found.median, low=found.low, high=found.high)
 
 
 class _Connections:

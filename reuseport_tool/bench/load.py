@@ -1,8 +1,8 @@
 """A steady load of new connections, a process of its own, and the ledger that each of them ends in.
 
 `python -m reuseport_tool.bench.load ADDRESS PORT` is a closed loop of clients: each connects, asks, waits
-for the whole answer, closes with a reset so that no TIME_WAIT is left, and begins anew. It prints `warm` when they
-are out of step. On standard input `mark` sets the longest wait back to 0; at its end no connection is begun any
+for the whole answer, closes with a reset so that no TIME_WAIT is left, and begins anew. It prints `warm` when the
+clients are out of step. On standard input `mark` sets the longest wait back to 0; at its end no connection is begun any
 more, the open ones are seen to their end, and the ledger is printed as JSON.
 """
 
@@ -21,22 +21,28 @@ import struct
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from reuseport_tool.errors import ToolError
 
-REQUEST = b"GET / HTTP/1.0\r\nHost: load\r\n\r\n"
-END_OF_ANSWER = b"answered\n"
-TIMEOUT_S = 15.0
+REQUEST = b"GET / HTTP/1.0\r\nHost: load\r\nAccept-Encoding: gzip\r\n\r\n"
+_TAIL_BYTES = 64
+STUCK_MAX = 3
+TIMEOUT_S = 45.0
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 @dataclass(kw_only=True)
 class Ledger:
-    """Every connection is counted once. `longest_wait_s` is from connect(2) to the first byte of an answer.
+    """Every connection is counted once.
 
     A connection is answered when the whole answer is there, and unanswered when it was closed, without a
     reset, before.
+
+    Attributes:
+        longest_wait_s: from connect(2) to the first byte of an answer.
+        duration_s: of the whole load.
+        stuck: both ends, by ss(8), of some that timed out.
     """
 
     answered: int = 0
@@ -45,6 +51,8 @@ class Ledger:
     unanswered: int = 0
     timed_out: int = 0
     longest_wait_s: float = 0.0
+    duration_s: float = 0.0
+    stuck: list[str] = field(default_factory=list)
 
     @property
     def lost(self) -> int:
@@ -65,6 +73,7 @@ class Load:
 
     Args:
         clients: connections at a time.
+        answer_end: how a whole answer ends; "" for one that ends with its connection, as in HTTP/1.0.
         slow: so many of them send their request only `delay_s` after they have connected.
         timeout_s: a connection without a whole answer for so long is timed out.
     """
@@ -73,13 +82,16 @@ class Load:
         self,
         address: str,
         port: int,
-        clients: int,
+        clients: int = 64,
+        *,
+        answer_end: str = "",
         slow: int = 0,
         delay_s: float = 0.0,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         self._timeout_s = timeout_s
-        words = (address, port, "--clients", clients, "--slow", slow, "--delay", delay_s, "--timeout", timeout_s)
+        words: list[object] = [address, port, "--clients", clients, "--answer-end", answer_end]
+        words += ["--slow", slow, "--delay", delay_s, "--timeout", timeout_s]
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, *map(str, words)],
             stdin=subprocess.PIPE,
@@ -124,7 +136,7 @@ class _Connection:
     begun: float
     slow: bool
     asked: bool = False
-    answer: bytes = b""
+    answer: bytes = b""  # its last bytes
 
 
 class _Loop:
@@ -134,6 +146,8 @@ class _Loop:
         self._address = (options.address, options.port)
         self._delay_s: float = options.delay
         self._timeout_s: float = options.timeout
+        self._answer_end: bytes = options.answer_end.encode()
+        self._begun_at = time.monotonic()
         self._open: dict[int, _Connection] = {}  # in the order of their beginning
         self._waiting: collections.deque[_Connection] = collections.deque()  # slow ones, likewise
         self._epoll = select.epoll()
@@ -154,6 +168,7 @@ class _Loop:
             while self._waiting and self._waiting[0].begun + self._delay_s <= now:
                 self._ask(self._waiting.popleft())
             self._give_up(now)
+        self.ledger.duration_s = time.monotonic() - self._begun_at
 
     def _begin_due(self) -> int:
         """Returns how many are open."""
@@ -208,7 +223,7 @@ class _Loop:
         if not events & ~select.EPOLLOUT:
             return
         try:
-            received = connection.socket.recv(4096)
+            received = connection.socket.recv(65536)
         except BlockingIOError:
             return
         except OSError as error:
@@ -217,17 +232,20 @@ class _Loop:
         if received and not connection.answer:
             waited_s = time.monotonic() - connection.begun
             self.ledger.longest_wait_s = max(self.ledger.longest_wait_s, waited_s)
-        connection.answer += received
-        if connection.answer.endswith(END_OF_ANSWER):
+        connection.answer = (connection.answer + received)[-_TAIL_BYTES:]
+        if not received:
+            whole = connection.answer and not self._answer_end
+            self._end(connection, "answered" if whole else "unanswered")
+        elif self._answer_end and connection.answer.endswith(self._answer_end):
             self._end(connection, "answered")
-        elif not received:
-            self._end(connection, "unanswered")
 
     def _give_up(self, now: float) -> None:
         while self._open:
             oldest = next(iter(self._open.values()))
             if now - oldest.begun < self._timeout_s:
                 return
+            if len(self.ledger.stuck) < STUCK_MAX:
+                self.ledger.stuck.append(_ends(oldest.socket))
             self._end(oldest, "timed_out")
 
     def _end(self, connection: _Connection, outcome: str) -> None:
@@ -239,6 +257,15 @@ class _Loop:
             print("warm", flush=True)
         if not self._stopped:
             self._due.append(connection.slow)
+
+
+def _ends(sock: socket.socket) -> str:
+    """What the kernel has of both ends, where ss is installed."""
+    port = sock.getsockname()[1]
+    command = ["ss", "-Htanoep", f"( sport = :{port} or dport = :{port} )"]
+    with contextlib.suppress(FileNotFoundError):
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return f"port {port}"
 
 
 def _outcome(error: OSError) -> str:
@@ -257,6 +284,7 @@ def main() -> None:
     parser.add_argument("address")
     parser.add_argument("port", type=int)
     parser.add_argument("--clients", type=int, required=True)
+    parser.add_argument("--answer-end", default="")
     parser.add_argument("--slow", type=int, default=0)
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S)

@@ -23,8 +23,9 @@ from pathlib import Path
 
 from reuseport_tool.bench import close as bench_close
 from reuseport_tool.bench import server as bench_server
-from reuseport_tool.bench.close import spread
 from reuseport_tool.bench.load import Ledger, Load
+from reuseport_tool.bench.server import END_OF_ANSWER
+from reuseport_tool.bench.spread import spread
 from reuseport_tool.check import lab
 from reuseport_tool.errors import ToolError
 from reuseport_tool.group import detach, discover
@@ -231,7 +232,9 @@ def _turn(arm: _Arm, clients: int, pins: Path, samples: _Samples) -> None:
         stage = _Stage(stack, Path(stack.enter_context(tempfile.TemporaryDirectory())), pins)
         stack.enter_context(_detached_after(pins))
         old = arm.start(stage)
-        load = stack.enter_context(Load(_ADDRESS, _PORT, clients, clients // 2, _ROUND_TRIP_S))
+        load = stack.enter_context(
+            Load(_ADDRESS, _PORT, clients, answer_end=END_OF_ANSWER, slow=clients // 2, delay_s=_ROUND_TRIP_S)
+        )
         load.await_warm()
         _await_queue(clients // 8)
         load.mark()

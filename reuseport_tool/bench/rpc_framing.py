@@ -22,12 +22,13 @@ from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from reuseport_tool.autolowat.attachment import Plan
+from reuseport_tool.bench.spread import percentile, relative
 from reuseport_tool.check import framing_lab
 from reuseport_tool.check.framing_lab import Pair, rpc_frame
 from reuseport_tool.errors import ToolError
 from reuseport_tool.kernel import autolowat as kernel
 from reuseport_tool.kernel import cgroup, netns
-from reuseport_tool.models import BenchRpcFraming, Engine, FramingArm, FramingSize, Role, Spread
+from reuseport_tool.models import BenchRpcFraming, Engine, FramingArm, FramingSize, Role
 
 # Bytes of a frame, segments that it is sent in, frames in a round
 SIZES = (
@@ -215,20 +216,15 @@ def _summaries(samples: dict[str, list[_Sample]]) -> tuple[FramingArm, ...]:
 
 def _summary(name: str, taken: list[_Sample], base: list[_Sample]) -> FramingArm:
     frames = sum(len(sample.latencies_ns) for sample in taken)
-    latencies = statistics.quantiles((ns for sample in taken for ns in sample.latencies_ns), n=100)
+    latencies_us = [ns / 1000 for sample in taken for ns in sample.latencies_ns]
     return FramingArm(
         name=name,
         wakeups_per_frame=sum(sample.wakeups for sample in taken) / frames,
         syscalls_per_frame=sum(sample.syscalls for sample in taken) / frames,
         cpu_us_per_frame=statistics.median(sample.cpu_s / len(sample.latencies_ns) for sample in taken) * 1e6,
-        cpu_relative=_ratio([sample.cpu_s / other.cpu_s for sample, other in zip(taken, base, strict=True)]),
+        cpu_relative=relative([sample.cpu_s for sample in taken], [sample.cpu_s for sample in base], 4),
         frames_per_s=statistics.median(len(sample.latencies_ns) / sample.wall_s for sample in taken),
-        speed_relative=_ratio([other.wall_s / sample.wall_s for sample, other in zip(taken, base, strict=True)]),
-        p50_us=latencies[49] / 1000,
-        p99_us=latencies[98] / 1000,
+        speed_relative=relative([sample.wall_s for sample in base], [sample.wall_s for sample in taken], 4),
+        p50_us=percentile(latencies_us, 50),
+        p99_us=percentile(latencies_us, 99),
     )
-
-
-def _ratio(values: list[float]) -> Spread:
-    low, median, high = statistics.quantiles(values, n=4)
-    return Spread(median=median, low=low, high=high)

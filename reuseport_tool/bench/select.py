@@ -21,12 +21,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+from reuseport_tool.bench.spread import spread
 from reuseport_tool.errors import NotFound, ToolError, Unsupported
 from reuseport_tool.group.scratch import Scratch
 from reuseport_tool.kernel import bpf, loopback, netns, program, sockets
 from reuseport_tool.kernel import rlimit as room
 from reuseport_tool.kernel.program import AttachType, ProgramType
-from reuseport_tool.models import BenchSelect, Policy, SelectArm, Spread
+from reuseport_tool.models import BenchSelect, Policy, SelectArm
 
 LISTENERS = (1, 16, 256)
 STATISTICS_ROUNDS = 10
@@ -244,14 +245,9 @@ def _summary(bench: _Bench, arm: str) -> SelectArm:
         program=arm,
         listeners=len(bench.listeners),
         connections_per_s=round(1e9 / statistics.median(pace.wall_ns for pace in samples.paces), 1),
-        relative=_ratio([before.wall_ns / pace.wall_ns for before, pace in pairs]),
-        cpu_relative=_ratio([before.cpu_ns / pace.cpu_ns for before, pace in pairs]),
+        relative=spread([before.wall_ns / pace.wall_ns for before, pace in pairs], 4),
+        cpu_relative=spread([before.cpu_ns / pace.cpu_ns for before, pace in pairs], 4),
         ns_per_run=round(statistics.median(samples.ns_per_run), 1) if has_program else None,
         ns_relative=round(statistics.median(ours / other for ours, other in per_run), 3) if has_program else None,
         runs_per_connection=round(samples.runs / samples.connections, 3) if has_program else None,
     )
-
-
-def _ratio(ratios: list[float]) -> Spread:
-    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return Spread(median=round(median, 4), low=round(low, 4), high=round(high, 4))

@@ -17,7 +17,8 @@ import stat
 import sys
 import time
 
-ANSWER = b"HTTP/1.0 200 OK\r\nContent-Length: 9\r\n\r\nanswered\n"
+END_OF_ANSWER = "answered\n"
+ANSWER = b"HTTP/1.0 200 OK\r\nContent-Length: 9\r\n\r\n" + END_OF_ANSWER.encode()
 _DEFER_ACCEPT_S = 5
 
 

@@ -22,9 +22,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
+from reuseport_tool.bench.spread import relative
 from reuseport_tool.errors import ToolError, Unsupported
 from reuseport_tool.kernel import netns, sysctl
-from reuseport_tool.models import BenchSockets, Protocol, SocketsArm, SocketsSize, Spread
+from reuseport_tool.models import BenchSockets, Protocol, SocketsArm, SocketsSize
 from reuseport_tool.sockets import select as sockets
 from reuseport_tool.sockets.select import Filter, Walker
 
@@ -137,12 +138,10 @@ def _timed(action: Callable[[], object]) -> float:
 
 
 def _arm(name: str, times: dict[str, list[float]]) -> SocketsArm:
-    ratios = [ours / theirs for ours, theirs in zip(times[name], times[SS], strict=True)]
-    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return SocketsArm(
         name=name,
         milliseconds=round(statistics.median(times[name]) * 1000, 2),
-        relative=Spread(median=round(median, 3), low=round(low, 3), high=round(high, 3)),
+        relative=relative(times[name], times[SS], 3),
     )
 
 

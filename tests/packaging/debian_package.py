@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pytest
 
+from reuseport_tool.bench.load import Ledger, Load
 from reuseport_tool.kernel import netns
 from reuseport_tool.waiting import wait_until
 from tests.servers import restart, servers
 from tests.servers.container import Container, container
-from tests.servers.load import Ledger, Load
 from tests.unit.test_cli import VERBS
 
 CHECKOUT = Path(__file__).parents[2]

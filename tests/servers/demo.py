@@ -14,9 +14,9 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
+from reuseport_tool.bench.load import Ledger, Load
 from reuseport_tool.kernel import netns
 from tests.servers import restart, servers
-from tests.servers.load import Ledger, Load
 from tests.tool import Tool
 
 _RESTARTS = 3

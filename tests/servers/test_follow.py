@@ -23,12 +23,12 @@ from pathlib import Path
 
 import pytest
 
+from reuseport_tool.bench.load import Load
 from reuseport_tool.group import state
 from reuseport_tool.models import Endpoint, Protocol
 from reuseport_tool.waiting import wait_until
 from tests.follower import Follower, prefer
 from tests.servers import restart, servers
-from tests.servers.load import Load
 from tests.tool import Tool
 
 WORKERS = 4

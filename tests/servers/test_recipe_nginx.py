@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from reuseport_tool.bench.load import Ledger, Load
 from reuseport_tool.kernel import processes
 from reuseport_tool.kernel.processes import Process
 from reuseport_tool.waiting import wait_until
 from tests.follower import Follower
 from tests.servers import restart, servers
-from tests.servers.load import Ledger, Load
 from tests.servers.servers import Server
 from tests.tool import Tool
 

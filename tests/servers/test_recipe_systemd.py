@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from reuseport_tool.bench.load import Ledger, Load
 from reuseport_tool.waiting import wait_until
 from tests.servers import restart, servers
 from tests.servers.container import Container, container
-from tests.servers.load import Ledger, Load
 
 CHECKOUT = Path(__file__).parents[2]
 RECIPE = CHECKOUT / "docs" / "recipes" / "systemd"

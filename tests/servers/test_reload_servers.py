@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
+from reuseport_tool.bench.load import Ledger, Load
 from reuseport_tool.reload import sides
 from reuseport_tool.waiting import wait_until
 from tests.servers import restart, servers
-from tests.servers.load import Ledger, Load
 from tests.servers.servers import Server
 from tests.tool import Tool
 

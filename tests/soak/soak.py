@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from reuseport_tool.bench.load import Ledger, Load
+from reuseport_tool.bench.server import END_OF_ANSWER
 from reuseport_tool.kernel import netns
 from tests.servers import restart, servers
 from tests.servers.servers import Server
@@ -101,8 +102,7 @@ def _run(result: Result, restarts: int, profile: Profile, once: Callable[[Tool, 
     with netns.throw_away(), restart.own_bpffs() as folder:
         try:
             restart.start(server(profile, 1))
-            clients = (profile.clients, profile.clients // 4)
-            with Load(servers.ADDRESS, servers.PORT, *clients, _DELAY_S, _TIMEOUT_S) as load:
+            with _load(profile) as load:
                 load.await_warm()
                 for before, after in itertools.islice(itertools.pairwise(_sizes()), restarts):
                     once(Tool(folder), before, after)
@@ -111,6 +111,17 @@ def _run(result: Result, restarts: int, profile: Profile, once: Callable[[Tool, 
         finally:
             restart.end_all()
     result.duration_s += time.monotonic() - start
+
+
+def _load(profile: Profile) -> Load:
+    slow = profile.clients // 4
+    return Load(
+        *(servers.ADDRESS, servers.PORT, profile.clients),
+        answer_end=END_OF_ANSWER,
+        slow=slow,
+        delay_s=_DELAY_S,
+        timeout_s=_TIMEOUT_S,
+    )
 
 
 def _sizes() -> Iterator[int]:

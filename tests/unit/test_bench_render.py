@@ -6,7 +6,8 @@ import pytest
 
 from reuseport_tool.bench import reload as bench_reload
 from reuseport_tool.bench import select as bench_select
-from reuseport_tool.bench.select import _add_statistics, _Pace, _ratio, _Samples
+from reuseport_tool.bench.select import _add_statistics, _Pace, _Samples
+from reuseport_tool.bench.spread import percentile, relative, spread
 from reuseport_tool.cli.main import run
 from reuseport_tool.errors import MissingCapability
 from reuseport_tool.models import BenchReload, BenchSelect, CloseSize, ReloadArm, SelectArm, Spread
@@ -43,8 +44,10 @@ REPORT = BenchSelect(
 )
 
 
-def test_ratio_is_median_and_quartiles() -> None:
-    assert _ratio([0.9, 1.0, 1.1, 1.2, 0.8]) == Spread(median=1.0, low=0.9, high=1.1)
+def test_a_spread_is_median_and_quartiles() -> None:
+    assert spread([0.9, 1.0, 1.1, 1.2, 0.8], 4) == Spread(median=1.0, low=0.9, high=1.1)
+    assert relative([2.0, 9.0, 4.0], [1.0, 3.0, 4.0], 2) == Spread(median=2.0, low=1.5, high=2.5)
+    assert percentile(range(101), 99) == 99
 
 
 def test_statistics_are_for_each_run() -> None:

@@ -16,6 +16,7 @@ import pytest
 from reuseport_tool.bench import close as bench_close
 from reuseport_tool.bench import reload as bench_reload
 from reuseport_tool.bench.load import Load
+from reuseport_tool.bench.server import END_OF_ANSWER
 from reuseport_tool.errors import ToolError
 from reuseport_tool.kernel import libc, mib, netns, sysctl
 from reuseport_tool.models import BenchReload, ReloadArm
@@ -136,7 +137,7 @@ def test_a_server_that_goes_is_in_the_ledger(in_netns: None) -> None:
     command = [sys.executable, "-m", "reuseport_tool.bench.server", "127.0.0.1", "8080"]
     with subprocess.Popen([*command, "--service-us", "2000"], stdin=subprocess.PIPE) as server:
         assert wait_until(lambda: bool(bench_reload._listeners(8080)), 20)
-        with Load("127.0.0.1", 8080, 16) as load:
+        with Load("127.0.0.1", 8080, 16, answer_end=END_OF_ANSWER) as load:
             assert wait_until(lambda: any(entry.accept_queue for entry in queue()), 20)
             server.send_signal(signal.SIGKILL)
             assert wait_until(lambda: server.poll() is not None and refused() > 0, 20)

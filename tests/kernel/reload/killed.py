@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from reuseport_tool.bench.load import Load
 from reuseport_tool.errors import Conflict, NotFound, ToolError
 from reuseport_tool.group import status
 from reuseport_tool.kernel import diag, libc, netns, processes
@@ -34,7 +35,6 @@ from reuseport_tool.probes import features
 from reuseport_tool.reload import journal, sides
 from reuseport_tool.reload import run as reload
 from reuseport_tool.reload.plan import Plan, Progress
-from tests.servers.load import Load
 
 PORT = 8080
 SERVER = [sys.executable, str(Path(__file__).parents[1] / "server.py")]
@@ -158,7 +158,7 @@ def torture(kills: int, seed: int) -> tuple[dict[str, object], bool]:
         first = start_first()
         whole_s = _whole_s(bpffs)
         first.wait(timeout=_WAIT_S)
-        with Load("127.0.0.1", PORT, clients=8, seconds=3600) as load:
+        with Load("127.0.0.1", PORT, clients=8) as load:
             done = 0
             while done < kills:
                 moment_s = chance.uniform(0, whole_s)
