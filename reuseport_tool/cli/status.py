@@ -37,7 +37,7 @@ def command(ctx: Context, endpoint: Endpoint | None, watch: bool, check: bool, i
     (in the group, but registered by nobody: it gets nothing), or "-" where no program of this tool runs.
 
     With --check the exit code is 1 where pins or a killed reload are left (stale), a program or listeners are not
-    this tool's (foreign), or connections wait at one listener while the others are idle (imbalance).
+    this tool's (foreign), or the queue of one listener is nearly full while the others' are nearly empty (imbalance).
     """
     if watch and check:
         raise UsageError("--watch and --check exclude each other")

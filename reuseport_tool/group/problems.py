@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from reuseport_tool.models import Group, Listener, Problem, ProblemKind
 
-_QUEUED_MIN = 16  # a shorter queue is an instant's work, however short the others are
-_TIMES_THE_OTHERS = 4
+# Queues of unequal length alone are no fault: under load every split of what waits is as likely as any other.
+_NEARLY_FULL, _NEARLY_EMPTY = 0.75, 0.25
 
 
 def of_group(group: Group) -> tuple[Problem, ...]:
@@ -59,17 +59,20 @@ def _split(group: Group) -> Iterator[tuple[ProblemKind, str]]:
 
 
 def _imbalance(group: Group) -> Iterator[tuple[ProblemKind, str]]:
-    """A listener whose queue is long while those of the others are short: its process does not accept."""
-    peers = [entry for entry in group.listeners if entry.flag in ("working", "-") and entry.accept_queue is not None]
+    """A listener that will soon refuse connections while the others have room: its process does not accept."""
+    peers = [entry for entry in group.listeners if entry.flag in ("working", "-") and entry.backlog]
     for entry in peers:
-        others = [other.accept_queue or 0 for other in peers if other is not entry]
-        queued = entry.accept_queue or 0
-        if others and queued >= _QUEUED_MIN and queued > _TIMES_THE_OTHERS * sum(others) / len(others):
+        others = [_fill(other) for other in peers if other is not entry]
+        if others and _fill(entry) >= _NEARLY_FULL and sum(others) / len(others) <= _NEARLY_EMPTY:
             yield (
                 ProblemKind.IMBALANCE,
-                f"{queued} connections wait at the listener {entry.cookie}{_holder(entry)}, "
-                f"and {sum(others) / len(others):.1f} at each of the others",
+                f"the listener {entry.cookie}{_holder(entry)} has a queue of {entry.accept_queue}/{entry.backlog}, "
+                f"while the others' queues are {sum(others) / len(others):.0%} full",
             )
+
+
+def _fill(entry: Listener) -> float:
+    return (entry.accept_queue or 0) / (entry.backlog or 1)
 
 
 def _holder(entry: Listener) -> str:

@@ -124,8 +124,8 @@ class Problem:
 
     kind: str
     """`stale` (pins or a killed reload are left), `foreign` (a program or listeners that this tool does not know),
-    `imbalance` (connections wait at one listener while the others are idle), or `split` (the kernel keeps the UDP
-    sockets of this endpoint in more than one group)."""
+    `imbalance` (the accept queue of one listener is nearly full while those of the others are nearly empty), or
+    `split` (the kernel keeps the UDP sockets of this endpoint in more than one group)."""
     detail: str
     """One sentence."""
 

@@ -52,12 +52,12 @@ def kinds(group: Group) -> list[str]:
         ({"program": Program(id=0, name="(classic BPF)", policy=None)}, ["foreign"]),
         ({"program": None}, []),
         ({"listeners": (*listeners(0, 0), replace(LISTENER, flag="foreign"))}, ["foreign"]),
-        ({"listeners": listeners(0, 0, 200)}, ["imbalance"]),
-        ({"listeners": listeners(0, 0, 15)}, []),
-        ({"listeners": listeners(100, 90, 200)}, []),
-        ({"listeners": listeners(200)}, []),
-        ({"listeners": (*listeners(0, 0), *listeners(200, flag="old"))}, []),
-        ({"stale": True, "listeners": listeners(0, 0, 200, flag="-")}, ["stale", "imbalance"]),
+        ({"listeners": listeners(0, 0, 400)}, ["imbalance"]),
+        ({"listeners": listeners(0, 0, 200)}, []),
+        ({"listeners": listeners(200, 190, 400)}, []),
+        ({"listeners": listeners(400)}, []),
+        ({"listeners": (*listeners(0, 0), *listeners(400, flag="old"))}, []),
+        ({"stale": True, "listeners": listeners(0, 0, 400, flag="-")}, ["stale", "imbalance"]),
     ],
     ids=range(13),
 )
@@ -66,6 +66,6 @@ def test_problems(change: dict[str, object], expected: list[str]) -> None:
 
 
 def test_a_problem_names_who_is_meant() -> None:
-    (problem,) = problems.of_group(replace(GROUP, listeners=listeners(0, 0, 200)))
+    (problem,) = problems.of_group(replace(GROUP, listeners=listeners(0, 0, 400)))
     assert "listener 2 of nginx (process 4242)" in problem.detail
-    assert "200 connections" in problem.detail
+    assert "400/511" in problem.detail

@@ -14,11 +14,12 @@ from tests.kernel.conftest import PORT
 from tests.tool import Tool
 
 ADDRESS = "127.0.0.1"
+BACKLOG = 24
 QUEUED = 20
 
 
 def listener(stack: ExitStack, port: int = PORT) -> socket.socket:
-    return stack.enter_context(socket.create_server((ADDRESS, port), reuse_port=True, backlog=256))
+    return stack.enter_context(socket.create_server((ADDRESS, port), reuse_port=True, backlog=BACKLOG))
 
 
 def test_a_listener_that_nobody_registered_is_foreign(tool: Tool) -> None:
@@ -74,7 +75,7 @@ def test_metrics_are_those_of_status(tool: Tool, tmp_path: Path) -> None:
             sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples
         }
         assert found["reuseport_listener_accept_queue"] == 1
-        assert found["reuseport_listener_backlog"] == 256
+        assert found["reuseport_listener_backlog"] == BACKLOG
         selected = [line for line in text.splitlines() if line.startswith("reuseport_group_selected_total")]
         assert sum(float(line.rpartition(" ")[2]) for line in selected) == 1
 
