@@ -53,11 +53,13 @@ class Container:
                 "--console=read-only",
                 # This machine's firewall would be loaded into the caller's namespace.
                 *("systemd.unit=test.target", "systemd.mask=nftables.service"),
+                # There is no network to wait for.
+                "systemd.mask=systemd-networkd-wait-online.service",
             ],
             stdin=subprocess.DEVNULL,
             stdout=(self.root.parent / "console").open("wb"),
             stderr=subprocess.STDOUT,
-            env={**os.environ, "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"},
+            env={**os.environ, "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "yes"},
         )
         assert wait_until(self._is_up, _START_S), (self.root.parent / "console").read_text(errors="replace")
 
