@@ -89,6 +89,17 @@ test-packages: setup deb ## The .deb on fresh roots of Debian 12 and 13, with th
 	$(call install_packages,debootstrap debian-archive-keyring systemd-container)
 	$(VENV)/bin/pytest -q tests/packaging/debian_package.py
 
+ANSIBLE := build/ansible/bin/ansible
+
+$(ANSIBLE): constraints.txt
+	$(PYTHON) -m venv build/ansible
+	PIP_CONSTRAINT=constraints.txt build/ansible/bin/pip install --quiet --disable-pip-version-check ansible-core
+	touch $@
+
+.PHONY: test-ansible
+test-ansible: setup $(ANSIBLE) ## The collection: ansible-test sanity, and three hosts with servers under load (as root)
+	$(VENV)/bin/pytest -q tests/fleet/ansible_collection.py
+
 # Kernel VMs: vagrant/README.md. Debian's package of each name, installed only where a target needs it.
 KERNEL ?= debian-6.1
 CMD ?= uname -a
