@@ -38,7 +38,7 @@
 
 /* Kept in step with reuseport_tool/group/state.py, which passes them on. */
 #ifndef GENERATIONS
-#error "GENERATIONS and MEMBERS_MAX come from the tool"
+#error "GENERATIONS comes from the tool"
 #endif
 
 /* The maps come as file descriptors: BCC has no tables of these types. */
@@ -78,7 +78,10 @@ enum cursor {
 enum {
 	SHARES = 10000,
 	SHARES_STRIDE = 6181,	/* no common divisor with SHARES, and near its golden section */
+	GUESSES = 8,
+	TRIED_MAX = 512,
 	ETH_P_IP = 0x0800,
+	IPPROTO_UDP = 17,
 	IPV4_SOURCE = 12,	/* offset in the IPv4 header */
 	IPV6_SOURCE = 8,	/* offset in the IPv6 header */
 };
@@ -125,16 +128,58 @@ static __always_inline int policy_load_source(struct sk_reuseport_md *ctx, u32 a
 	return policy_load_ip(ctx, IPV6_SOURCE, address, 16);
 }
 
-/* Select the member `wanted`, or the next open one after it. Returns whether one was found. */
-static __always_inline bool select_member(struct sk_reuseport_md *ctx, void *sockarray, u32 members,
-					  u32 wanted)
+/*
+ * The same number, of which the verifier knows nothing any more. Without it, it walks the search below once for each
+ * way that leads there, which takes 50 ms at each load.
+ */
+static __always_inline u32 forget(u32 number, u32 unknown)
 {
-	for (u32 tried = 0; tried < MEMBERS_MAX && tried < members; tried++) {
-		u32 slot = (wanted + tried) % members;
+	asm volatile("%0 ^= %1\n%0 ^= %1" : "+r"(number) : "r"(unknown));
+	return number;
+}
 
-		/* Hide the counter from LLVM: it would test for equality, which bounds nothing for the verifier. */
+/* The finalizer of MurmurHash3 (public domain): every bit of the number moves every bit of the result. */
+static __always_inline u32 mix(u32 number)
+{
+	number ^= number >> 16;
+	number *= 0x85ebca6b;
+	number ^= number >> 13;
+	number *= 0xc2b2ae35;
+	return number ^ number >> 16;
+}
+
+/* Whether the listener in a slot got the connection. It does not if it has been closed. */
+static __always_inline bool select_slot(struct sk_reuseport_md *ctx, void *sockarray, u32 slot)
+{
+	return bpf_sk_select_reuseport(ctx, sockarray, &slot, 0) == 0;
+}
+
+/*
+ * Select the member `wanted`, or another one that is open. Returns whether one was found.
+ *
+ * What a closed member would have got is dealt out over all others, the same for the same `wanted`: a few guesses jump,
+ * so that no neighbour of a closed member gets its share. Then slots are tried in turn, at most `most` of them. UDP has
+ * no guesses: the slot of a connected socket is empty, and the kernel's own choice gives its share to the next one.
+ */
+static __always_inline bool select_member(struct sk_reuseport_md *ctx, void *sockarray, u32 members,
+					  u32 wanted, u32 most)
+{
+	u32 tried, guesses = ctx->ip_protocol == IPPROTO_UDP ? 0 : GUESSES;
+	/* A policy that says the slot itself does not say how to deal out what that slot would have got. */
+	u32 guess = wanted < members ? ctx->hash : wanted;
+
+	if (select_slot(ctx, sockarray, wanted % members))
+		return true;
+	/* Hide the counter from LLVM: it would unroll one loop, and of the other test what bounds nothing. */
+	for (tried = 0; tried < guesses; tried++) {
 		asm volatile("" : "+r"(tried));
-		if (bpf_sk_select_reuseport(ctx, sockarray, &slot, 0) == 0)
+		guess = mix(guess + 1);
+		if (select_slot(ctx, sockarray, guess % members))
+			return true;
+	}
+	for (tried = 1; tried < most && tried < members; tried++) {
+		asm volatile("" : "+r"(tried));
+		if (select_slot(ctx, sockarray, (wanted + tried) % members))
 			return true;
 	}
 	return false;
@@ -200,35 +245,51 @@ static __always_inline u32 destination(struct sk_reuseport_md *ctx)
 
 typedef u32 policy_fn(struct sk_reuseport_md *ctx, u32 members);
 
+/* A verdict of enum sk_action, or: the generation has no open member. */
+#define NOBODY (-1)
+
+/*
+ * Let a member of the generation that `index` of the choice names have the connection, which counts as `where`; `most` as
+ * for select_member().
+ */
+static __always_inline int choose_from(struct sk_reuseport_md *ctx, policy_fn *policy, u32 index, u32 where, u32 most)
+{
+	bool is_new = !migrating(ctx);
+	u32 wanted, generation = choice(index) % GENERATIONS;
+	u32 *members = bpf_map_lookup_elem(members_map, &generation);
+	void *sockarray = bpf_map_lookup_elem(generations_map, &generation);
+
+	if (!members || !sockarray || !*members)
+		return NOBODY;
+	wanted = is_new ? policy(ctx, *members) : next_in_turn(CURSOR_MIGRATED);
+	if (is_new && wanted == REUSEPORT_DROP) {
+		count(DROPPED);
+		return SK_DROP;
+	}
+	is_new = forget(is_new, ctx->hash);
+	where = forget(where, ctx->hash);
+	if (!select_member(ctx, sockarray, *members, wanted, most))
+		return NOBODY;
+	if (is_new)
+		count(where);
+	return SK_PASS;
+}
+
 static __always_inline int run_policy(struct sk_reuseport_md *ctx, policy_fn *policy)
 {
-	u32 where = SELECTED, index, wanted, *members;
-	void *sockarray;
+	u32 where = SELECTED;
+	int verdict = NOBODY;
 
 	if (migrating(ctx))
 		count_migrated(migrating_state(ctx));
 	else
 		where = destination(ctx);
-again:
-	index = choice(where == SELECTED ? CHOICE_WORKING : CHOICE_CANARY) % GENERATIONS;
-	members = bpf_map_lookup_elem(members_map, &index);
-	sockarray = bpf_map_lookup_elem(generations_map, &index);
-	if (members && sockarray && *members) {
-		wanted = migrating(ctx) ? next_in_turn(CURSOR_MIGRATED) : policy(ctx, *members);
-		if (!migrating(ctx) && wanted == REUSEPORT_DROP) {
-			count(DROPPED);
-			return SK_DROP;
-		}
-		if (select_member(ctx, sockarray, *members, wanted)) {
-			if (!migrating(ctx))
-				count(where);
-			return SK_PASS;
-		}
-	}
-	if (where != SELECTED) {
-		where = SELECTED;
-		goto again;
-	}
+	if (where != SELECTED)
+		verdict = choose_from(ctx, policy, CHOICE_CANARY, where, 0);
+	if (verdict == NOBODY)
+		verdict = choose_from(ctx, policy, CHOICE_WORKING, SELECTED, TRIED_MAX);
+	if (verdict != NOBODY)
+		return verdict;
 	count(FALLBACK);
 	return SK_PASS;
 }

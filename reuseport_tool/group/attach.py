@@ -169,7 +169,7 @@ def _attach_new(
         maps, loaded = chosen.fresh(stack)
         opened = maps.pin(folder, loaded)
         stack.callback(state.clean, folder)
-        opened.create_generation(1)
+        opened.create_generation(1, max(len(fds), *(infos[cookie].group_size for cookie in fds if cookie in infos), 0))
         registered = _mirror(opened, 1, fds, infos)
         opened.switch(1)
         # Commit point: from here the program decides for the group.
@@ -315,7 +315,7 @@ def _register(opened: State, fds: dict[int, int], renew: bool) -> list[int]:
         return []
     if not opened.has_listeners(opened.working) and (renew or opened.working not in opened.generations()):
         number = opened.next_generation()
-        opened.create_generation(number)
+        opened.create_generation(number, len(new))
         registered = _fill(opened, number, new)
         opened.switch(number)
         return registered
@@ -338,6 +338,5 @@ def _mirror(opened: State, generation: int, fds: dict[int, int], infos: Mapping[
 
 
 def _fill(opened: State, generation: int, fds: dict[int, int]) -> list[int]:
-    for fd in fds.values():
-        opened.add(generation, fd)
+    opened.add_all(generation, fds.values())
     return list(fds)

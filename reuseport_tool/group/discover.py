@@ -8,9 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from reuseport_tool.errors import MissingCapability, NotFound, ToolError, Unsupported
-from reuseport_tool.kernel import capabilities, diag, netns, pidfd, processes, sockets
+from reuseport_tool.kernel import capabilities, diag, netns, pidfd, processes, rlimit, sockets
 from reuseport_tool.kernel.processes import Holder
 from reuseport_tool.models import Endpoint, Identity, Protocol
+
+_OTHER_FILES = 256  # that may be open beside the listeners
 
 
 @dataclass(frozen=True)
@@ -151,13 +153,14 @@ def descriptors(members: Sequence[Member]) -> Iterator[dict[int, int]]:
         MissingCapability, Unsupported: from pidfd_getfd(2).
     """
     fds: dict[int, int] = {}
-    try:
-        for member in members:
-            fds[member.cookie] = _take(member)
-        yield fds
-    finally:
-        for fd in fds.values():
-            os.close(fd)
+    with rlimit.at_best(len(members) + _OTHER_FILES):
+        try:
+            for member in members:
+                fds[member.cookie] = _take(member)
+            yield fds
+        finally:
+            for fd in fds.values():
+                os.close(fd)
 
 
 def _take(member: Member) -> int:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from reuseport_tool.group import attach
-from reuseport_tool.group.state import GENERATIONS, MEMBERS_MAX, State
+from reuseport_tool.group.state import GENERATIONS, State, new_sockarray
 from reuseport_tool.kernel import bpf
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.sockarray import SockArray
@@ -30,9 +30,7 @@ class Scratch:
 
     def add_generation(self, generation: int, listeners: Sequence[socket.socket]) -> bpf.Map:
         """Fill a generation and make it the working one. Returns its sockarray."""
-        array = self._stack.enter_context(
-            bpf.Map.create(bpf.MapType.REUSEPORT_SOCKARRAY, "generation", value_size=8, max_entries=MEMBERS_MAX)
-        )
+        array = self._stack.enter_context(new_sockarray(len(listeners)))
         for slot, listener in enumerate(listeners):
             SockArray(array).put(slot, listener.fileno())
         self._maps["members"].update_u32(generation % GENERATIONS, len(listeners))

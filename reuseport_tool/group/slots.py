@@ -71,7 +71,7 @@ def add(
         if number not in opened.generations():
             if number < 1:
                 raise UsageError(f"not a generation: {number}", hint="generations are numbered from 1")
-            opened.create_generation(number)
+            opened.create_generation(number, len(members))
         with discover.descriptors(members) as fds:
             added = [
                 MapChange(

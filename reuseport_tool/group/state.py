@@ -15,12 +15,13 @@ from __future__ import annotations
 import contextlib
 import enum
 import ipaddress
+import itertools
 import os
 import re
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,8 @@ from reuseport_tool.models import Counters, Endpoint, Policy, Program, Protocol
 from reuseport_tool.models.endpoint import canonical_address
 
 GENERATIONS = 16
-MEMBERS_MAX = 512
+CAPACITY_LEAST = 512
+"""Slots of a generation: at least so many, and twice as many as it begins with, so that others can join."""
 _COUNTERS = tuple(Counters.__dataclass_fields__)
 _CURSORS = 3
 SHARES = 10_000
@@ -152,7 +154,7 @@ _SHAPES = {
     "cursors": (bpf.MapType.ARRAY, 4, _CURSORS),
 }
 """By name: type, size of a value in bytes, number of elements."""
-DEFINES = {"GENERATIONS": GENERATIONS, "MEMBERS_MAX": MEMBERS_MAX}
+DEFINES = {"GENERATIONS": GENERATIONS}
 """What the policies are compiled with (bpf/reuseport.h)."""
 MAPS = tuple(f"{name.upper()}_FD" for name in _SHAPES)
 """What stands for the maps in them; link() has the descriptors."""
@@ -304,8 +306,8 @@ class State(Closing):
                 cookies |= {cookie for _, cookie in self.slots(number)}
         return cookies
 
-    def create_generation(self, generation: int) -> None:
-        """Make an empty generation. It takes the place of the one that is GENERATIONS older.
+    def create_generation(self, generation: int, listeners: int = 0) -> None:
+        """Make an empty generation, for so many listeners. It takes the place of the one that is GENERATIONS older.
 
         Raises:
             Conflict: that older one still has listeners.
@@ -321,7 +323,7 @@ class State(Closing):
                     hint="wait until the old servers have stopped",
                 )
         index = generation % GENERATIONS
-        with _new_sockarray() as array:
+        with new_sockarray(listeners) as array:
             self._maps["members"].update_u32(index, 0)
             self._maps["generations"].update_u32(index, array.fd)
             bpffs.pin(array, self._pin(generation))
@@ -340,17 +342,29 @@ class State(Closing):
         Raises:
             UsageError, Conflict, ToolError: as SockArray.put().
         """
+        if slot is None:
+            return self.add_all(generation, [fd])[0]
+        with self.sockarray(generation) as array:
+            self._put(generation, array, slot, fd)
+        return slot
+
+    def add_all(self, generation: int, fds: Collection[int]) -> list[int]:
+        """Register listeners in the first empty slots. Returns the slots. Raises as add()."""
         with self.sockarray(generation) as array:
             members = self.members(generation)
-            if slot is None:
-                taken = {used for used, _ in array.items(members)}
-                slot = next(free for free in range(members + 1) if free not in taken)
-            if not 0 <= slot < array.capacity:
-                raise UsageError(f"no slot {slot}", hint=f"slots are 0 to {array.capacity - 1}")
-            array.put(slot, fd)
-            if slot >= members:
-                self._maps["members"].update_u32(generation % GENERATIONS, slot + 1)
-            return slot
+            taken = {used for used, _ in array.items(members)}
+            free = (slot for slot in range(members + len(fds)) if slot not in taken)
+            slots = list(itertools.islice(free, len(fds)))
+            for slot, fd in zip(slots, fds, strict=True):
+                self._put(generation, array, slot, fd)
+        return slots
+
+    def _put(self, generation: int, array: SockArray, slot: int, fd: int) -> None:
+        if not 0 <= slot < array.capacity:
+            raise UsageError(f"no slot {slot}", hint=f"slots are 0 to {array.capacity - 1}")
+        array.put(slot, fd)
+        if slot >= self.members(generation):
+            self._maps["members"].update_u32(generation % GENERATIONS, slot + 1)
 
     def widen(self, generation: int, members: int) -> None:
         """Have the program look at `members` slots at least, also at empty ones behind the last listener."""
@@ -420,8 +434,10 @@ def link(maps: dict[str, bpf.Map]) -> dict[str, int]:
     return {constant: maps[name].fd for constant, name in zip(MAPS, _SHAPES, strict=True)}
 
 
-def _new_sockarray() -> bpf.Map:
-    return bpf.Map.create(bpf.MapType.REUSEPORT_SOCKARRAY, "generation", value_size=8, max_entries=MEMBERS_MAX)
+def new_sockarray(listeners: int = 0) -> bpf.Map:
+    """A generation's map, for so many listeners."""
+    capacity = max(CAPACITY_LEAST, 2 * listeners)
+    return bpf.Map.create(bpf.MapType.REUSEPORT_SOCKARRAY, "generation", value_size=8, max_entries=capacity)
 
 
 def _sum(values: bytes) -> int:
@@ -451,7 +467,7 @@ class NewState:
 
 def new_maps(stack: ExitStack) -> NewState:
     """Fresh maps without a generation; `stack` closes them unless its caller pops it."""
-    with _new_sockarray() as inner:
+    with new_sockarray() as inner:
         maps = {
             name: stack.enter_context(
                 bpf.Map.create(

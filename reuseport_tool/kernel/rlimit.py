@@ -15,9 +15,19 @@ def descriptors(wanted: int) -> Iterator[None]:
 
     Raises ToolError where the hard limit is lower.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY and hard < wanted:
         raise ToolError(f"{wanted} open files are needed, and {hard} are allowed", hint="raise it: ulimit -Hn")
+    with at_best(wanted):
+        yield
+
+
+@contextlib.contextmanager
+def at_best(wanted: int) -> Iterator[None]:
+    """The soft limit raised to so many, or as far as the hard one lets, until the end."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
     try:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from reuseport_tool.group import state
-from reuseport_tool.group.state import MEMBERS_MAX, State
+from reuseport_tool.group.state import CAPACITY_LEAST, State
 from reuseport_tool.kernel import netns
 from reuseport_tool.kernel.listen_events import ListenEvents
 from reuseport_tool.models import Endpoint, Protocol
@@ -308,7 +308,7 @@ def test_udp(tool: Tool, tmp_path: Path) -> None:
 
 def test_more_respawns_than_slots(tool: Tool, tmp_path: Path) -> None:
     with bind(), Follower(tool, tmp_path, PORT) as follower:
-        for count in range(2, MEMBERS_MAX + 100):
+        for count in range(2, CAPACITY_LEAST + 100):
             with bind():
                 assert wait_until(lambda count=count: len(registered(tool)) == 2, 5, poll_s=0.0005), count  # type: ignore[misc]
         assert not follower.events("failed")
@@ -329,15 +329,15 @@ def test_ten_thousand_listeners_through_one_slot(tool: Tool) -> None:
 
 def test_a_full_generation_is_told_and_survived(tool: Tool, tmp_path: Path) -> None:
     with ExitStack() as stack:
-        for _ in range(MEMBERS_MAX):
+        for _ in range(CAPACITY_LEAST):
             stack.enter_context(bind())
         with Follower(tool, tmp_path, PORT) as follower:
             with bind():
                 failed = follower.await_event("failed")[0]
-                assert f"no slot {MEMBERS_MAX}" in failed["detail"]
+                assert f"no slot {CAPACITY_LEAST}" in failed["detail"]
             stack.pop_all().close()
             with bind():
-                follower.await_event("registered", MEMBERS_MAX + 1)
+                follower.await_event("registered", CAPACITY_LEAST + 1)
 
 
 def test_detached_meanwhile(tool: Tool, tmp_path: Path, prefork: Callable[[int], Any]) -> None:

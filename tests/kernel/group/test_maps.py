@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from reuseport_tool.group.state import MEMBERS_MAX
+from reuseport_tool.group.state import CAPACITY_LEAST
 from tests.kernel.conftest import PORT, ask, snapshot
 from tests.tool import Tool
 
@@ -84,7 +84,7 @@ def test_what_does_not_fit_changes_nothing(tool: Tool, server: Start, attached: 
     tool.fails(7, "map", "add", PORT, "--cookie", first, "--slot", 9)
     tool.fails(6, "map", "switch", PORT, 9)
     tool.fails(6, "map", "remove", PORT, "--generation", 9, "--slot", 0)
-    tool.fails(2, "map", "remove", PORT, "--generation", 1, "--slot", MEMBERS_MAX)
+    tool.fails(2, "map", "remove", PORT, "--generation", 1, "--slot", CAPACITY_LEAST)
     tool.fails(6, "map", "show", PORT + 1)
     assert snapshot(tool) == before
 
@@ -92,8 +92,7 @@ def test_what_does_not_fit_changes_nothing(tool: Tool, server: Start, attached: 
 def test_a_new_listener_in_a_bad_slot(tool: Tool, server: Start, attached: subprocess.Popen[str]) -> None:
     two = server("two")
     before = snapshot(tool)
-    assert (
-        f"0 to {MEMBERS_MAX - 1}" in tool.fails(2, "map", "add", PORT, "--pid", two.pid, "--slot", MEMBERS_MAX)["hint"]
-    )
+    refused = tool.fails(2, "map", "add", PORT, "--pid", two.pid, "--slot", CAPACITY_LEAST)
+    assert f"0 to {CAPACITY_LEAST - 1}" in refused["hint"]
     tool.fails(7, "map", "add", PORT, "--pid", two.pid, "--slot", 0)
     assert snapshot(tool) == before
