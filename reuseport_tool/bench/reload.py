@@ -29,9 +29,10 @@ from reuseport_tool.bench.spread import spread
 from reuseport_tool.check import lab
 from reuseport_tool.errors import ToolError
 from reuseport_tool.group import detach, discover
-from reuseport_tool.kernel import mib, netns, sysctl
+from reuseport_tool.kernel import mib, netns, resets, sysctl
 from reuseport_tool.kernel import rlimit as room
-from reuseport_tool.models import BenchReload, Endpoint, Protocol, ReloadArm
+from reuseport_tool.kernel.resets import ResetCounter
+from reuseport_tool.models import BenchReload, Endpoint, Protocol, ReloadArm, Resets
 from reuseport_tool.waiting import wait_until
 
 PLAIN, ACCEPT_DRAIN, SYSCTL, BPF_DRAIN, MIGRATE = "plain", "accept-drain", "sysctl", "bpf-drain", "migrate"
@@ -52,6 +53,7 @@ class _Samples:
 
     ledger: Ledger = field(default_factory=Ledger)
     migrated: int = 0
+    resets: Resets | None = None
     lost: list[float] = field(default_factory=list)
     longest_wait_ms: list[float] = field(default_factory=list)
     duration_s: list[float] = field(default_factory=list)
@@ -232,6 +234,7 @@ def _turn(arm: _Arm, clients: int, pins: Path, samples: _Samples) -> None:
         stage = _Stage(stack, Path(stack.enter_context(tempfile.TemporaryDirectory())), pins)
         stack.enter_context(_detached_after(pins))
         old = arm.start(stage)
+        counter = stack.enter_context(resets.counting([_PORT]))
         load = stack.enter_context(
             Load(_ADDRESS, _PORT, clients, answer_end=END_OF_ANSWER, slow=clients // 2, delay_s=_ROUND_TRIP_S)
         )
@@ -245,6 +248,9 @@ def _turn(arm: _Arm, clients: int, pins: Path, samples: _Samples) -> None:
             raise ToolError(f"{arm.name}: the old server did not stop")
         samples.duration_s.append(time.perf_counter() - start)
         ledger = load.stop()
+        if isinstance(counter, ResetCounter):
+            counted = counter.total()
+            samples.resets = counted if samples.resets is None else samples.resets.plus(counted)
     samples.ledger = samples.ledger.plus(ledger)
     samples.migrated += mib.read().since(before).TCPMigrateReqSuccess
     samples.lost.append(ledger.lost)
@@ -284,6 +290,7 @@ def _summary(arm: _Arm, samples: _Samples | None) -> ReloadArm:
         unanswered=ledger.unanswered,
         timed_out=ledger.timed_out,
         migrated=samples.migrated,
+        resets=samples.resets,
         lost=spread(samples.lost, 1),
         longest_wait_ms=spread(samples.longest_wait_ms, 1),
         duration_s=spread(samples.duration_s, 3),

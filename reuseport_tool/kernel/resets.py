@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import socket
 import sys
 from collections.abc import Collection, Iterator
@@ -15,6 +16,8 @@ from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
 from reuseport_tool.kernel import bpf, btf, netns, process_id
 from reuseport_tool.kernel.abi import ResetKind
 from reuseport_tool.kernel.program import AttachType, ProgramType, Source, bpf_dir, load
+from reuseport_tool.models import Resets
+from reuseport_tool.models.proof import PortResets
 
 _TRACEPOINT = "tcp_send_reset"
 _LATE_NS = 60 * 10**9  # for so long packets of a connection that was reset may still come
@@ -38,6 +41,9 @@ _OFFSETS = {
     "OFF_DEVICE_NET": ("net_device", "nd_net"),
 }
 MAPS = ("WATCHED_FD", "COUNTS_FD", "SEEN_FD")
+
+
+_NOTHING = Resets(never_accepted=0, handshakes=0, refused=0, accepted=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +99,19 @@ class ResetCounter(Closing):
                 found.append(ResetCount(port=port, kind=kind, pid=pid or None, count=count))
         return tuple(found)
 
+    def by_port(self) -> tuple[PortResets, ...]:
+        """The same by port, those that this process ended left out: they are nobody's loss."""
+        sees = sees_packets_without_socket()
+        rows = [row for row in self.read() if row.pid != os.getpid()]
+        return tuple(
+            PortResets(port=port, resets=_sums([row for row in rows if row.port == port], bool(sees)))
+            for port in sorted(self._ports)
+        )
+
+    def total(self) -> Resets:
+        """All ports together, as by_port()."""
+        return functools.reduce(Resets.plus, (entry.resets for entry in self.by_port()), _NOTHING)
+
     def close(self) -> None:
         self._owned.close()
 
@@ -129,6 +148,18 @@ def counting(ports: Collection[int]) -> Iterator[ResetCounter | str]:
         except ToolError as error:
             counter = error.message
         yield counter
+
+
+def _sums(rows: Collection[ResetCount], sees_refused: bool) -> Resets:
+    def count(kind: ResetKind) -> int:
+        return sum(row.count for row in rows if row.kind is kind)
+
+    return Resets(
+        never_accepted=count(ResetKind.NEVER_ACCEPTED),
+        handshakes=count(ResetKind.HANDSHAKE),
+        refused=count(ResetKind.REFUSED) if sees_refused else None,
+        accepted=count(ResetKind.ACCEPTED),
+    )
 
 
 def new_maps(stack: ExitStack) -> dict[str, bpf.Map]:

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
         Transaction,
     )
     from reuseport_tool.models.maps import GenerationMap, MapChange, MapChanges, Maps, Slot
+    from reuseport_tool.models.proof import Resets
     from reuseport_tool.models.reload import CanaryStep, Leftovers, Lost, Migrated, Queues, Reload, Side, Step, Strategy
     from reuseport_tool.models.sockets import Destroy, Ending, Socket, Sockets, SocketState
 
@@ -123,6 +124,7 @@ __all__ = [
     "Redistribution",
     "Reload",
     "ReloadArm",
+    "Resets",
     "Role",
     "SelectArm",
     "Side",
@@ -148,6 +150,7 @@ _MODULES = (
     "maps",
     "sockets",
     "follow",
+    "proof",
     "reload",
     "doctor",
     "autolowat",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from reuseport_tool.models.proof import Resets
+
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
@@ -176,6 +178,8 @@ class ReloadArm:
     """No answer came in time."""
     migrated: int = 0
     """Connections that the kernel moved to another listener (TCPMigrateReqSuccess), in all rounds."""
+    resets: Resets | None = None
+    """What the kernel itself counted as reset in all rounds; null where it does not let the tool see that."""
     lost: Spread | None = None
     """Connections of one reload that were not answered."""
     longest_wait_ms: Spread | None = None

@@ -10,7 +10,7 @@ from reuseport_tool.bench.select import _add_statistics, _Pace, _Samples
 from reuseport_tool.bench.spread import percentile, relative, spread
 from reuseport_tool.cli.main import run
 from reuseport_tool.errors import MissingCapability
-from reuseport_tool.models import BenchReload, BenchSelect, CloseSize, ReloadArm, SelectArm, Spread
+from reuseport_tool.models import BenchReload, BenchSelect, CloseSize, ReloadArm, Resets, SelectArm, Spread
 
 EQUAL = Spread(median=1.0, low=1.0, high=1.0)
 REPORT = BenchSelect(
@@ -113,6 +113,7 @@ RELOAD = BenchReload(
             unanswered=0,
             timed_out=0,
             migrated=0,
+            resets=Resets(never_accepted=300, handshakes=20, refused=0, accepted=2),
             lost=Spread(median=66, low=62, high=69),
             longest_wait_ms=Spread(median=46.6, low=44, high=49),
             duration_s=Spread(median=0.05, low=0.05, high=0.07),
@@ -148,7 +149,7 @@ def test_reload_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert run(["bench", "reload", "--rounds", "3", "--clients", "8", "--close-rounds", "2"]) == 0
     assert asked == [(3, 8, 2, None)]
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "plain 66.0 ±3.5 46.6 ±2.5 ms 0.05 ±0.01 s 953 0 322 0 0 0" in lines
+    assert "plain 66.0 ±3.5 46.6 ±2.5 ms 0.05 ±0.01 s 953 0 322 0 0 0 322 2" in lines
     assert "haproxy -x haproxy is not installed" in lines
     assert "256 214.0 ±2.0 µs 0.84 µs 166.0 ±4.5 µs 0.65 µs" + " 1.000 ±0.000" * 3 in lines
 

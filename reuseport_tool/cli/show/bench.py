@@ -63,6 +63,8 @@ def _bench_reload(model: models.BenchReload, console: Console) -> None:
         "unanswered",
         "timed out",
         "moved",
+        "reset by kernel",
+        "accepted of them",
     )
     made = make_table("", *numbers, right=numbers)
     for arm in model.arms:
@@ -71,16 +73,30 @@ def _bench_reload(model: models.BenchReload, console: Console) -> None:
             continue
         spreads = (_spread(arm.lost, ""), _spread(arm.longest_wait_ms, " ms"), _spread(arm.duration_s, " s", 2))
         losses = (arm.refused, arm.reset, arm.unanswered, arm.timed_out)
-        row(made, arm.name, *spreads, arm.connections, *losses, arm.migrated, style="red" if sum(losses) else "green")
+        row(
+            made,
+            arm.name,
+            *spreads,
+            arm.connections,
+            *losses,
+            arm.migrated,
+            *_resets(arm.resets),
+            style="red" if sum(losses) else "green",
+        )
     console.print(made)
     note = (
         f"Linux {model.kernel}, {model.rounds} rounds, {model.clients} clients at a time. Of one reload, median ± half "
         "the interquartile range: connections lost, longest time from connect to the first byte, duration. The rest "
-        "is of all rounds."
+        "is of all rounds. Reset by kernel: the kernel's own count of resets and refusals."
     )
     say(console, Text(note, style="dim"))
     console.print()
     _closes(model, console)
+
+
+def _resets(resets: models.Resets | None) -> tuple[str, str]:
+    """How many the kernel reset or refused, and how many of them a server had accepted."""
+    return ("?", "?") if resets is None else (str(resets.total), str(resets.accepted))
 
 
 def _closes(model: models.BenchReload, console: Console) -> None:

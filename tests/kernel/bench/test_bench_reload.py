@@ -89,6 +89,16 @@ def test_a_way_that_loses_nothing(report: BenchReload, name: str) -> None:
     assert found.lost.high == 0
 
 
+@pytest.mark.parametrize("name", [*LOSING, *SAFE])
+def test_the_kernels_count_is_that_of_the_clients(report: BenchReload, name: str) -> None:
+    """A client that saw the end of a connection may still send into it, which the kernel answers by a reset, too."""
+    found = arm(report, name)
+    assert found.resets is not None
+    reset = found.resets.total - (found.resets.refused or 0)
+    assert found.reset <= reset <= found.reset + found.unanswered
+    assert found.resets.refused in (None, found.refused)
+
+
 def test_the_close(report: BenchReload) -> None:
     for size in report.closes:
         assert 0 < size.program_us_per_connection * size.queued < 100_000
