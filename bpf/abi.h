@@ -65,6 +65,21 @@ struct udp_record {
 	u32 unused;
 };
 
+/* Whose datagrams belong together, in network order; of an IPv4 address the first four bytes. */
+struct flow_key {
+	u8 source[16];
+	u8 destination[16];
+	u16 port;		/* of the source */
+	u16 unused;
+};
+
+/* Where a flow belongs. Read as one word, so that it is never seen half written. */
+struct flow_word {
+	u32 seen;		/* CLOCK_MONOTONIC in 2^20 ns */
+	u16 slot;
+	u16 generation;
+} __attribute__((aligned(8)));
+
 /* What a watched socket has sent, in a map by its cookie. */
 struct sent {
 	u64 packets;
@@ -112,6 +127,8 @@ SAME_SIZE(struct tuple, SIZEOF_TUPLE);
 SAME_SIZE(struct socket_record, SIZEOF_SOCKET_RECORD);
 SAME_SIZE(struct listener_record, SIZEOF_LISTENER_RECORD);
 SAME_SIZE(struct udp_record, SIZEOF_UDP_RECORD);
+SAME_SIZE(struct flow_key, SIZEOF_FLOW_KEY);
+SAME_SIZE(struct flow_word, SIZEOF_FLOW_WORD);
 SAME_SIZE(struct sent, SIZEOF_SENT);
 SAME_SIZE(struct target, SIZEOF_TARGET);
 SAME_SIZE(struct outcome, SIZEOF_OUTCOME);

@@ -148,10 +148,34 @@ static __always_inline u32 mix(u32 number)
 	return number ^ number >> 16;
 }
 
-/* Whether the listener in a slot got the connection. It does not if it has been closed. */
-static __always_inline bool select_slot(struct sk_reuseport_md *ctx, void *sockarray, u32 slot)
+static __always_inline u32 choice(u32 index)
 {
-	return bpf_sk_select_reuseport(ctx, sockarray, &slot, 0) == 0;
+	u32 *value = bpf_map_lookup_elem(choice_map, &index);
+
+	return value ? *value : 0;
+}
+
+#ifdef FLOWS
+#include "udp/flows.h"
+#else
+/* A group that keeps no flows pays nothing for those that do. */
+struct flow {
+};
+#define keep_flow(ctx, flow) ((void)(flow), false)
+#define note_slot(ctx, flow, slot) ((void)(flow))
+#define record_flow(flow, generation) ((void)(flow))
+#endif
+
+/*
+ * Whether the listener in a slot got the connection. It does not if it has been closed. A group that keeps flows has the
+ * slot in `flow`.
+ */
+static __always_inline bool select_slot(struct sk_reuseport_md *ctx, void *sockarray, u32 slot, struct flow *flow)
+{
+	if (bpf_sk_select_reuseport(ctx, sockarray, &slot, 0))
+		return false;
+	note_slot(ctx, flow, slot);
+	return true;
 }
 
 /*
@@ -162,24 +186,24 @@ static __always_inline bool select_slot(struct sk_reuseport_md *ctx, void *socka
  * no guesses: the slot of a connected socket is empty, and the kernel's own choice gives its share to the next one.
  */
 static __always_inline bool select_member(struct sk_reuseport_md *ctx, void *sockarray, u32 members,
-					  u32 wanted, u32 most)
+					  u32 wanted, u32 most, struct flow *flow)
 {
 	u32 tried, guesses = ctx->ip_protocol == IPPROTO_UDP ? 0 : GUESSES;
 	/* A policy that says the slot itself does not say how to deal out what that slot would have got. */
 	u32 guess = wanted < members ? ctx->hash : wanted;
 
-	if (select_slot(ctx, sockarray, wanted % members))
+	if (select_slot(ctx, sockarray, wanted % members, flow))
 		return true;
 	/* Hide the counter from LLVM: it would unroll one loop, and of the other test what bounds nothing. */
 	for (tried = 0; tried < guesses; tried++) {
 		asm volatile("" : "+r"(tried));
 		guess = mix(guess + 1);
-		if (select_slot(ctx, sockarray, guess % members))
+		if (select_slot(ctx, sockarray, guess % members, flow))
 			return true;
 	}
 	for (tried = 1; tried < most && tried < members; tried++) {
 		asm volatile("" : "+r"(tried));
-		if (select_slot(ctx, sockarray, (wanted + tried) % members))
+		if (select_slot(ctx, sockarray, (wanted + tried) % members, flow))
 			return true;
 	}
 	return false;
@@ -202,13 +226,6 @@ static __always_inline void count_migrated(u32 state)
 #define migrating(ctx) false
 #define migrating_state(ctx) 0
 #endif
-
-static __always_inline u32 choice(u32 index)
-{
-	u32 *value = bpf_map_lookup_elem(choice_map, &index);
-
-	return value ? *value : 0;
-}
 
 /*
  * Whether the next connection belongs to a share. Over any SHARES connections in a row the numbers
@@ -252,10 +269,11 @@ typedef u32 policy_fn(struct sk_reuseport_md *ctx, u32 members);
  * Let a member of the generation that `index` of the choice names have the connection, which counts as `where`; `most` as
  * for select_member().
  */
-static __always_inline int choose_from(struct sk_reuseport_md *ctx, policy_fn *policy, u32 index, u32 where, u32 most)
+static __always_inline int choose_from(struct sk_reuseport_md *ctx, policy_fn *policy, u32 index, u32 where, u32 most,
+				       struct flow *flow)
 {
 	bool is_new = !migrating(ctx);
-	u32 wanted, generation = choice(index) % GENERATIONS;
+	u32 wanted, number = choice(index), generation = number % GENERATIONS;
 	u32 *members = bpf_map_lookup_elem(members_map, &generation);
 	void *sockarray = bpf_map_lookup_elem(generations_map, &generation);
 
@@ -268,10 +286,12 @@ static __always_inline int choose_from(struct sk_reuseport_md *ctx, policy_fn *p
 	}
 	is_new = forget(is_new, ctx->hash);
 	where = forget(where, ctx->hash);
-	if (!select_member(ctx, sockarray, *members, wanted, most))
+	if (!select_member(ctx, sockarray, *members, wanted, most, flow))
 		return NOBODY;
-	if (is_new)
+	if (is_new) {
 		count(where);
+		record_flow(flow, number);
+	}
 	return SK_PASS;
 }
 
@@ -279,15 +299,18 @@ static __always_inline int run_policy(struct sk_reuseport_md *ctx, policy_fn *po
 {
 	u32 where = SELECTED;
 	int verdict = NOBODY;
+	struct flow flow = {};
 
 	if (migrating(ctx))
 		count_migrated(migrating_state(ctx));
+	else if (keep_flow(ctx, &flow))
+		return SK_PASS;
 	else
 		where = destination(ctx);
 	if (where != SELECTED)
-		verdict = choose_from(ctx, policy, CHOICE_CANARY, where, 0);
+		verdict = choose_from(ctx, policy, CHOICE_CANARY, where, 0, &flow);
 	if (verdict == NOBODY)
-		verdict = choose_from(ctx, policy, CHOICE_WORKING, SELECTED, TRIED_MAX);
+		verdict = choose_from(ctx, policy, CHOICE_WORKING, SELECTED, TRIED_MAX, &flow);
 	if (verdict != NOBODY)
 		return verdict;
 	count(FALLBACK);

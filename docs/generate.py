@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "detach": (models.DetachReport,),
     "map list, map show": (models.Maps,),
     "map add, map remove, map switch": (models.MapChanges,),
+    "flows": (models.Flows,),
     "migrate-req": (models.MigrateReq,),
     "reload": (models.Reload,),
     "sockets": (models.Sockets,),

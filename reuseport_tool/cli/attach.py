@@ -11,7 +11,9 @@ from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.cli.types import DURATION, ENDPOINT
 from reuseport_tool.errors import UsageError
 from reuseport_tool.group import attach
-from reuseport_tool.models import Endpoint, Policy
+from reuseport_tool.group.attach import FlowChoice
+from reuseport_tool.kernel.flow_map import ENTRIES
+from reuseport_tool.models import Endpoint, FlowMode, Policy
 
 
 @click.command(
@@ -35,10 +37,28 @@ from reuseport_tool.models import Endpoint, Policy
     "--program", type=click.Path(path_type=Path), metavar="FILE.c", help="A policy of your own, see bpf/reuseport.h."
 )
 @click.option("--wait", "wait_s", type=DURATION, default="0", help="Wait for another run's lock.")
+@click.option(
+    "--flows",
+    type=click.Choice([mode.value for mode in FlowMode]),
+    help="What of UDP stays with its socket during a reload: nothing, or the datagrams of one address and port.",
+)
+@click.option(
+    "--flow-entries",
+    type=click.IntRange(1024, 1 << 24),
+    metavar="N",
+    help=f"How many flows can be recorded, 112 bytes each: twice as many as are alive.  [default: {ENTRIES}]",
+)
 @click.option("--follow", "following", is_flag=True, help="Stay, and register listeners as they come.")
 @pass_context
 def command(
-    ctx: Context, endpoint: Endpoint, policy: str | None, program: Path | None, wait_s: float, following: bool
+    ctx: Context,
+    endpoint: Endpoint,
+    policy: str | None,
+    program: Path | None,
+    wait_s: float,
+    following: bool,
+    flows: str | None,
+    flow_entries: int | None,
 ) -> None:
     """Attach the program to every group that ENDPOINT means.
 
@@ -46,11 +66,19 @@ def command(
     are safe from then on, too. Run it again to register listeners that came later, or to change the
     policy; where nothing is to do it says so and exits with 0.
 
+    With --flows address the program of a UDP group records which socket each address and port talks to, so that a
+    reload leaves these flows with the old server until they end. Attach it well before the reload: flows that it has
+    not seen are not known. 'flows' lists them.
+
     With --follow it stays in the foreground until SIGTERM or Ctrl-C, and prints a line for everything that happens.
     A listener that a process of the working generation's server opens (a respawned worker, say) is registered when
     it begins to listen; another is left to 'reload'. While a reload has the lock nothing is registered. It may
     begin before the server, and its end changes nothing: program and registrations stay.
     """
+    if flow_entries and flows != FlowMode.ADDRESS:
+        raise UsageError("--flow-entries needs --flows address")
+    if following and flows:
+        raise UsageError("--follow and --flows exclude each other", hint="attach with --flows first")
     if policy and program:
         raise UsageError("--policy and --program exclude each other")
     wanted = Policy(policy) if policy else None
@@ -59,4 +87,8 @@ def command(
 
         follow.follow(endpoint, wanted, program, ctx.bpffs, lambda event: show.event(event, ctx.json))
     else:
-        show.result(attach.attach(endpoint, wanted, program, ctx.bpffs, wait_s), ctx.json)
+        show.result(attach.attach(endpoint, wanted, program, ctx.bpffs, wait_s, _flows(flows, flow_entries)), ctx.json)
+
+
+def _flows(mode: str | None, entries: int | None) -> FlowChoice | None:
+    return None if mode is None else FlowChoice(mode=FlowMode(mode), entries=entries or ENTRIES)

@@ -25,6 +25,7 @@ _VERBS = {
     "detach": "detach",
     "reload": "reload",
     "map": "maps",
+    "flows": "flows",
     "migrate-req": "migrate_req",
     "sockets": "sockets",
     "destroy": "destroy",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from reuseport_tool.closing import Closing
@@ -12,16 +13,29 @@ from reuseport_tool.errors import Conflict, ToolError, UsageError
 from reuseport_tool.group import discover, state
 from reuseport_tool.group.discover import Found
 from reuseport_tool.group.state import State
-from reuseport_tool.kernel import bpf, bpffs, iterator, program, sockets
+from reuseport_tool.kernel import bpf, bpffs, flow_map, iterator, program, sockets
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.program import AttachType, ProgramType
-from reuseport_tool.models import Attached, AttachReport, Endpoint, Policy
+from reuseport_tool.models import Attached, AttachReport, Endpoint, FlowMode, Policy, Protocol
 
 _NAME_MAX = 15  # BPF_OBJ_NAME_LEN - 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class FlowChoice:
+    """Whether UDP groups shall keep flows, and how many can be recorded."""
+
+    mode: FlowMode
+    entries: int = flow_map.ENTRIES
+
+
 def attach(
-    endpoint: Endpoint, policy: Policy | None, source: Path | None, root: Path | None, wait_s: float = 0.0
+    endpoint: Endpoint,
+    policy: Policy | None,
+    source: Path | None,
+    root: Path | None,
+    wait_s: float = 0.0,
+    flows: FlowChoice | None = None,
 ) -> AttachReport:
     """Attach to every group that the endpoint means.
 
@@ -30,18 +44,22 @@ def attach(
             means `hash` where nothing is.
         root: bpffs folder, None for the usual one.
         wait_s: how long to wait for another run's lock, seconds.
+        flows: None keeps what is attached, and means none where nothing is.
 
     Raises:
+        UsageError: flows of TCP.
         NotFound: nothing listens there.
         Conflict: a foreign program is attached, or the group is locked.
         ToolError: a listener without SO_REUSEPORT.
         ProgramRejected, MissingCapability, Unsupported: from loading.
     """
     check_source(source)
+    if flows is not None and endpoint.protocol is not Protocol.UDP:
+        raise UsageError("--flows is for UDP: a TCP connection stays with its socket by itself")
     found = discover.groups(endpoint)
     folder = bpffs.find_or_mount(root)
     results = []
-    with ChosenPolicy(policy, source) as chosen, iterator.listeners_of(endpoint.protocol) as listeners:
+    with ChosenPolicy(policy, source, flows) as chosen, iterator.listeners_of(endpoint.protocol) as listeners:
         for group in found:
             with state.locked(folder, group.endpoint, wait_s) as group_folder:
                 start = time.perf_counter()
@@ -187,18 +205,35 @@ class ChosenPolicy(Closing):
     Args:
         policy, source: a policy of ours, or the C file of one's own. Neither keeps what a group has, and
             means `hash` where it has none.
+        flows: None keeps what a group has, and means none where it has no program.
     """
 
-    def __init__(self, policy: Policy | None, source: Path | None) -> None:
+    def __init__(self, policy: Policy | None, source: Path | None, flows: FlowChoice | None = None) -> None:
         self._policy = policy
         self._source = source
+        self._flows = flows
         self._path = source or program.bpf_dir() / "policy" / f"{(policy or Policy.HASH).value.replace('-', '_')}.c"
-        self._modules: dict[bool, program.Module] = {}
+        self._modules: dict[tuple[bool, bool], program.Module] = {}
         self._spare: tuple[ExitStack, state.NewState, bpf.Program] | None = None
 
-    def keeps(self, present: str | None) -> bool:
-        """Whether a group with this policy (None for one that is not ours) has what was asked for."""
-        return self._source is None and self._policy in (None, present)
+    def keeps(self, present: str | None, flows: FlowMode = FlowMode.NONE) -> bool:
+        """Whether a group with this policy (None for one that is not ours) and these flows has what was asked for."""
+        return self._source is None and self._policy in (None, present) and not self.changes_flows(flows)
+
+    def changes_flows(self, present: FlowMode) -> bool:
+        """Whether a group is to keep flows from now on, or to keep them no more."""
+        return self._flows is not None and self._flows.mode is not present
+
+    @property
+    def flow_entries(self) -> int:
+        """How many flows a group that is to keep them can record; 0 where none are asked for."""
+        return 0 if self._flows is None or self._flows.mode is FlowMode.NONE else self._flows.entries
+
+    def following(self, present: str) -> ChosenPolicy:
+        """What to load over a group with this policy, where only its flows are to change."""
+        if self._source is not None or self._policy is not None or present not in tuple(Policy):
+            return self
+        return ChosenPolicy(Policy(present), None, self._flows)
 
     def prepare(self) -> None:
         """Load it now for the next group that has none, so that fresh() has nothing to compile or to verify.
@@ -219,7 +254,7 @@ class ChosenPolicy(Closing):
         return maps, loaded
 
     def _load_fresh(self, stack: ExitStack) -> tuple[state.NewState, bpf.Program]:
-        maps = state.new_maps(stack)
+        maps = state.new_maps(stack, self.flow_entries)
         return maps, stack.enter_context(self.load(state.link(maps.maps)))
 
     def load(self, maps: Mapping[str, int]) -> bpf.Program:
@@ -237,14 +272,17 @@ class ChosenPolicy(Closing):
         return self._load(False, AttachType.SK_REUSEPORT_SELECT, maps)
 
     def _load(self, migrating: bool, attach_type: AttachType, maps: Mapping[str, int]) -> bpf.Program:
-        return self._module(migrating).load(self._path.stem, ProgramType.SK_REUSEPORT, attach_type, maps=maps)
+        module = self._module(migrating, state.FLOW_MAPS[0] in maps)
+        return module.load(self._path.stem, ProgramType.SK_REUSEPORT, attach_type, maps=maps)
 
-    def _module(self, migrating: bool) -> program.Module:
-        if migrating not in self._modules:
+    def _module(self, migrating: bool, keeps_flows: bool) -> program.Module:
+        wanted = migrating, keeps_flows
+        if wanted not in self._modules:
             if self._source is not None:
                 _check_name(self._source)
-            self._modules[migrating] = program.Module(policy_source(self._path, migrating, self._source is None))
-        return self._modules[migrating]
+            source = policy_source(self._path, migrating, self._source is None, keeps_flows)
+            self._modules[wanted] = program.Module(source)
+        return self._modules[wanted]
 
     def close(self) -> None:
         """Forget the compiled code; what was loaded of it lives on, but for what no group took."""
@@ -254,10 +292,13 @@ class ChosenPolicy(Closing):
             self._modules.popitem()[1].close()
 
 
-def policy_source(path: Path, migrating: bool = True, is_ours: bool = True) -> program.Source:
+def policy_source(
+    path: Path, migrating: bool = True, is_ours: bool = True, keeps_flows: bool = False
+) -> program.Source:
     """What a policy is compiled from."""
-    defines = {**state.DEFINES, "MIGRATE": 1} if migrating else state.DEFINES
-    return program.Source(path=path, defines=defines, maps=state.MAPS, is_ours=is_ours)
+    defines = {**state.DEFINES, **({"MIGRATE": 1} if migrating else {}), **({"FLOWS": 1} if keeps_flows else {})}
+    maps = (*state.MAPS, *state.FLOW_MAPS) if keeps_flows else state.MAPS
+    return program.Source(path=path, defines=defines, maps=maps, is_ours=is_ours)
 
 
 def _check_name(source: Path) -> None:
@@ -293,18 +334,37 @@ def _reattach(
 ) -> str:
     """Bring an existing state up to date: another policy, or a group, or a part of it, that came after its pins."""
     bare = {cookie: fd for cookie, fd in fds.items() if cookie not in infos or infos[cookie].program_id is None}
-    if chosen.keeps(opened.policy().policy):
+    present = opened.policy().policy
+    if chosen.keeps(present, opened.flow_mode):
         for fd in one_of_each(bare, infos):
             sockets.attach_program(fd, opened.program)
         return "attached" if bare else "unchanged"
+    if chosen.changes_flows(opened.flow_mode):
+        return _change_flows(opened, attached, chosen.following(present or ""), one_of_each(fds, infos))
     with chosen.load(opened.link()) as replacement:
         if attached is not None and replacement.info().tag == opened.program.info().tag:
             return "unchanged"
-        first, *others = one_of_each(fds, infos)
-        opened.replace_program(replacement, first)
-        for fd in others:
-            sockets.attach_program(fd, opened.program)
+        _replace(opened, replacement, one_of_each(fds, infos))
     return "replaced" if attached is not None else "attached"
+
+
+def _change_flows(opened: State, attached: int | None, chosen: ChosenPolicy, fds: list[int]) -> str:
+    """The maps of flows are there before the program that uses them, and go after it."""
+    plain = {name: fd for name, fd in opened.link().items() if name not in state.FLOW_MAPS}
+    if chosen.flow_entries:
+        opened.add_flows(chosen.flow_entries)
+    with chosen.load(opened.link() if chosen.flow_entries else plain) as replacement:
+        _replace(opened, replacement, fds)
+    if not chosen.flow_entries:
+        opened.remove_flows()
+    return "replaced" if attached is not None else "attached"
+
+
+def _replace(opened: State, replacement: bpf.Program, fds: list[int]) -> None:
+    first, *others = fds
+    opened.replace_program(replacement, first)
+    for fd in others:
+        sockets.attach_program(fd, opened.program)
 
 
 def _register(opened: State, fds: dict[int, int], renew: bool) -> list[int]:

@@ -14,7 +14,7 @@ def of_group(group: Group) -> tuple[Problem, ...]:
     """Every problem of a group, the gravest first."""
     return tuple(
         Problem(kind=kind, detail=detail)
-        for look in (_stale, _killed, _foreign, _unregistered, _split, _imbalance)
+        for look in (_stale, _killed, _foreign, _unregistered, _split, _crowded, _imbalance)
         for kind, detail in look(group)
     )
 
@@ -55,6 +55,17 @@ def _split(group: Group) -> Iterator[tuple[ProblemKind, str]]:
             ProblemKind.SPLIT,
             f"the kernel keeps these sockets in {group.parts} groups, because one that is bound to a specific address "
             "called connect(); a datagram never leaves the group that it reaches",
+        )
+
+
+def _crowded(group: Group) -> Iterator[tuple[ProblemKind, str]]:
+    """An LRU map forgets elements that are in use before it is full: measured from half of its size on."""
+    table = group.flows
+    if table is not None and table.flows > table.capacity // 2:
+        yield (
+            ProblemKind.CROWDED,
+            f"{table.flows} flows are recorded and {table.capacity} fit: the kernel may forget some that are alive; "
+            f"attach again with --flows none, and then with more --flow-entries",
         )
 
 

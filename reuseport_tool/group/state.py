@@ -6,6 +6,7 @@ Layout on bpffs (bpffs allows no dot in a name):
         state/                                        appears by one rename(2), complete
             program  choice  members  generations  counters  cursors
             generation_<n>                            the sockarrays, one for each living generation
+            flows  flow_counters                      of a UDP group that keeps flows
         next_<pid>/                                   being built by a run, or left by a killed one
         journal                                       of a reload that runs, or was killed (journal.py)
 """
@@ -28,10 +29,10 @@ from pathlib import Path
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Conflict, NotFound, UsageError
-from reuseport_tool.kernel import bpf, bpffs, netns, sockets
+from reuseport_tool.kernel import bpf, bpffs, flow_map, netns, sockets
 from reuseport_tool.kernel.folders import Place, lock
 from reuseport_tool.kernel.sockarray import SockArray
-from reuseport_tool.models import Counters, Endpoint, Policy, Program, Protocol
+from reuseport_tool.models import Counters, Endpoint, FlowCounters, FlowMode, Policy, Program, Protocol
 from reuseport_tool.models.endpoint import canonical_address
 
 GENERATIONS = 16
@@ -160,6 +161,12 @@ MAPS = tuple(f"{name.upper()}_FD" for name in _SHAPES)
 """What stands for the maps in them; link() has the descriptors."""
 
 
+_FLOW_COUNTERS = tuple(FlowCounters.__dataclass_fields__)
+_FLOW_NAMES = ("flows", "flow_counters")
+FLOW_MAPS = tuple(f"{name.upper()}_FD" for name in _FLOW_NAMES)
+"""What stands for the maps of a group that keeps flows, after MAPS."""
+
+
 def _shape(entry: bpf.Map) -> tuple[int, int, int]:
     return entry.type, entry.value_size, entry.max_entries
 
@@ -194,6 +201,9 @@ class State(Closing):
                 raise bpf.translate(error, f"opening the pins in {folder / 'state'}") from error
             if any(_shape(entry) != _SHAPES[name] for name, entry in maps.items()):
                 raise _foreign(folder)
+            for name in _FLOW_NAMES:
+                with contextlib.suppress(FileNotFoundError):
+                    maps[name] = stack.enter_context(bpffs.open_map(folder / "state" / name))
             stack.pop_all()
             return cls(folder, maps, program)
 
@@ -210,6 +220,46 @@ class State(Closing):
     def working(self) -> int:
         """Number of the working generation, 0 for none."""
         return self._maps["choice"].lookup_u32(Choice.WORKING)
+
+    @property
+    def flow_mode(self) -> FlowMode:
+        """Whether the group keeps flows."""
+        return FlowMode.ADDRESS if all(name in self._maps for name in _FLOW_NAMES) else FlowMode.NONE
+
+    @property
+    def flow_capacity(self) -> int:
+        """How many flows can be recorded; 0 where none are."""
+        return self._maps["flows"].max_entries if self.flow_mode is not FlowMode.NONE else 0
+
+    def flows(self) -> Iterator[flow_map.RawFlow]:
+        """The recorded flows; none where the group keeps none."""
+        if self.flow_mode is not FlowMode.NONE:
+            yield from flow_map.flows(self._maps["flows"])
+
+    def flow_counters(self) -> FlowCounters | None:
+        """Sums over the CPUs; None where the group keeps no flows."""
+        if self.flow_mode is FlowMode.NONE:
+            return None
+        counters = self._maps["flow_counters"]
+        return FlowCounters(**{name: _sum(counters.lookup(index)) for index, name in enumerate(_FLOW_COUNTERS)})
+
+    def add_flows(self, entries: int) -> None:
+        """Make and pin what a program that keeps flows needs."""
+        with ExitStack() as stack:
+            made = new_flow_maps(stack, entries)
+            for name, entry in made.items():
+                pin = self.folder / "state" / name
+                pin.unlink()
+                bpffs.pin(entry, pin)
+            stack.pop_all()
+        self._maps |= made
+
+    def remove_flows(self) -> None:
+        """Forget the flows, after the program that kept them."""
+        for name in _FLOW_NAMES:
+            if name in self._maps:
+                self._maps.pop(name).close()
+            (self.folder / "state" / name).unlink()
 
     @property
     def canary(self) -> tuple[int, int] | None:
@@ -430,8 +480,8 @@ def _foreign(folder: Place) -> Conflict:
 
 
 def link(maps: dict[str, bpf.Map]) -> dict[str, int]:
-    """The descriptors of a group's maps by MAPS."""
-    return {constant: maps[name].fd for constant, name in zip(MAPS, _SHAPES, strict=True)}
+    """The descriptors of a group's maps by MAPS and, where it keeps flows, FLOW_MAPS."""
+    return {f"{name.upper()}_FD": entry.fd for name, entry in maps.items()}
 
 
 def new_sockarray(listeners: int = 0) -> bpf.Map:
@@ -465,8 +515,8 @@ class NewState:
         return State(folder, self.maps, program)
 
 
-def new_maps(stack: ExitStack) -> NewState:
-    """Fresh maps without a generation; `stack` closes them unless its caller pops it."""
+def new_maps(stack: ExitStack, flow_entries: int = 0) -> NewState:
+    """Fresh maps without a generation, with room for flows if any; `stack` closes them unless its caller pops it."""
     with new_sockarray() as inner:
         maps = {
             name: stack.enter_context(
@@ -480,7 +530,20 @@ def new_maps(stack: ExitStack) -> NewState:
             )
             for name, (kind, size, entries) in _SHAPES.items()
         }
+    if flow_entries:
+        maps |= new_flow_maps(stack, flow_entries)
     return NewState(maps)
+
+
+def new_flow_maps(stack: ExitStack, entries: int) -> dict[str, bpf.Map]:
+    """Empty maps of flows; `stack` closes them unless its caller pops it."""
+    counters = len(_FLOW_COUNTERS)
+    return {
+        "flows": stack.enter_context(flow_map.create(entries)),
+        "flow_counters": stack.enter_context(
+            bpf.Map.create(bpf.MapType.PERCPU_ARRAY, "flow_counters", value_size=8, max_entries=counters)
+        ),
+    }
 
 
 def clean(folder: Place) -> None:

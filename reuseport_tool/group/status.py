@@ -8,14 +8,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reuseport_tool.errors import MissingCapability, NotFound
-from reuseport_tool.group import discover, journals, problems, state
+from reuseport_tool.group import discover, flows, journals, problems, state
 from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpf, bpffs, netns, processes
 from reuseport_tool.kernel.diag import BoundSocket
 from reuseport_tool.kernel.folders import Foreign
 from reuseport_tool.kernel.iterator import ListenerInfo, Listeners, MemberInfo, UdpInfo, listeners_of
-from reuseport_tool.models import Canary, Counters, Endpoint, Group, Listener, Program, Protocol, Status, Transaction
+from reuseport_tool.models import (
+    Canary,
+    Counters,
+    Endpoint,
+    FlowTable,
+    Group,
+    Listener,
+    Program,
+    Protocol,
+    Status,
+    Transaction,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +38,7 @@ class _Pinned:
     places: dict[int, tuple[int, int]]
     counters: Counters
     canary: Canary | None
+    flows: FlowTable | None
 
 
 class Observer:
@@ -106,6 +118,7 @@ class Observer:
                 places=places,
                 counters=opened.counters(),
                 canary=_canary(opened),
+                flows=flows.table(opened),
             )
 
     def _transaction(self, group: Endpoint) -> Transaction | None:
@@ -143,6 +156,7 @@ class Observer:
             reload=self._transaction(found.endpoint),
             reuseport=_has_reuseport(found, infos),
             mptcp=any(member.socket.mptcp for member in found.members),
+            flows=pins.flows if pins and ours else None,
             parts=len({info.group for info in known if info.group}) or None,
         )
         return replace(group, problems=problems.of_group(group))

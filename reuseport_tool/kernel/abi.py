@@ -44,6 +44,8 @@ SOCKET_RECORD = struct.Struct(f"=QQQ{_TUPLE}IIII")
 _MEMBERSHIP = "QIIII"
 LISTENER_RECORD = struct.Struct(f"=Q{_MEMBERSHIP}IIII")
 UDP_RECORD = struct.Struct(f"=Q{_TUPLE}{_MEMBERSHIP}IIII")
+FLOW_KEY = struct.Struct("=16s16s2sH")
+FLOW_WORD = struct.Struct("=IHH")
 SENT = struct.Struct("=QQ")
 TARGET = struct.Struct(f"={_TUPLE}II")
 OUTCOME = struct.Struct("=QiI")
@@ -54,6 +56,8 @@ SIZES = {
     "SIZEOF_SOCKET_RECORD": SOCKET_RECORD.size,
     "SIZEOF_LISTENER_RECORD": LISTENER_RECORD.size,
     "SIZEOF_UDP_RECORD": UDP_RECORD.size,
+    "SIZEOF_FLOW_KEY": FLOW_KEY.size,
+    "SIZEOF_FLOW_WORD": FLOW_WORD.size,
     "SIZEOF_SENT": SENT.size,
     "SIZEOF_TARGET": TARGET.size,
     "SIZEOF_OUTCOME": OUTCOME.size,

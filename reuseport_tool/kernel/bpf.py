@@ -36,6 +36,7 @@ class Command(enum.IntEnum):
     OBJ_GET_INFO_BY_FD = 15
     BTF_LOAD = 18
     RAW_TRACEPOINT_OPEN = 17
+    MAP_LOOKUP_BATCH = 24
     LINK_CREATE = 28
     ITER_CREATE = 33
     ENABLE_STATS = 32
@@ -370,6 +371,17 @@ def _locked_value(size: int) -> Handle:
     header = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(names))
     data = ctypes.create_string_buffer(header + types + names, len(header + types + names))
     return Handle(libc.bpf(Command.BTF_LOAD, _BtfLoad(btf=ctypes.addressof(data), btf_size=len(data)), "load BTF"))
+
+
+def lookup_batch(attr: ctypes.Structure) -> int:
+    """BPF_MAP_LOOKUP_BATCH. Returns 0, or ENOENT when it was the last batch; `count` says how many there are."""
+    try:
+        libc.bpf(Command.MAP_LOOKUP_BATCH, attr, "reading a map")
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return errno.ENOENT
+        raise translate(error, "reading a map") from error
+    return 0
 
 
 def _object_info(fd: int, info: T) -> T:

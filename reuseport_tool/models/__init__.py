@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from reuseport_tool.models.doctor import Capability, Doctor, Feature
     from reuseport_tool.models.endpoint import Endpoint, Identity, Protocol, parse_endpoint
     from reuseport_tool.models.error import ErrorReport
+    from reuseport_tool.models.flows import Flow, FlowCounters, FlowMode, Flows, FlowTable
     from reuseport_tool.models.follow import FollowEvent, Happening
     from reuseport_tool.models.group import (
         Attached,
@@ -98,6 +99,11 @@ __all__ = [
     "ErrorReport",
     "FailOpens",
     "Feature",
+    "Flow",
+    "FlowCounters",
+    "FlowMode",
+    "FlowTable",
+    "Flows",
     "FollowEvent",
     "FramingArm",
     "FramingCase",
@@ -146,6 +152,7 @@ __all__ = [
 _MODULES = (
     "endpoint",
     "error",
+    "flows",
     "group",
     "maps",
     "sockets",

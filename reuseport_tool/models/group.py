@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from reuseport_tool.models.flows import FlowTable
+
 
 class Policy(enum.StrEnum):
     """How the program assigns a new connection to a listener of the working generation."""
@@ -116,6 +118,7 @@ class ProblemKind(enum.StrEnum):
     FOREIGN = "foreign"
     IMBALANCE = "imbalance"
     SPLIT = "split"
+    CROWDED = "crowded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +127,9 @@ class Problem:
 
     kind: str
     """`stale` (pins or a killed reload are left), `foreign` (a program or listeners that this tool does not know),
-    `imbalance` (the accept queue of one listener is nearly full while those of the others are nearly empty), or
-    `split` (the kernel keeps the UDP sockets of this endpoint in more than one group)."""
+    `imbalance` (the accept queue of one listener is nearly full while those of the others are nearly empty), `split`
+    (the kernel keeps the UDP sockets of this endpoint in more than one group), or `crowded` (more than half of the map
+    of flows is used)."""
     detail: str
     """One sentence."""
 
@@ -155,6 +159,8 @@ class Group:
     parts: int | None = None
     """How many reuseport groups the kernel keeps for the endpoint; more than 1 when a UDP group has split; null where
     the kernel does not tell."""
+    flows: FlowTable | None = None
+    """The flows of a UDP group that keeps them, or null."""
     problems: tuple[Problem, ...] = ()
     """What `status --check` exits with 1 for."""
     reuseport: bool | None = None

@@ -47,8 +47,29 @@ def _group(group: models.Group, console: Console) -> None:
         )
     if group.listeners:
         console.print(made)
+    if group.flows:
+        say(console, Text(_flow_table(group.flows), style="dim"))
     if group.counters:
         say(console, Text(_counters(group.counters), style="dim"))
+
+
+def _flow_table(table: models.FlowTable) -> str:
+    return (
+        f"flows by {table.mode}: {table.flows} of at most {table.capacity}; new {table.counters.new}, "
+        f"kept {table.counters.kept} datagrams, gone {table.counters.gone}"
+    )
+
+
+@table.register
+def _flows(model: models.Flows, console: Console) -> None:
+    if not model.flows:
+        console.print("No flows are recorded.")
+        return
+    numbers = ("generation", "slot", "idle s")
+    made = make_table("group", "source", "destination", *numbers, right=numbers)
+    for flow in model.flows:
+        row(made, flow.endpoint, flow.source, flow.destination, flow.generation, flow.slot, f"{flow.idle_s:.1f}")
+    console.print(made)
 
 
 def _transaction(reload: models.Transaction) -> Text:

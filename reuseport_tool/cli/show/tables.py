@@ -11,7 +11,7 @@ from rich.console import Console
 from reuseport_tool import names
 
 # A model is shown by the module of its own module's name, unless it is named here.
-_HOMES = {"maps": "group", "follow": "group"}
+_HOMES = {"maps": "group", "follow": "group", "flows": "group"}
 
 
 def show(model: Any, console: Console) -> None:

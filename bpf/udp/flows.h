@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * UDP flows: datagrams of one address pair stay with the socket that got the first of them.
+ *
+ * Compiled only where a group keeps flows (FLOWS). The map `flows` has a word for each: the generation and the slot
+ * that it belongs to, and when a datagram was last seen. A flow whose socket has closed is chosen anew.
+ */
+#pragma once
+
+#include "abi.h"
+
+enum flow_counter {
+	FLOWS_NEW,	/* recorded */
+	FLOWS_KEPT,	/* a datagram that went where its flow belongs */
+	FLOWS_GONE,	/* a recorded flow whose socket is closed */
+};
+
+enum {
+	UNIT_SHIFT = 20,	/* of `seen`: 2^20 ns, about a millisecond */
+	UNITS_FRESH = 954,	/* about a second: how often `seen` is written */
+	IPV4_ADDRESSES = 12,	/* offset of the source address, which the destination follows */
+	IPV6_ADDRESSES = 8,
+};
+
+struct flow {
+	struct flow_key key;
+	bool is_known;		/* whether `key` could be read */
+	u32 slot;		/* that was selected */
+};
+
+static __always_inline void note_slot(struct sk_reuseport_md *ctx, struct flow *flow, u32 slot)
+{
+	flow->slot = forget(slot, ctx->hash);
+}
+
+static __always_inline void count_flow(u32 counter)
+{
+	u64 *value = bpf_map_lookup_elem(MAP(FLOW_COUNTERS_FD), &counter);
+
+	if (value)
+		*value += 1;
+}
+
+static __always_inline u32 flow_clock(void)
+{
+	return bpf_ktime_get_ns() >> UNIT_SHIFT;
+}
+
+static __always_inline bool read_flow_key(struct sk_reuseport_md *ctx, struct flow_key *key)
+{
+	u16 *port = ctx->data;
+	u32 pair[2];
+
+	if ((void *)(port + 1) > ctx->data_end)
+		return false;
+	key->port = *port;
+	if (ctx->eth_protocol != bpf_htons(ETH_P_IP))
+		return !bpf_skb_load_bytes_relative(ctx, IPV6_ADDRESSES, key, 32, BPF_HDR_START_NET);
+	if (bpf_skb_load_bytes_relative(ctx, IPV4_ADDRESSES, pair, sizeof(pair), BPF_HDR_START_NET))
+		return false;
+	*(u32 *)key->source = pair[0];
+	*(u32 *)key->destination = pair[1];
+	return true;
+}
+
+/* Whether the generation can still be looked up: its place among GENERATIONS has not been taken by a later one. */
+static __always_inline bool is_present(u16 generation)
+{
+	return (u16)(choice(CHOICE_WORKING) + 1 - generation) < GENERATIONS;
+}
+
+/* Select the socket that the flow belongs to. Returns whether that was done. */
+static __always_inline bool keep_flow(struct sk_reuseport_md *ctx, struct flow *flow)
+{
+	struct flow_word *word, found;
+	u32 index, slot, now;
+	void *sockarray;
+
+	flow->is_known = read_flow_key(ctx, &flow->key);
+	word = flow->is_known ? bpf_map_lookup_elem(MAP(FLOWS_FD), &flow->key) : NULL;
+	if (!word)
+		return false;
+	*(u64 *)&found = *(volatile u64 *)word;
+	index = found.generation % GENERATIONS;
+	slot = found.slot;
+	sockarray = is_present(found.generation) ? bpf_map_lookup_elem(generations_map, &index) : NULL;
+	if (!sockarray || bpf_sk_select_reuseport(ctx, sockarray, &slot, 0)) {
+		count_flow(FLOWS_GONE);
+		return false;
+	}
+	now = flow_clock();
+	/* Only this half: the element may be another flow's by now, because an LRU map uses it again at once. */
+	if (now - found.seen >= UNITS_FRESH)
+		word->seen = now;
+	count_flow(FLOWS_KEPT);
+	return true;
+}
+
+static __always_inline void record_flow(struct flow *flow, u32 generation)
+{
+	struct flow_word word = { .seen = flow_clock(), .slot = flow->slot, .generation = generation };
+
+	if (!flow->is_known)
+		return;
+	bpf_map_update_elem(MAP(FLOWS_FD), &flow->key, &word, BPF_ANY);
+	count_flow(FLOWS_NEW);
+}

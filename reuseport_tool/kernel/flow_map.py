@@ -1,0 +1,95 @@
+"""The map of UDP flows that a program records: an LRU hash of 112 bytes of memory a flow, all of it from the start."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from reuseport_tool.kernel import bpf
+from reuseport_tool.kernel.abi import FLOW_KEY, FLOW_WORD
+
+ENTRIES = 65536
+"""By default: 7 MB."""
+_BATCH = 8192
+_UNIT_SHIFT = 20  # of `seen`: 2^20 ns
+_SEEN_MASK = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawFlow:
+    """A flow: its key as the map has it, where it belongs, and the seconds since its last datagram, to a second."""
+
+    key: bytes
+    generation: int
+    slot: int
+    idle_s: float
+
+    def addresses(self, *, is_ipv6: bool) -> tuple[str, int, str]:
+        """Source address, source port, destination address."""
+        source, destination, port, _ = FLOW_KEY.unpack(self.key)
+        family, size = (socket.AF_INET6, 16) if is_ipv6 else (socket.AF_INET, 4)
+        return (
+            socket.inet_ntop(family, source[:size]),
+            int.from_bytes(port, "big"),
+            socket.inet_ntop(family, destination[:size]),
+        )
+
+
+class _Batch(ctypes.Structure):
+    """The part of union bpf_attr for BPF_MAP_LOOKUP_BATCH (Linux 5.6)."""
+
+    _fields_ = [
+        ("in_batch", ctypes.c_uint64),
+        ("out_batch", ctypes.c_uint64),
+        ("keys", ctypes.c_uint64),
+        ("values", ctypes.c_uint64),
+        ("count", ctypes.c_uint32),
+        ("map_fd", ctypes.c_uint32),
+        ("elem_flags", ctypes.c_uint64),
+        ("flags", ctypes.c_uint64),
+    ]
+
+
+def create(entries: int) -> bpf.Map:
+    """An empty map of flows."""
+    return bpf.Map.create(
+        bpf.MapType.LRU_HASH, "flows", key_size=FLOW_KEY.size, value_size=FLOW_WORD.size, max_entries=entries
+    )
+
+
+def flows(map_: bpf.Map) -> Iterator[RawFlow]:
+    """Every flow that is recorded; those that come or go meanwhile may be missed."""
+    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> _UNIT_SHIFT
+    for key, word in _elements(map_):
+        seen, slot, generation = FLOW_WORD.unpack(word)
+        units = (now - seen) & _SEEN_MASK
+        idle_s = 0.0 if units > _SEEN_MASK >> 1 else units * (1 << _UNIT_SHIFT) / 1e9  # seen while we look
+        yield RawFlow(key=key, generation=generation, slot=slot, idle_s=idle_s)
+
+
+def _elements(map_: bpf.Map) -> Iterator[tuple[bytes, bytes]]:
+    keys = ctypes.create_string_buffer(_BATCH * FLOW_KEY.size)
+    values = ctypes.create_string_buffer(_BATCH * FLOW_WORD.size)
+    place = ctypes.create_string_buffer(8)
+    begun = False
+    while True:
+        attr = _Batch(
+            in_batch=ctypes.addressof(place) if begun else 0,
+            out_batch=ctypes.addressof(place),
+            keys=ctypes.addressof(keys),
+            values=ctypes.addressof(values),
+            count=_BATCH,
+            map_fd=map_.fd,
+        )
+        last = bpf.lookup_batch(attr) == errno.ENOENT
+        found_keys, found_values = keys.raw, values.raw
+        for at in range(attr.count):
+            key = found_keys[at * FLOW_KEY.size : (at + 1) * FLOW_KEY.size]
+            yield key, found_values[at * FLOW_WORD.size : (at + 1) * FLOW_WORD.size]
+        if last:
+            return
+        begun = True
