@@ -23,9 +23,9 @@ from typing import Any
 
 import pytest
 
+from reuseport_tool.bench.load import Ledger, Load
 from reuseport_tool.kernel import netns
 from tests.servers import restart, servers
-from tests.servers.load import Ledger, Load
 from tests.servers.servers import Server
 
 CHECKOUT = Path(__file__).parents[2]
