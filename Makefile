@@ -14,6 +14,7 @@ export REUSEPORT_TOOL_KERNEL_TESTS ?= require
 
 # The tests mostly wait. Those that measure compare ratios of interleaved arms, which neighbours slow alike.
 PROCESSES ?= 3
+COVERED := 75
 
 # $(1): packages. Installs those that are missing, as root, or says which; elsewhere than on Debian it only names them.
 define install_packages
@@ -55,6 +56,29 @@ demo: setup ## A server under load: a plain restart, then reuseport-tool reload,
 test: setup lint ## Every test: unit, kernel, servers, packaging, vm (as root)
 	$(call install_packages,vagrant $(TEST_PACKAGES))
 	$(VENV)/bin/pytest -n $(PROCESSES) --dist worksteal --durations=10
+
+.PHONY: unit
+unit: setup ## Unit tests: without root, in seconds
+	$(VENV)/bin/pytest -q tests/unit
+
+.PHONY: kernel
+kernel: setup ## Kernel tests (as root). FOLDER=reload: those of one job
+	$(call install_packages,bpftool)
+	$(VENV)/bin/pytest -n $(PROCESSES) --dist worksteal tests/kernel/$(FOLDER)
+
+.PHONY: servers
+servers: setup ## Real servers under load: nginx, haproxy, Go, gRPC, systemd (as root)
+	$(call install_packages,$(TEST_PACKAGES))
+	$(VENV)/bin/pytest -n $(PROCESSES) --dist worksteal tests/servers tests/soak
+
+.PHONY: coverage
+coverage: setup ## What the unit tests alone cover of reuseport_tool/
+	$(VENV)/bin/pytest -q --cov=reuseport_tool --cov-report=term:skip-covered --cov-fail-under=$(COVERED) tests/unit
+
+.PHONY: test-trixie
+test-trixie: ## The suite in a debootstrap'ed Debian 13 (as root, minutes). TARGETS='unit kernel': only these
+	$(call install_packages,debootstrap debian-archive-keyring)
+	tests/on_debian trixie $(or $(TARGETS),test)
 
 .PHONY: soak
 soak: setup ## 150 reloads back to back under load, and 150 plain restarts (about seven minutes, as root)

@@ -17,6 +17,7 @@ _ABSENT = (
     errno.EOPNOTSUPP,
     errno.ENOPROTOOPT,
     errno.EAFNOSUPPORT,
+    errno.EPROTONOSUPPORT,
     errno.ENODEV,
     errno.ENOENT,
 )
