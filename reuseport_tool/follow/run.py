@@ -21,6 +21,7 @@ from reuseport_tool.follow.decide import AGAIN_S, Announced
 from reuseport_tool.follow.owners import Owners
 from reuseport_tool.follow.registrar import Registrar, unregistered
 from reuseport_tool.follow.reporter import Reporter, Tell
+from reuseport_tool.follow.resets import ShownResets
 from reuseport_tool.follow.wakeups import Wakeups
 from reuseport_tool.group import attach, discover, state
 from reuseport_tool.group.state import State
@@ -49,7 +50,8 @@ def follow(endpoint: Endpoint, policy: Policy | None, source: Path | None, root:
         listeners = stack.enter_context(iterator.listeners_of(endpoint.protocol))
         chosen = stack.enter_context(attach.ChosenPolicy(policy, source))
         chosen.prepare()
-        follower = _Follower(endpoint, folder, chosen, listeners, tell, wakeups)
+        resets = stack.enter_context(ShownResets(endpoint))
+        follower = _Follower(endpoint, folder, chosen, listeners, tell, wakeups, resets)
         follower.start()
         follower.prepare()
         tell(FollowEvent(event=Happening.FOLLOWING, endpoint=str(endpoint)))
@@ -89,7 +91,9 @@ class _Follower:
         listeners: iterator.Listeners | None,
         tell: Tell,
         wakeups: Wakeups,
+        resets: ShownResets,
     ) -> None:
+        self._resets = resets
         self._endpoint = endpoint
         self._root = root
         self._chosen = chosen
@@ -174,6 +178,7 @@ class _Follower:
                 return
         elif not first and not unregistered(folder, entries):
             self._registrar.attached.add(group)
+            self._resets.show(group, folder)
             return
         self._report.seen_attached(group)
         with ExitStack() as stack:
@@ -185,6 +190,8 @@ class _Follower:
             entries = discover.sockets_in(group)
             self._owners.learn(entries, self._hints)
             self._registrar.act(group, folder, entries, first=first)
+        if State.exists(folder):
+            self._resets.show(group, folder)
 
     def _await_lock(self, group: Endpoint, folder: Place, conflict: Conflict) -> None:
         """Look again when the lock is free, and serve other groups meanwhile: a reload may take minutes."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reuseport_tool.errors import MissingCapability, NotFound
-from reuseport_tool.group import discover, flows, journals, problems, state
+from reuseport_tool.group import discover, flows, followed, journals, problems, state
 from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpf, bpffs, netns, processes
@@ -20,6 +20,7 @@ from reuseport_tool.models import (
     Counters,
     Endpoint,
     FlowTable,
+    Followed,
     Group,
     Listener,
     Program,
@@ -121,6 +122,12 @@ class Observer:
                 flows=flows.table(opened),
             )
 
+    def _followed(self, group: Endpoint) -> Followed | None:
+        try:
+            return followed.read(state.group_folder(bpffs.find(self._root), group), group)
+        except (NotFound, Foreign, MissingCapability):
+            return None
+
     def _transaction(self, group: Endpoint) -> Transaction | None:
         try:
             folder = state.group_folder(bpffs.find(self._root), group)
@@ -157,6 +164,7 @@ class Observer:
             reuseport=_has_reuseport(found, infos),
             mptcp=any(member.socket.mptcp for member in found.members),
             flows=pins.flows if pins and ours else None,
+            followed=self._followed(found.endpoint),
             parts=len({info.group for info in known if info.group}) or None,
         )
         return replace(group, problems=problems.of_group(group))

@@ -284,7 +284,7 @@ class Map(Handle):
     def delete(self, key: int) -> None:
         self._element(Command.MAP_DELETE_ELEM, key, None)
 
-    def keys(self) -> list[int]:
+    def every_key(self) -> list[int]:
         """The keys of a hash; one that comes meanwhile may be missing."""
         found: list[int] = []
         following = ctypes.create_string_buffer(self.key_size)

@@ -7,6 +7,7 @@ import functools
 import os
 import socket
 import sys
+import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ _OFFSETS = {
 MAPS = ("WATCHED_FD", "COUNTS_FD", "SEEN_FD")
 
 
+_BEGUN_AT, _SEES_REFUSED = 0, 1  # elements beside the counts: no connection has port 0
 _NOTHING = Resets(never_accepted=0, handshakes=0, refused=0, accepted=0)
 
 
@@ -60,23 +62,76 @@ class ResetCount:
     count: int
 
 
+class Counts(Closing):
+    """The map of counts. A context manager; it may be pinned, and opened by another process."""
+
+    def __init__(self, entry: bpf.Map) -> None:
+        self.map = entry
+
+    def begin(self, sees_refused: bool | None) -> None:
+        """Note when it begins, and whether refused SYNs are seen."""
+        self.map.update(_BEGUN_AT, _packed(time.time_ns()))
+        self.map.update(_SEES_REFUSED, _packed(int(bool(sees_refused))))
+
+    def add(self, port: int) -> None:
+        """Have an element for each kind, which may be counted up when there is no room for others."""
+        for kind in ResetKind:
+            self.map.update(_key(port, kind), bytes(8))
+
+    @property
+    def begun_at(self) -> float:
+        """Seconds since 1970."""
+        return self._value(_BEGUN_AT) / 1e9
+
+    def rows(self) -> tuple[ResetCount, ...]:
+        """All that was counted so far, without what is 0."""
+        found = []
+        for key in sorted(key for key in self.map.every_key() if key >> 48):
+            port, kind, pid = key >> 48, ResetKind(key >> 32 & 0xFFFF), key & 0xFFFFFFFF
+            if count := self._value(key):
+                found.append(ResetCount(port=port, kind=kind, pid=pid or None, count=count))
+        return tuple(found)
+
+    def of(self, port: int) -> Resets:
+        """The sums of one port. What this process ended itself is left out: that is nobody's loss."""
+        rows = [row for row in self.rows() if row.port == port and row.pid != os.getpid()]
+
+        def count(kind: ResetKind) -> int:
+            return sum(row.count for row in rows if row.kind is kind)
+
+        return Resets(
+            never_accepted=count(ResetKind.NEVER_ACCEPTED),
+            handshakes=count(ResetKind.HANDSHAKE),
+            refused=count(ResetKind.REFUSED) if self._value(_SEES_REFUSED) else None,
+            accepted=count(ResetKind.ACCEPTED),
+        )
+
+    def _value(self, key: int) -> int:
+        return int.from_bytes(self.map.lookup(key), sys.byteorder)
+
+    def close(self) -> None:
+        self.map.close()
+
+
 class ResetCounter(Closing):
     """Counts from the moment it exists until it is closed, or its process ends. A context manager.
 
     Args:
         ports: of the calling thread's network namespace.
+        finds_out: whether it is found out first what the kernel shows; see sees_packets_without_socket().
 
     Raises:
         Unsupported: no BTF, or no such tracepoint (Linux 4.16).
         MissingCapability: CAP_BPF and CAP_PERFMON are needed.
     """
 
-    def __init__(self, ports: Collection[int]) -> None:
+    def __init__(self, ports: Collection[int], *, finds_out: bool = True) -> None:
         self._netns = netns.identity()
         self._ports: set[int] = set()
         with ExitStack() as stack:
             maps = new_maps(stack)
-            self._watched, self._counts = maps["WATCHED_FD"], maps["COUNTS_FD"]
+            self._watched, self.counts = maps["WATCHED_FD"], Counts(maps["COUNTS_FD"])
+            self.counts.begin(finds_out and sees_packets_without_socket())
             stack.enter_context(_attach({name: entry.fd for name, entry in maps.items()}))
             self._owned = stack.pop_all()
         self.watch(ports)
@@ -84,32 +139,16 @@ class ResetCounter(Closing):
     def watch(self, ports: Collection[int]) -> None:
         """Count on these ports, too."""
         for port in set(ports) - self._ports:
-            for kind in ResetKind:
-                self._counts.update(_key(port, kind), bytes(8))
+            self.counts.add(port)
             self._watched.update_u32(self._netns << 16 | port, process_id.namespace())
             self._ports.add(port)
 
-    def read(self) -> tuple[ResetCount, ...]:
-        """All that was counted so far, without what is 0."""
-        found = []
-        for key in sorted(self._counts.keys()):
-            count = int.from_bytes(self._counts.lookup(key), sys.byteorder)
-            port, kind, pid = key >> 48, ResetKind(key >> 32 & 0xFFFF), key & 0xFFFFFFFF
-            if count:
-                found.append(ResetCount(port=port, kind=kind, pid=pid or None, count=count))
-        return tuple(found)
-
     def by_port(self) -> tuple[PortResets, ...]:
-        """The same by port, those that this process ended left out: they are nobody's loss."""
-        sees = sees_packets_without_socket()
-        rows = [row for row in self.read() if row.pid != os.getpid()]
-        return tuple(
-            PortResets(port=port, resets=_sums([row for row in rows if row.port == port], bool(sees)))
-            for port in sorted(self._ports)
-        )
+        """What was counted on each port."""
+        return tuple(PortResets(port=port, resets=self.counts.of(port)) for port in sorted(self._ports))
 
     def total(self) -> Resets:
-        """All ports together, as by_port()."""
+        """All ports together."""
         return functools.reduce(Resets.plus, (entry.resets for entry in self.by_port()), _NOTHING)
 
     def close(self) -> None:
@@ -131,10 +170,10 @@ def sees_packets_without_socket() -> bool | None:
     If not, refused SYNs are not seen, and of handshakes only those whose final ACK finds another listener.
     """
     try:
-        with netns.throw_away(), ResetCounter([_PROBED_PORT]) as counter:
+        with netns.throw_away(), ResetCounter([_PROBED_PORT], finds_out=False) as counter:
             with contextlib.suppress(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", _PROBED_PORT), timeout=1).close()
-            return any(resets.kind is ResetKind.REFUSED for resets in counter.read())
+            return any(row.kind is ResetKind.REFUSED for row in counter.counts.rows())
     except (MissingCapability, ToolError, OSError):
         return None
 
@@ -148,18 +187,6 @@ def counting(ports: Collection[int]) -> Iterator[ResetCounter | str]:
         except ToolError as error:
             counter = error.message
         yield counter
-
-
-def _sums(rows: Collection[ResetCount], sees_refused: bool) -> Resets:
-    def count(kind: ResetKind) -> int:
-        return sum(row.count for row in rows if row.kind is kind)
-
-    return Resets(
-        never_accepted=count(ResetKind.NEVER_ACCEPTED),
-        handshakes=count(ResetKind.HANDSHAKE),
-        refused=count(ResetKind.REFUSED) if sees_refused else None,
-        accepted=count(ResetKind.ACCEPTED),
-    )
 
 
 def new_maps(stack: ExitStack) -> dict[str, bpf.Map]:
@@ -179,6 +206,10 @@ def new_maps(stack: ExitStack) -> dict[str, bpf.Map]:
 
 def _key(port: int, kind: ResetKind, pid: int = 0) -> int:
     return port << 48 | kind << 32 | pid
+
+
+def _packed(value: int) -> bytes:
+    return value.to_bytes(8, sys.byteorder)
 
 
 def _attach(maps: dict[str, int]) -> bpf.Handle:

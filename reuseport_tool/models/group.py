@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 
 from reuseport_tool.models.flows import FlowTable
+from reuseport_tool.models.proof import Resets
 
 
 class Policy(enum.StrEnum):
@@ -135,6 +136,18 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Followed:
+    """What a running `attach --follow` has counted for a group."""
+
+    pid: int
+    """The follower."""
+    since: float
+    """When it began to count, in seconds since 1970."""
+    resets: Resets
+    """The resets on the group's port since then, of all groups on that port."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Group:
     """The sockets that the kernel keeps in one reuseport group."""
 
@@ -167,6 +180,8 @@ class Group:
     """Whether the sockets have SO_REUSEPORT, so that others can join; null where the kernel does not tell."""
     mptcp: bool = False
     """A listener uses MPTCP, for which the kernel runs no program."""
+    followed: Followed | None = None
+    """What a running follower has counted; null where none runs, or where it cannot count."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ def _tcp_send_reset() -> str:
             client = loopback.connect(_PORT)
             loopback.wait_queued(sock)
         client.close()
-        found = [(row.kind, row.count) for row in counter.read()]
+        found = [(row.kind, row.count) for row in counter.counts.rows()]
     if found != [(ResetKind.NEVER_ACCEPTED, 1)]:
         raise Unsupported(f"one connection was reset in an accept queue, and counted as {found}")
     refused = "refused SYNs, too" if resets.sees_packets_without_socket() else "refused SYNs are not seen"

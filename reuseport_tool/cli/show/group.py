@@ -49,6 +49,8 @@ def _group(group: models.Group, console: Console) -> None:
         console.print(made)
     if group.flows:
         say(console, Text(_flow_table(group.flows), style="dim"))
+    if group.followed:
+        say(console, _followed(group.followed))
     if group.counters:
         say(console, Text(_counters(group.counters), style="dim"))
 
@@ -93,6 +95,17 @@ def _program(group: models.Group) -> Text:
     return Text(
         f"  {group.program.policy} (id {group.program.id}), working generation {group.working_generation or '-'}"
         + (f", generation {group.canary.generation} gets {group.canary.percent:g} %" if group.canary else "")
+    )
+
+
+def _followed(seen: models.Followed) -> Text:
+    resets = seen.resets
+    refused = "an unknown number of" if resets.refused is None else resets.refused
+    return Text(
+        f"  followed by process {seen.pid} since {time.strftime('%F %T', time.localtime(seen.since))}: "
+        f"{resets.lost} lost ({resets.never_accepted} before accept, {resets.handshakes} in the handshake, "
+        f"{refused} refused SYNs); {resets.accepted} accepted ones reset by the server itself",
+        style="bold red" if resets.lost else "dim",
     )
 
 

@@ -69,7 +69,7 @@ def outcomes(clients: list[socket.socket]) -> dict[str, int]:
 
 def counted(counter: ResetCounter) -> dict[ResetKind, int]:
     sums: dict[ResetKind, int] = {}
-    for row in counter.read():
+    for row in counter.counts.rows():
         assert row.port == PORT
         sums[row.kind] = sums.get(row.kind, 0) + row.count
     return sums
@@ -83,7 +83,7 @@ def test_queued_connections_of_a_closed_listener_were_never_accepted(counter: Re
     with listen(address):
         old.close()
         assert outcomes(clients) == {"reset": 20}
-    assert [(row.kind, row.pid, row.count) for row in counter.read()] == [(NEVER, os.getpid(), 20)]
+    assert [(row.kind, row.pid, row.count) for row in counter.counts.rows()] == [(NEVER, os.getpid(), 20)]
 
 
 @families
@@ -98,7 +98,7 @@ def test_what_migrates_is_not_reset(counter: ResetCounter, address: str) -> None
                 accepted.recv(100)
                 accepted.sendall(b"answer")
         assert outcomes(clients) == {"answer": 40}
-    assert counter.read() == ()
+    assert counter.counts.rows() == ()
 
 
 @families
@@ -123,7 +123,7 @@ def test_data_after_the_server_has_closed_is_the_servers_doing(counter: ResetCou
                 accepted.recv(100)
             assert client.recv(100) == b""
             client.sendall(b"request")
-        assert wait_until(lambda: counted(counter) == {ACCEPTED: 3}, DEADLINE_S), counter.read()
+        assert wait_until(lambda: counted(counter) == {ACCEPTED: 3}, DEADLINE_S), counter.counts.rows()
     for client in clients:
         client.close()
 
@@ -139,7 +139,7 @@ def test_a_connect_to_a_closed_port_is_refused(counter: ResetCounter, address: s
     for _ in range(5):
         with pytest.raises(ConnectionRefusedError):
             connect(1, address)
-    assert [(row.kind, row.pid, row.count) for row in counter.read()] == [(REFUSED, None, 5)]
+    assert [(row.kind, row.pid, row.count) for row in counter.counts.rows()] == [(REFUSED, None, 5)]
 
 
 @families
@@ -154,11 +154,11 @@ def test_a_handshake_whose_final_ack_finds_no_listener(counter: ResetCounter, ad
     clients = [socket.create_connection((plain, PORT), timeout=DEADLINE_S) for _ in range(7)]
     with listen(address) if another else contextlib.nullcontext():
         old.close()
-        assert counter.read() == ()
+        assert counter.counts.rows() == ()
         for client in clients:
             client.sendall(b"request")
         assert outcomes(clients) == {"reset": 7}
-    assert [(row.kind, row.count) for row in counter.read()] == [(HANDSHAKE, 7)]
+    assert [(row.kind, row.count) for row in counter.counts.rows()] == [(HANDSHAKE, 7)]
 
 
 @pytest.mark.parametrize("family", Family)
@@ -193,7 +193,7 @@ def test_other_ports_and_other_namespaces_are_not_counted(counter: ResetCounter)
             assert outcomes(clients) == {"reset": 4}
             with pytest.raises(ConnectionRefusedError):
                 connect(1, "127.0.0.1", port)
-    assert counter.read() == ()
+    assert counter.counts.rows() == ()
 
 
 def test_a_port_that_is_added_counts_from_then_on(counter: ResetCounter) -> None:
@@ -203,7 +203,7 @@ def test_a_port_that_is_added_counts_from_then_on(counter: ResetCounter) -> None
         clients = connect(count, "127.0.0.1", port)
         listener.close()
         assert outcomes(clients) == {"reset": count}
-    assert [(row.port, row.count) for row in counter.read()] == [(PORT, 1), (PORT + 1, 2)]
+    assert [(row.port, row.count) for row in counter.counts.rows()] == [(PORT, 1), (PORT + 1, 2)]
 
 
 CLOSE_LATER = f"""
@@ -227,7 +227,7 @@ def test_who_closed_is_told_by_the_number_that_we_see(counter: ResetCounter) -> 
         clients = connect(6, "127.0.0.1")
         parent.stdin.close()
         assert outcomes(clients) == {"reset": 6}
-    assert [(row.kind, row.pid, row.count) for row in counter.read()] == [(NEVER, server, 6)]
+    assert [(row.kind, row.pid, row.count) for row in counter.counts.rows()] == [(NEVER, server, 6)]
 
 
 @pytest.mark.parametrize("error", [Unsupported("no BTF"), MissingCapability("not permitted")])
