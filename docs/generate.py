@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "flows": (models.Flows,),
     "migrate-req": (models.MigrateReq,),
     "reload": (models.Reload,),
+    "reload --dry-run": (models.DryRun,),
     "sockets": (models.Sockets,),
     "destroy": (models.Destroy,),
     "check hot-reload": (models.CheckHotReload,),

@@ -16,19 +16,3 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float = 
             return False
         time.sleep(poll_s)
     return True
-
-
-def wait_until_stable(count: Callable[[], int], enough: int | None, settle_s: float, timeout_s: float) -> bool:
-    """Wait for `enough` of something, or, for None, for some of it and then no more for `settle_s`."""
-    last, since = 0, time.monotonic()
-
-    def settled() -> bool:
-        nonlocal last, since
-        now = count()
-        if now != last:
-            last, since = now, time.monotonic()
-        if enough is not None:
-            return now >= enough
-        return now > 0 and time.monotonic() - since >= settle_s
-
-    return wait_until(settled, timeout_s)

@@ -156,14 +156,15 @@ def descriptors(members: Sequence[Member]) -> Iterator[dict[int, int]]:
     with rlimit.at_best(len(members) + _OTHER_FILES):
         try:
             for member in members:
-                fds[member.cookie] = _take(member)
+                fds[member.cookie] = take(member)
             yield fds
         finally:
             for fd in fds.values():
                 os.close(fd)
 
 
-def _take(member: Member) -> int:
+def take(member: Member) -> int:
+    """A copy of a listener, which the caller closes. Raises as descriptors()."""
     refuse_mptcp([member])
     for holder in member.holders:
         with contextlib.suppress(NotFound):

@@ -1,12 +1,104 @@
-"""Which groups have the journal of a reload that runs, or was killed. What it says is the job `reload`'s."""
+"""Where a reload writes down what it is about to do: pins in the folder of every group that it changes.
+
+The text is that of the reload, and only the reload can read it. The header is for everybody. Each writing makes a new
+map, pins it aside and renames it into place, so a journal is never half there and has room for any text. An orderly
+end removes the journal: whoever finds one and holds the lock of the group knows that its run was killed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+from reuseport_tool import records
+from reuseport_tool.errors import Conflict
 from reuseport_tool.group import state
+from reuseport_tool.kernel import bpf, bpffs
 from reuseport_tool.kernel.folders import Place, is_locked
 from reuseport_tool.models import Endpoint
+
+_ASIDE = "journal_next"
+_CHUNK = 16 * 1024
+_LENGTHS = 8  # two little-endian numbers of four bytes: of the header, of the text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What everybody may know of a reload.
+
+    Attributes:
+        sequence: grows with each writing; the journals of several groups can differ by one.
+        pid: of the tool.
+        begun_at: seconds since 1970.
+        step: the one that is being done.
+    """
+
+    sequence: int
+    pid: int
+    begun_at: float
+    step: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What is in a journal."""
+
+    header: Header
+    text: bytes
+
+
+def write(folders: Iterable[Place], header: Header, text: bytes) -> None:
+    """Replace the journals of several groups, whose locks the caller holds. Raises as bpf(2) does."""
+    head = records.encode(header)
+    value = len(head).to_bytes(4, "little") + len(text).to_bytes(4, "little") + head + text
+    chunks = [value[at : at + _CHUNK].ljust(_CHUNK, b"\0") for at in range(0, len(value), _CHUNK)]
+    with bpf.Map.create(bpf.MapType.ARRAY, "journal", value_size=_CHUNK, max_entries=len(chunks)) as entry:
+        with bpf.translated("writing the journal"):
+            for index, chunk in enumerate(chunks):
+                entry.update(index, chunk)
+        for folder in folders:
+            (folder / _ASIDE).unlink()
+            bpffs.pin(entry, folder / _ASIDE)
+            (folder / _ASIDE).rename(folder / state.JOURNAL)
+
+
+def read(folder: Place) -> Entry | None:
+    """The journal in a group's folder, None where there is none. Raises Conflict for what is not ours."""
+    pin = folder / state.JOURNAL
+    try:
+        with bpffs.open_map(pin) as entry:
+            value = _value(entry)
+        head, text = _cut(value)
+        return Entry(header=records.decode(Header, head), text=text)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise Conflict(f"{pin} is not this tool's", hint="look at it, then remove it") from error
+
+
+def _value(entry: bpf.Map) -> bytes:
+    if (entry.type, entry.value_size) != (bpf.MapType.ARRAY, _CHUNK):
+        raise ValueError("not a journal")
+    return b"".join(entry.lookup(index) for index in range(entry.max_entries))
+
+
+def _cut(value: bytes) -> tuple[bytes, bytes]:
+    head, text = (int.from_bytes(value[at : at + 4], "little") for at in (0, 4))
+    if _LENGTHS + head + text > len(value):
+        raise ValueError("longer than its map")
+    return value[_LENGTHS : _LENGTHS + head], value[_LENGTHS + head : _LENGTHS + head + text]
+
+
+def forget(folder: Place) -> None:
+    """Remove the journal of a group whose lock the caller holds."""
+    for name in (state.JOURNAL, _ASIDE):
+        (folder / name).unlink()
+
+
+def entries(root: Path, endpoint: Endpoint) -> list[Entry]:
+    """The journals of the groups that an endpoint covers, in the calling thread's namespace."""
+    return [entry for folder in folders(root, endpoint) if (entry := read(folder)) is not None]
 
 
 def folders(root: Path, endpoint: Endpoint) -> list[Place]:
@@ -18,11 +110,6 @@ def groups(root: Path, endpoint: Endpoint) -> list[Endpoint]:
     """The groups of folders()."""
     names = (state.endpoint_of(folder.name) for folder in folders(root, endpoint))
     return [group for group in names if group is not None]
-
-
-def forget(folder: Place) -> None:
-    """Remove the journal of a group whose lock the caller holds."""
-    (folder / state.JOURNAL).unlink()
 
 
 def is_running(folder: Place) -> bool:

@@ -558,5 +558,5 @@ def clean(folder: Place) -> None:
                 for slot, _ in array.items(opened.members(generation)):
                     array.remove(slot)
     for name in folder.names():
-        if name != JOURNAL:
+        if not name.startswith(JOURNAL):
             (folder / name).remove()

@@ -135,14 +135,11 @@ class Observer:
                 return None
         except (NotFound, Foreign, MissingCapability):
             return None
-        from reuseport_tool.reload import journal  # all of reload/, which few groups need
-
-        record = journal.read(folder)
-        if record is None:
+        entry = journals.read(folder)
+        if entry is None:
             return None
-        return Transaction(
-            running=journals.is_running(folder), step=record.step, pid=record.pid, begun_at=record.begun_at
-        )
+        head = entry.header
+        return Transaction(running=journals.is_running(folder), step=head.step, pid=head.pid, begun_at=head.begun_at)
 
     def _group(self, found: Found, infos: Mapping[int, MemberInfo], pins: _Pinned | None) -> Group:
         known = [infos[cookie] for cookie in found.cookies if cookie in infos]

@@ -13,7 +13,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _BPF_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 _PIDFD_GETFD = 438
 _MEMBARRIER_NUMBERS = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}
-_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_LOWER = 47, 3  # include/uapi/linux/prctl.h
+# include/uapi/linux/prctl.h
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_LOWER = 47, 3
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def _checked(result: int, what: str) -> int:
@@ -73,3 +75,8 @@ def lower_ambient(capability: int) -> None:
     """prctl(PR_CAP_AMBIENT), for the calling thread. A capability that the kernel does not know is no error."""
     arguments = (_PR_CAP_AMBIENT_LOWER, capability, 0, 0)
     _libc.prctl(_PR_CAP_AMBIENT, *map(ctypes.c_ulong, arguments))
+
+
+def set_child_subreaper(enable: bool) -> None:
+    """prctl(PR_SET_CHILD_SUBREAPER): a descendant whose parent ends becomes a child of the calling process."""
+    _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, *map(ctypes.c_ulong, (enable, 0, 0, 0))), "prctl")

@@ -66,8 +66,20 @@ if TYPE_CHECKING:
         Transaction,
     )
     from reuseport_tool.models.maps import GenerationMap, MapChange, MapChanges, Maps, Slot
-    from reuseport_tool.models.proof import Resets
-    from reuseport_tool.models.reload import CanaryStep, Leftovers, Lost, Migrated, Queues, Reload, Side, Step, Strategy
+    from reuseport_tool.models.proof import Balance, Resets
+    from reuseport_tool.models.reload import (
+        CanaryStep,
+        DryRun,
+        Leftovers,
+        Lost,
+        Migrated,
+        PlannedGroup,
+        Queues,
+        Reload,
+        Side,
+        Step,
+        Strategy,
+    )
     from reuseport_tool.models.sockets import Destroy, Ending, Socket, Sockets, SocketState
 
 __all__ = [
@@ -77,6 +89,7 @@ __all__ = [
     "AutolowatAttachment",
     "AutolowatDetached",
     "AutolowatStatus",
+    "Balance",
     "BenchReload",
     "BenchRpcFraming",
     "BenchSelect",
@@ -94,6 +107,7 @@ __all__ = [
     "DetachReport",
     "Detached",
     "Doctor",
+    "DryRun",
     "Ending",
     "Endpoint",
     "Engine",
@@ -123,6 +137,7 @@ __all__ = [
     "MigrateReq",
     "Migrated",
     "Move",
+    "PlannedGroup",
     "Policy",
     "Problem",
     "ProblemKind",

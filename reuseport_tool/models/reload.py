@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from reuseport_tool.models.proof import Balance, Resets
+
 
 class Strategy(enum.StrEnum):
     """How a reload moves the connections that the old server has not accepted yet."""
@@ -69,7 +71,7 @@ class Step:
     """One step of a reload."""
 
     name: str
-    """prepare, start, compare, register, canary, switch, health, drain, stop, leftovers, prove or roll back.
+    """prepare, start, compare, register, canary, switch, health, drain, confirm, stop, leftovers, prove or roll back.
     A resumed reload has the steps of both runs."""
     duration_s: float
     """Time that the step took."""
@@ -120,7 +122,9 @@ class Reload:
     interrupted (exit codes 8 and 130) after something had begun."""
 
     endpoint: str
-    """The group."""
+    """The group, or the endpoints that were asked for where there are several groups."""
+    groups: tuple[str, ...] = ()
+    """All groups that were handed over, or given up by `--drop`."""
     result: str
     """`reloaded` or `rolled-back`."""
     strategy: str
@@ -135,15 +139,63 @@ class Reload:
     """What the kernel moved."""
     lost: Lost
     """What was lost, by the kernel's counters."""
+    balance: Balance | None = None
+    """Where the connections went that waited for the old server; null where that cannot be seen, or nothing was
+    stopped."""
+    resets: Resets | None = None
+    """What the kernel reset on the ports of the reload since it began; null where that cannot be seen, as for the part
+    before a kill of a reload that was resumed. Exit 1 when anything was lost."""
     steps: tuple[Step, ...]
     """The steps, in order."""
     switch_us: float | None
     """Duration of the switch to the new generation; null when nothing was switched."""
     duration_s: float
     """Duration of the whole reload."""
+    output: str | None = None
+    """Where the output of the new server goes; null for stderr, and for a server that somebody else started."""
     warnings: tuple[str, ...] = ()
     """The warnings, as they were shown on stderr."""
     canary: tuple[CanaryStep, ...] = ()
     """The shares of the canary, in order."""
     leftovers: Leftovers | None = None
     """Connections of the old server after the stop; null when nobody looked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedGroup:
+    """One group of a reload that was only tried."""
+
+    endpoint: str
+    """The group."""
+    old_listeners: int
+    """Listeners of the old server."""
+    other_listeners: int
+    """Listeners of other instances, which stay."""
+    new_listeners: int
+    """Listeners of the new server that are there already (`--new-pid`)."""
+    dropped: bool
+    """Whether the group is given up by `--drop`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """What a reload would do, as far as it can be known before anything starts."""
+
+    groups: tuple[PlannedGroup, ...]
+    """The groups that the reload would hand over."""
+    strategy: str
+    """`migrate`, `sysctl` or `drain`."""
+    stop: str
+    """How the old server would be stopped: a signal or a command."""
+    pids: tuple[int, ...]
+    """The processes that would get the signal."""
+    commands: tuple[str, ...]
+    """Their names."""
+    code: int
+    """The exit code, which is what the reload's would be: 0 when nothing is known that would stop it."""
+    refusal: str | None
+    """Why the reload would not begin, or would be rolled back; null when nothing is known."""
+    hint: str | None
+    """What to do about it."""
+    warnings: tuple[str, ...]
+    """The warnings that the reload would give."""

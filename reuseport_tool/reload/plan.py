@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,14 +31,17 @@ class Plan:
         old_pids: processes to stop; empty means the topmost owners of the present listeners.
         stop_signal, stop_command: how to stop them; the command instead of the signal.
         listeners: how many new ones to wait for in each group; None waits until no more come.
-        output: file for the output of the started command; None is our stderr.
+        output: file for the output of the started command. None is our stderr where that is a terminal, else the
+            journal of systemd or a file that the report names.
+        only: hand over no other groups of the old processes than the ones that were named.
+        drop: groups that the new side gives up; they are drained before the stop.
         health_command: must succeed; run by the shell after each step of the canary, and after the switch.
         health_url: must answer; asked of the new generation before it gets a connection, and after as the command.
         canary: shares of the new connections that the new generation gets one after the other, percent.
         step_s: how long each of them lasts.
         abort_on: kernel counters that must not grow too much until the old side is stopped.
         probe: whether to open one connection of our own, so that there is one to accept.
-        force: go on although socket options differ.
+        force: go on although socket options differ, or somebody keeps the old listeners open.
         drain_timeout_s: how long the old side may hold connections: queued ones before it is stopped with the
             strategy drain, accepted ones after it. None means 70 s for what must end, and 0 for what is only
             reported.
@@ -55,6 +58,8 @@ class Plan:
     stop_command: str | None = None
     listeners: int | None = None
     output: Path | None = None
+    only: bool = False
+    drop: tuple[Endpoint, ...] = ()
     health_command: str | None = None
     health_url: str | None = None
     canary: tuple[float, ...] = ()
@@ -68,6 +73,11 @@ class Plan:
     kill_leftovers: bool = False
     stop_timeout_s: float = 30.0
     lock_timeout_s: float = 0.0
+
+    @property
+    def signals(self) -> bool:
+        """Whether the old side is stopped by a signal."""
+        return self.run is None and self.stop_command is None
 
     @property
     def queue_drain_timeout_s(self) -> float:
@@ -90,14 +100,15 @@ class Progress:
     warn: Callable[[str], None]
 
 
-def check(endpoint: Endpoint, plan: Plan) -> None:
+def check(endpoints: Sequence[Endpoint], plan: Plan) -> None:
+    """Raises UsageError for a plan that makes no sense, NotFound for a process that is not there."""
     forms = [plan.command is not None, plan.new_pid is not None, plan.run is not None]
     if sum(forms) != 1:
         raise UsageError(
             "say how the new side comes to be, in exactly one way",
             hint="-- COMMAND…, or --new-pid PID, or --run 'COMMAND'",
         )
-    if endpoint.protocol is not Protocol.TCP:
+    if any(endpoint.protocol is not Protocol.TCP for endpoint in (*endpoints, *plan.drop)):
         raise UsageError("only TCP listeners can be reloaded", hint="the kernel does not migrate UDP datagrams")
     if plan.canary:
         _check_canary(plan)

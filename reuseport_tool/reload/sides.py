@@ -1,159 +1,173 @@
-"""The two sides of a reload: start the new one, stop the old one."""
+"""Which processes and listeners belong to the new side, and which of the old ones are left."""
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
-from pathlib import Path
+import dataclasses
+from collections.abc import Collection, Mapping
 
-from reuseport_tool.errors import NotFound, ToolError, UsageError
-from reuseport_tool.kernel import capabilities, diag, processes
-from reuseport_tool.kernel.processes import Identity, Process
-from reuseport_tool.models import Protocol
-from reuseport_tool.waiting import wait_until
-
-_KILL_AFTER_S = 10.0
+from reuseport_tool.group.discover import Member
+from reuseport_tool.kernel.commands import Kin
+from reuseport_tool.kernel.diag import BoundSocket
+from reuseport_tool.kernel.process_tree import ProcessTree
+from reuseport_tool.kernel.processes import Identity
+from reuseport_tool.models import Endpoint, Queues
+from reuseport_tool.reload.state import GroupState, ReloadState
+from reuseport_tool.reload.survey import held_by
+from reuseport_tool.reload.world import World
 
 
-# The command waits for a line from us, so that no server ever runs that the journal does not know.
-_GATE = 'read -r _ && exec "$@" </dev/null'
+def new_processes(state: ReloadState, world: World, tree: ProcessTree) -> set[int]:
+    """The processes that are tied to the new side.
+
+    The tool is a child subreaper: a daemon that forked twice is its descendant. A run that goes on after another one
+    was killed knows the processes that were written down, what is below them, and the environment that they have.
+    """
+    roots = {process.pid for process in tree.running((*state.new_side, *_roots(state)))}
+    if state.given is not None:
+        return tree.below(roots)
+    if state.resumed:
+        roots |= world.processes.marked(state.token)
+    own = world.processes.own_pid()
+    return tree.below(roots) | (tree.below({own}) - {own} - world.processes.bystanders(tree))
 
 
-class Started:
-    """The process of a command, in a session of its own, so that it outlives the tool.
+def _roots(state: ReloadState) -> list[Identity]:
+    return [process for process in (state.started, state.given) if process is not None]
 
-    `_popen` is None for one that another run of the tool started.
+
+def listening(state: ReloadState, world: World) -> dict[Endpoint, tuple[BoundSocket, ...]]:
+    """The sockets of the groups as they are now."""
+    present = world.listeners.on(group.endpoint for group in state.groups)
+    return {group.endpoint: present.get(group.endpoint, ()) for group in state.groups}
+
+
+def queues(state: ReloadState, world: World) -> dict[int, int]:
+    """The accept queue of each listener of the groups, by cookie."""
+    return {entry.cookie: entry.accept_queue or 0 for entries in listening(state, world).values() for entry in entries}
+
+
+def waiting(state: ReloadState, world: World, cookies: Collection[int]) -> Queues:
+    """What these listeners hold now."""
+    present = queues(state, world)
+    snapshot = world.listeners.kernel()
+    half_open = None
+    if snapshot is not None:
+        half_open = sum(snapshot.listeners[cookie].half_open for cookie in cookies if cookie in snapshot.listeners)
+    return Queues(accept_queue=sum(present.get(cookie, 0) for cookie in cookies), half_open=half_open)
+
+
+def still_listening(state: ReloadState, world: World) -> frozenset[int]:
+    """The old listeners that are open."""
+    return state.old_cookies & queues(state, world).keys()
+
+
+def half_open_behind(state: ReloadState, world: World) -> int | None:
+    """Request sockets that still point at a closed old listener; None where the kernel does not tell."""
+    snapshot = world.listeners.kernel()
+    if snapshot is None:
+        return None
+    gone = state.old_cookies - queues(state, world).keys()
+    return sum(snapshot.requests.get(cookie, 0) for cookie in gone)
+
+
+def members_of(state: ReloadState, world: World, cookies: Collection[int]) -> tuple[Member, ...]:
+    """Those of these listeners that are open, with their holders."""
+    entries = [entry for each in listening(state, world).values() for entry in each if entry.cookie in cookies]
+    return world.listeners.with_holders(entries, None)
+
+
+def held_by_others(state: ReloadState, world: World) -> frozenset[int]:
+    """The old listeners that a process besides ours has open."""
+    return frozenset(member.cookie for member in members_of(state, world, state.old_cookies) if member.holders)
+
+
+class Newcomers:
+    """Finds the new side's listeners, again and again. It remembers those whose holders it knows.
+
+    `wrong` maps groups on the same ports that are not the reload's to the processes of the new side that listen there.
     """
 
-    def __init__(self, identity: Identity, shown: str, popen: subprocess.Popen[bytes] | None = None) -> None:
-        self.identity = identity
-        self.shown = shown
-        self._popen = popen
-        self._over_since: float | None = None
+    def __init__(self, state: ReloadState, world: World) -> None:
+        self._state = state
+        self._world = world
+        self._before = {cookie for group in state.groups for cookie in (*group.before, *group.old)}
+        self._known: dict[int, Member] = {}
+        self._old_pids = {process.pid for process in state.old_side}
+        self._old_kin: set[Kin] | None = None
+        self.wrong: dict[Endpoint, set[int]] = {}
+        self.processes: set[int] = set()
 
-    @classmethod
-    def prepare(cls, command: Sequence[str] | str, output: Path | None) -> Started:
-        """The process, which does nothing before release(). Its output goes to `output`, or to our stderr.
-
-        Raises UsageError when it cannot be started.
-        """
-        argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
-        if shutil.which(argv[0]) is None:
-            raise UsageError(f"cannot start {shown(command)}: no such program")
-        with contextlib.ExitStack() as files:
-            try:
-                target = files.enter_context(output.open("ab")) if output else sys.stderr.fileno()
-                popen = subprocess.Popen(
-                    ["/bin/sh", "-c", _GATE, "sh", *argv],
-                    stdin=subprocess.PIPE,
-                    stdout=target,
-                    stderr=target,
-                    start_new_session=True,
-                    preexec_fn=capabilities.lower_ambient,
-                )
-            except (OSError, ValueError) as error:
-                raise UsageError(f"cannot start {shown(command)}: {error}") from error
-        found = processes.identity(popen.pid)
-        assert found is not None, "a child is there until it is waited for"
-        return cls(found, shown(command), popen)
-
-    def release(self) -> None:
-        """Let the command run."""
-        assert self._popen is not None
-        assert self._popen.stdin is not None
-        with contextlib.suppress(BrokenPipeError), self._popen.stdin as gate:
-            gate.write(b"\n")
-
-    @property
-    def pid(self) -> int:
-        return self.identity.pid
-
-    def is_over(self) -> bool:
-        return self._popen.poll() is not None if self._popen else not self.identity.runs()
-
-    def over_for_s(self) -> float | None:
-        """For how long it has been over, None while it runs."""
-        if not self.is_over():
-            return None
-        self._over_since = self._over_since or time.monotonic()
-        return time.monotonic() - self._over_since
-
-    def failure(self) -> str | None:
-        """How it ended, when it ended badly; unknown for the child of another run."""
-        code = self._popen.poll() if self._popen else None
-        if not code:
-            return None
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-
-
-def shown(command: Sequence[str] | str) -> str:
-    return command if isinstance(command, str) else " ".join(command)
-
-
-def listening_elsewhere(pid: int) -> list[str]:
-    """The TCP endpoints on which a process or one below it listens."""
-    sockets = diag.bound_sockets(Protocol.TCP)
-    held = processes.holders([entry.inode for entry in sockets])
-    return sorted(
-        {
-            str(entry.endpoint)
-            for entry in sockets
-            if any(processes.is_descendant(holder.pid, pid) for holder in held[entry.inode])
+    def look(self) -> dict[Endpoint, tuple[int, ...]]:
+        """The new side's listeners in each group that it is to take over: their cookies."""
+        groups = {group.endpoint for group in self._state.kept}
+        present = self._world.listeners.on(groups)
+        members = self._holders([entry for entries in present.values() for entry in entries])
+        mine = self._mine(members)
+        self.wrong = {
+            group: {holder.pid for entry in entries if entry.cookie in mine for holder in members[entry.cookie].holders}
+            for group, entries in present.items()
+            if group not in groups and any(entry.cookie in mine for entry in entries)
         }
-    )
+        return {
+            group: tuple(entry.cookie for entry in present.get(group, ()) if entry.cookie in mine) for group in groups
+        }
+
+    def _holders(self, entries: Collection[BoundSocket]) -> dict[int, Member]:
+        """All that were not there before, with their holders, which are asked once."""
+        unknown = [entry for entry in entries if entry.cookie not in self._known and entry.cookie not in self._before]
+        if unknown or self._state.plan.run is not None:
+            self.processes = new_processes(self._state, self._world, self._world.processes.tree())
+        if unknown:
+            among = None if self._state.plan.run is not None else self.processes
+            found = self._world.listeners.with_holders(unknown, among)
+            # One without a holder is on its way from a process to another, or a stranger's: look again.
+            self._known.update({member.cookie: member for member in found if member.holders})
+        return {entry.cookie: self._known[entry.cookie] for entry in entries if entry.cookie in self._known}
+
+    def _mine(self, members: Mapping[int, Member]) -> set[int]:
+        tied = {cookie for cookie, member in members.items() if held_by(member, self.processes)}
+        if self._state.plan.run is None:
+            return tied
+        fresh = {cookie for cookie, member in members.items() if not any(map(self._is_respawn, _pids(member)))}
+        if len(tied | fresh) < len(members) and not held_by_others(self._state, self._world):
+            return set(members)  # the old side has let go of all it had: what is there now replaces it
+        return tied | fresh
+
+    def _is_respawn(self, pid: int) -> bool:
+        """Whether --run's command need not be the reason that a process listens: an old one, or one like an old one."""
+        if self._old_kin is None:
+            self._old_kin = {self._world.processes.kin(old) for old in self._old_pids}
+        return pid in self._old_pids or self._world.processes.kin(pid) in self._old_kin
 
 
-def terminate(pids: Sequence[int], number: signal.Signals = signal.SIGTERM) -> None:
-    """Send a signal to each process; one that is gone is no error."""
-    for pid in pids:
-        with contextlib.suppress(NotFound):
-            process = Process(pid)
-            try:
-                process.signal(number)
-            finally:
-                process.close()
+def _pids(member: Member) -> list[int]:
+    return [holder.pid for holder in member.holders]
 
 
-def check_signals(pids: Sequence[int]) -> None:
-    """Raises MissingCapability where terminate() or end() would not be permitted to signal a process."""
-    for pid in pids:
-        with contextlib.suppress(NotFound):
-            process = Process(pid)
-            try:
-                process.signal(0)
-            finally:
-                process.close()
+def find_new(state: ReloadState, world: World) -> ReloadState:
+    """The state with the new side's listeners as they are now; those that were known and are open stay known."""
+    found = Newcomers(state, world).look()
+    present = queues(state, world)
+    groups = []
+    for group in state.kept:
+        kept = [cookie for cookie in group.new if cookie in present]
+        groups.append(dataclasses.replace(group, new=tuple(dict.fromkeys((*kept, *found[group.endpoint])))))
+    return state.with_groups(groups)
 
 
-def end(pids: Sequence[int]) -> None:
-    """Terminate processes and wait for their end; kill those that do not obey."""
-    held = []
-    for pid in pids:
-        with contextlib.suppress(NotFound):
-            held.append(Process(pid))
-    try:
-        for process in held:
-            process.signal(signal.SIGTERM)
-        if not wait_until(lambda: all(process.ended() for process in held), _KILL_AFTER_S):
-            for process in held:
-                process.signal(signal.SIGKILL)
-    finally:
-        for process in held:
-            process.close()
+def new_side(state: ReloadState, world: World) -> ReloadState:
+    """The state with all processes that are tied to the new side now."""
+    tree = world.processes.tree()
+    seen = tree.identities(new_processes(state, world, tree))
+    return dataclasses.replace(state, new_side=tuple(dict.fromkeys((*tree.running(state.new_side), *seen))))
 
 
-def run(command: str, timeout_s: float, doing: str) -> None:
-    """Run a shell command, its output to our stderr. Raises ToolError when it fails or takes too long."""
-    try:
-        done = subprocess.run(
-            command, shell=True, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), timeout=timeout_s, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ToolError(f"{doing} took longer than {timeout_s:g} s: {command}") from error
-    if done.returncode:
-        raise ToolError(f"{doing} exited with {done.returncode}: {command}")
+def serving(state: ReloadState, world: World, group: GroupState) -> bool:
+    """Whether one of the new listeners of a group is open."""
+    return bool(set(group.new) & {entry.cookie for entry in listening(state, world)[group.endpoint]})
+
+
+def owners(state: ReloadState, world: World, cookies: Collection[int]) -> tuple[int, ...]:
+    """The topmost processes that hold these listeners now."""
+    held = {pid for member in members_of(state, world, cookies) for pid in _pids(member)}
+    return tuple(sorted(world.processes.tree().tops(held)))

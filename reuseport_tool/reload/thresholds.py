@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reuseport_tool.errors import ToolError, UsageError
-from reuseport_tool.kernel import mib
 from reuseport_tool.kernel.mib import TcpCounters
+from reuseport_tool.models import Resets
 
 COUNTERS = {
     "overflows": "ListenOverflows",
@@ -16,7 +16,8 @@ COUNTERS = {
     "resets": "OutRsts",
     "migrate-failures": "TCPMigrateReqFailure",
 }
-"""By the name on the command line: the kernel's name. All are of the whole network namespace."""
+"""By the name on the command line: the kernel's name. They are of the whole network namespace, but for `resets` where
+the kernel lets the tool see whose they are."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,19 @@ def parse(text: str) -> Threshold:
     return Threshold(name, int(limit))
 
 
-def check(thresholds: Sequence[Threshold], before: TcpCounters) -> None:
+def check(thresholds: Sequence[Threshold], before: TcpCounters, now: TcpCounters, resets: Resets | None) -> None:
     """Raises ToolError when a counter has grown too much."""
-    if not thresholds:
-        return
-    grown = mib.read().since(before)
     for threshold in thresholds:
-        growth = getattr(grown, COUNTERS[threshold.counter])
+        growth = _growth(threshold.counter, now.since(before), resets)
         if growth >= threshold.limit:
             raise ToolError(
-                f"{COUNTERS[threshold.counter]} grew by {growth} since the reload began "
+                f"{threshold.counter} grew by {growth} since the reload began "
                 f"(--abort-on {threshold.counter}={threshold.limit})"
             )
+
+
+def _growth(counter: str, grown: TcpCounters, resets: Resets | None) -> int:
+    """The resets are this server's own, where they can be told from those of others."""
+    if counter == "resets" and resets is not None:
+        return resets.total
+    return int(getattr(grown, COUNTERS[counter]))

@@ -58,12 +58,11 @@ def server(in_netns: None, spawn: Callable[..., subprocess.Popen[str]]) -> Calla
 def end_owners(in_netns: None) -> Iterator[None]:
     """End the servers that the tool started in the test's namespace: whoever still holds a listener."""
     yield
-    from reuseport_tool.kernel import diag, processes
+    from reuseport_tool.kernel import commands, diag, processes
     from reuseport_tool.models import Protocol
-    from reuseport_tool.reload import sides
 
     held = processes.holders([entry.inode for entry in diag.bound_sockets(Protocol.TCP)])
-    sides.end(sorted({holder.pid for holders in held.values() for holder in holders}))
+    commands.end(sorted({holder.pid for holders in held.values() for holder in holders}))
 
 
 class Clients:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from reuseport_tool.errors import NotFound
-from reuseport_tool.kernel import libc, processes
+from reuseport_tool.kernel import commands, libc, processes
 from reuseport_tool.kernel.processes import Process
-from reuseport_tool.reload import sides
 from reuseport_tool.waiting import wait_until
 from tests.servers import servers
 from tests.servers.servers import Server
@@ -47,7 +46,7 @@ def plainly(server: Server) -> None:
     owners = owners_of(old)
     subprocess.Popen(server.command, start_new_session=True)
     servers.await_listeners(server.listeners, besides=cookies)
-    sides.terminate(owners, signal.Signals[f"SIG{server.stop_signal}"])
+    commands.terminate(owners, signal.Signals[f"SIG{server.stop_signal}"])
     await_gone(cookies)
 
 

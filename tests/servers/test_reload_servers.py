@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from reuseport_tool.bench.load import Ledger, Load
-from reuseport_tool.reload import sides
+from reuseport_tool.kernel import commands
 from reuseport_tool.waiting import wait_until
 from tests.servers import restart, servers
 from tests.servers.servers import Server
@@ -83,7 +83,7 @@ def test_go_answers_also_what_it_accepted_long_ago(go_server: Server) -> None:
     with socket.create_connection((servers.ADDRESS, servers.PORT), timeout=30) as client:
         since = time.monotonic()
         assert wait_until(lambda: time.monotonic() - since > 7, 10)
-        sides.terminate(restart.owners_of(old), signal.SIGTERM)
+        commands.terminate(restart.owners_of(old), signal.SIGTERM)
         restart.await_gone(frozenset(member.cookie for member in old))
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert client.recv(4096).endswith(b"ok\n")

@@ -247,6 +247,7 @@ GROUP = models.Group(
 )
 RELOAD = models.Reload(
     endpoint="tcp://10.0.0.1:80",
+    groups=("tcp://10.0.0.1:80",),
     result="reloaded",
     strategy=models.Strategy.MIGRATE,
     old=models.Side(generation=1, pids=(1,), listeners=(11,)),
@@ -254,6 +255,7 @@ RELOAD = models.Reload(
     queued_at_stop=models.Queues(accept_queue=50, half_open=3),
     migrated=models.Migrated(established=50, syn_recv=0, new_syn_recv=3, total=53),
     lost=models.Lost(migrate_failures=0, listen_drops=0, listen_overflows=0, aborted_accepted=0),
+    resets=models.Resets(never_accepted=0, handshakes=0, refused=0, accepted=0),
     steps=(models.Step(name="switch", duration_s=0.1, outcome="done"),),
     switch_us=4.2,
     duration_s=1.5,
@@ -298,9 +300,12 @@ RESULTS = [
     (RELOAD, ["generation 2", "4.2 µs", "50 established", "0 lost"]),
     (
         dataclasses.replace(
-            RELOAD, lost=models.Lost(migrate_failures=2, listen_drops=1, listen_overflows=0, aborted_accepted=4)
+            RELOAD,
+            lost=models.Lost(migrate_failures=2, listen_drops=1, listen_overflows=0, aborted_accepted=4),
+            balance=models.Balance(waiting=11, later=0, moved=3, old_side=1, lost=5, half_open=2),
+            resets=models.Resets(never_accepted=3, handshakes=2, refused=0, accepted=4),
         ),
-        ["2 migrations failed", "4 connections"],
+        ["2 migrations failed", "5 lost", "3 moved", "4 connections"],
     ),
 ]
 

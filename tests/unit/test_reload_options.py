@@ -7,8 +7,9 @@ import pytest
 from reuseport_tool.cli import main
 from reuseport_tool.cli.types import DURATION
 from reuseport_tool.errors import UsageError
+from reuseport_tool.group import steering
 from reuseport_tool.models import parse_endpoint
-from reuseport_tool.reload import steering, thresholds
+from reuseport_tool.reload import thresholds
 
 BAD_OPTIONS = [
     ("--canary", "25,5"),

@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from reuseport_tool.reload.interrupts import Interrupts
-from reuseport_tool.waiting import wait_until, wait_until_stable
+from reuseport_tool.kernel.interrupts import Clock
+from reuseport_tool.waiting import wait_until
 
 
 def test_a_true_condition_needs_no_time() -> None:
@@ -19,33 +19,36 @@ def test_a_false_condition_ends_at_the_deadline() -> None:
     assert not wait_until(lambda: False, timeout_s=0.05)
 
 
-def test_stable_means_enough_or_no_more() -> None:
-    counts = iter([0, 1, 2, *[3] * 1000])
-    assert wait_until_stable(lambda: next(counts), enough=3, settle_s=10, timeout_s=5)
-    counts = iter([0, 1, *[2] * 1000])
-    assert wait_until_stable(lambda: next(counts), enough=None, settle_s=0.05, timeout_s=5)
-    assert not wait_until_stable(lambda: 0, enough=None, settle_s=0, timeout_s=0.05)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1])
+def test_an_interrupt_ends_a_wait(number: signal.Signals) -> None:
+    with Clock() as clock:
+        os.kill(os.getpid(), number)
+        assert clock.interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            clock.wait(lambda: False, 60)
+        with pytest.raises(KeyboardInterrupt):
+            clock.check()
 
 
-def test_an_interrupt_is_immediate() -> None:
-    with Interrupts(), pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGTERM)
+def test_a_wait_without_an_interrupt() -> None:
+    with Clock() as clock:
+        assert clock.wait(lambda: True, 0)
+        assert not clock.wait(lambda: False, 0.02)
+        assert not clock.interrupted()
 
 
-@pytest.mark.parametrize("deliver", [True, False])
-def test_a_shield_holds_it_back(deliver: bool) -> None:
-    reached = []
+def test_an_interrupt_that_is_held_back_arrives_later() -> None:
+    with Clock() as clock:
+        with clock.held_back(), clock.held_back():
+            os.kill(os.getpid(), signal.SIGINT)
+            clock.check()
+            assert clock.wait(lambda: True, 0)
+        with pytest.raises(KeyboardInterrupt):
+            clock.check()
 
-    def work() -> None:
-        with interrupts.shielded(deliver=deliver):
-            with interrupts.shielded():
-                os.kill(os.getpid(), signal.SIGINT)
-            reached.append("inner")
 
-    with Interrupts() as interrupts:
-        if deliver:
-            with pytest.raises(KeyboardInterrupt):
-                work()
-        else:
-            work()
-    assert reached == ["inner"]
+def test_the_handlers_come_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Clock():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before

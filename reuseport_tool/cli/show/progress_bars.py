@@ -56,12 +56,15 @@ class ReloadProgress:
 
     def __enter__(self) -> ReloadProgress:
         if self._console.is_terminal and not self._quiet:
-            self._spinner.start()
+            with contextlib.suppress(OSError, ValueError):
+                self._spinner.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._spinner.stop()
-        self._stream.close()
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more: that is no error of the reload
+            self._spinner.stop()
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.close()
 
     def begin(self, name: str) -> None:
         self._spinner.update(name)

@@ -19,16 +19,22 @@ def _reload(model: models.Reload, console: Console) -> None:
     made.add_row(model.result, Text(f"{model.endpoint} in {model.duration_s:.2f} s, strategy {model.strategy}"))
     made.add_row("old", Text(_side(model.old)))
     made.add_row("new", Text(_side(model.new)))
+    if len(model.groups) > 1:
+        made.add_row("groups", Text(", ".join(model.groups)))
+    if model.output:
+        made.add_row("output", Text(model.output))
     if model.switch_us is not None:
         made.add_row("switch", Text(f"{model.switch_us:g} µs"))
     for step in model.canary:
         made.add_row("canary", Text(_canary_step(step)))
     made.add_row("waiting", Text(_queues(model.queued_at_stop)))
     made.add_row("migrated", Text(_moved(model.migrated)))
-    made.add_row("lost", _lost(model.lost))
-    if model.lost.aborted_accepted:
-        text = f"{model.lost.aborted_accepted} connections that a server had accepted and closed unread"
-        made.add_row("aside", Text(text, style="yellow"))
+    if model.balance:
+        made.add_row("of these", Text(_balance(model.balance)))
+    made.add_row("lost", _lost(model.lost, model.resets))
+    if model.resets and model.resets.accepted:
+        text = f"{counted(model.resets.accepted, 'connection')} that a server had accepted: the server's own doing"
+        made.add_row("reset", Text(text, style="yellow"))
     if model.leftovers and model.leftovers.connections:
         made.add_row("leftovers", _leftovers(model.leftovers))
     console.print(made)
@@ -67,11 +73,57 @@ def _moved(moved: models.Migrated) -> str:
     )
 
 
-def _lost(lost: models.Lost) -> Text:
-    if not lost.migrate_failures and not lost.listen_drops:
-        return Text("0 lost", style="bold green")
+def _balance(balance: models.Balance) -> str:
+    later = f", and {balance.later} that came later" if balance.later else ""
+    return (
+        f"{balance.moved} moved, {balance.old_side} answered by the old side, {balance.lost} lost, "
+        f"{balance.half_open} still half-open{later}"
+    )
+
+
+def _lost(lost: models.Lost, resets: models.Resets | None) -> Text:
+    """The kernel's count of resets where there is one; what was not counted is unknown, and not 0."""
+    drops = f"; in the whole namespace {lost.listen_drops} drops and {lost.listen_overflows} overflows of accept queues"
+    drops = drops if lost.listen_drops else ""
+    if resets is None:
+        known = f"unknown, as resets cannot be seen here; {lost.migrate_failures} migrations failed{drops}"
+        return Text(known, style="bold red" if lost.migrate_failures else "yellow")
+    if not resets.lost and not lost.migrate_failures:
+        return Text(f"0 lost{drops}", style="bold green" if not drops else "yellow")
+    refused = "an unknown number of" if resets.refused is None else str(resets.refused)
     return Text(
-        f"{lost.migrate_failures} migrations failed; in the whole namespace {lost.listen_drops} drops and "
-        f"{lost.listen_overflows} overflows of accept queues",
+        f"{resets.lost} lost: {resets.never_accepted} waited for accept(), {resets.handshakes} for their final ACK, "
+        f"{refused} SYNs were refused; {lost.migrate_failures} migrations failed{drops}",
         style="bold red",
     )
+
+
+@table.register
+def _dry_run(model: models.DryRun, console: Console) -> None:
+    made = Table.grid(padding=(0, 2))
+    made.add_column(style="bold")
+    made.add_column(overflow="fold")
+    made.add_row("dry run", Text(f"strategy {model.strategy}; nothing was changed"))
+    for group in model.groups:
+        made.add_row("group", Text(_planned(group)))
+    made.add_row("stop", Text(_stopped(model)))
+    for warning in model.warnings:
+        made.add_row("warning", Text(warning, style="yellow"))
+    if model.refusal:
+        made.add_row("refused", Text(f"{model.refusal} (exit {model.code})", style="bold red"))
+        made.add_row("hint", Text(model.hint or "-"))
+    else:
+        made.add_row("result", Text("nothing is known that would stop it", style="bold green"))
+    console.print(made)
+
+
+def _planned(group: models.PlannedGroup) -> str:
+    text = f"{group.endpoint}: {counted(group.old_listeners, 'old listener')}"
+    text += f", {group.other_listeners} of other instances" if group.other_listeners else ""
+    text += f", {group.new_listeners} new" if group.new_listeners else ""
+    return text + (", given up by --drop" if group.dropped else "")
+
+
+def _stopped(model: models.DryRun) -> str:
+    named = (f"{pid} ({command})" for pid, command in zip(model.pids, model.commands, strict=True))
+    return f"{model.stop} to process {', '.join(named)}" if model.pids else model.stop

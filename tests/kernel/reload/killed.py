@@ -29,11 +29,10 @@ from pathlib import Path
 from reuseport_tool.bench.load import Load
 from reuseport_tool.errors import Conflict, NotFound, ToolError
 from reuseport_tool.group import status
-from reuseport_tool.kernel import diag, libc, netns, processes
+from reuseport_tool.kernel import commands, diag, libc, netns, processes
 from reuseport_tool.models import Protocol, Step, parse_endpoint
 from reuseport_tool.probes import features
-from reuseport_tool.reload import journal, sides
-from reuseport_tool.reload import run as reload
+from reuseport_tool.reload import transaction as reload
 from reuseport_tool.reload.plan import Plan, Progress
 
 PORT = 8080
@@ -83,7 +82,7 @@ def killed_after(act: Callable[[], object], delay_s: float, begun: int | None = 
 def reload_to(name: str, bpffs: Path, progress: Progress | None = None, listeners: int = 1) -> None:
     command = (*SERVER, str(PORT), name, "--listeners", str(listeners))
     plan = Plan(command=command, listeners=listeners, output=Path("/dev/null"))
-    reload.reload(parse_endpoint(str(PORT)), plan, bpffs, progress or quiet())
+    reload.reload([parse_endpoint(str(PORT))], plan, bpffs, progress or quiet())
 
 
 def settle(how: str, bpffs: Path) -> str:
@@ -137,7 +136,7 @@ def place() -> Iterator[Path]:
 
 def end_owners() -> None:
     held = processes.holders([entry.inode for entry in diag.bound_sockets(Protocol.TCP)])
-    sides.end(sorted({holder.pid for holders in held.values() for holder in holders}))
+    commands.end(sorted({holder.pid for holders in held.values() for holder in holders}))
 
 
 def start_first() -> subprocess.Popen[str]:
@@ -192,7 +191,7 @@ def _kill_a_reload(bpffs: Path, moment_s: float) -> bool:
 def _step(bpffs: Path) -> str:
     """In which step the reload was killed."""
     try:
-        return f"in {journal.interrupted(bpffs, parse_endpoint(str(PORT))).step}"
+        return f"in {reload.interrupted(bpffs, parse_endpoint(str(PORT))).step}"
     except NotFound:
         return "in none"
 

@@ -12,7 +12,7 @@ import pytest
 
 from reuseport_tool.errors import Interrupted
 from reuseport_tool.models import Step, parse_endpoint
-from reuseport_tool.reload import run as reload
+from reuseport_tool.reload import transaction as reload
 from reuseport_tool.reload.plan import Plan, Progress
 from reuseport_tool.waiting import wait_until
 from tests.kernel.conftest import PORT, Clients, ask, server_command, snapshot, until
@@ -143,7 +143,7 @@ def test_listeners_of_a_bare_port_in_both_families(tool: Tool, server: Start, cl
 
 BAD_COMMANDS = {
     "exits": (("--exit", 3), "exited with 3"),
-    "killed": (("--exit", 0), "no new listener"),
+    "ended": (("--exit", 0), "has ended without a listener"),
     "mute": (("--mute",), "no new listener"),
     "deaf": (("--deaf",), "does not accept"),
     "other uid": (("--uid", 65534), "exited with 1"),
@@ -162,7 +162,7 @@ def test_a_bad_new_side_changes_nothing(tool: Tool, server: Start, clients: Clie
     if attached:
         tool.ok("attach", PORT)
     before = snapshot(tool)
-    timeouts = ("--start-timeout", 2 if bad in ("mute", "killed") else 30, "--health-timeout", 1)
+    timeouts = ("--start-timeout", 2 if bad == "mute" else 30, "--health-timeout", 1)
     error = tool.fails(8, "reload", PORT, *timeouts, "--", *server_command("new", *options))
     assert message in error["message"]
     assert error["hint"]
@@ -286,7 +286,7 @@ def reload_interrupted_in(step: str, tool: Tool, number: signal.Signals) -> None
 
     plan = Plan(command=tuple(server_command("new")), probe=False)
     reload.reload(
-        parse_endpoint(str(PORT)), plan, tool.bpffs, Progress(begin=begin, end=ignore, note=ignore, warn=ignore)
+        [parse_endpoint(str(PORT))], plan, tool.bpffs, Progress(begin=begin, end=ignore, note=ignore, warn=ignore)
     )
 
 

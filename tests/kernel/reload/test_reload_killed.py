@@ -14,7 +14,7 @@ import pytest
 from reuseport_tool.group import attach, detach
 from reuseport_tool.group import slots as maps
 from reuseport_tool.models import Policy, Step, parse_endpoint
-from reuseport_tool.reload import run as reload
+from reuseport_tool.reload import transaction as reload
 from reuseport_tool.reload.plan import Plan
 from reuseport_tool.waiting import wait_until
 from tests.kernel.conftest import PORT, Clients, ask, server_command, snapshot, until
@@ -48,7 +48,7 @@ def kill_reload(bpffs: Path | None, step: str, at_end: bool = False, **options: 
     progress = killed.quiet(end=end) if at_end else killed.quiet(begin=die, note=die)
     how = {"command": tuple(server_command("new")), "probe": False, "output": Path("/dev/null"), **options}
     plan = Plan(**how)  # type: ignore[arg-type]
-    pid = killed.in_fork(lambda: reload.reload(parse_endpoint(str(PORT)), plan, bpffs, progress))
+    pid = killed.in_fork(lambda: reload.reload([parse_endpoint(str(PORT))], plan, bpffs, progress))
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
 
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.kernel import processes
 from reuseport_tool.kernel.processes import Identity
-from reuseport_tool.models import Endpoint, Leftovers, Protocol
+from reuseport_tool.models import Endpoint, Protocol
 from reuseport_tool.sockets import destroy
 from reuseport_tool.sockets import select as sockets
 from reuseport_tool.sockets.select import Filter, Found, Walker
-
-_LOOK_S = 0.5
-_TELL_S = 5.0
 
 
 class OldConnections(Closing):
@@ -32,6 +28,8 @@ class OldConnections(Closing):
     def __init__(self, groups: Sequence[Endpoint], side: Collection[Identity]) -> None:
         self._groups = groups
         self._side = side
+        self._last: list[Found] = []
+        self._idle: tuple[float | None, float | None] = (None, None)
         with ExitStack() as stack:
             self._walker = stack.enter_context(Walker([Protocol.TCP]))
             self._stack = stack.pop_all()
@@ -39,7 +37,17 @@ class OldConnections(Closing):
     def close(self) -> None:
         self._stack.close()
 
-    def read(self) -> list[Found]:
+    def count(self) -> int:
+        """How many there are now."""
+        found = self._read()
+        self._last, self._idle = found, _idle(found) if found else self._idle
+        return len(found)
+
+    def idle_s(self) -> tuple[float | None, float | None]:
+        """The shortest and the longest time without data, at the last look that saw one."""
+        return self._idle
+
+    def _read(self) -> list[Found]:
         pids = tuple(process.pid for process in self._side if process.runs())
         if not pids:
             return []
@@ -47,52 +55,14 @@ class OldConnections(Closing):
         matching = (sockets.select(Filter(endpoint=group, pids=pids), raws, None) for group in self._groups)
         return [found for group in matching for found in group if destroy.may_end(Filter(), found.raw)]
 
-    def end(self, chosen: Sequence[Found]) -> int:
-        """End exactly these, by their cookies, but what another process holds as well. Returns how many ended."""
+    def end(self) -> int:
+        """End those that were counted, but what another process holds as well. Returns how many ended."""
+        chosen = self._last
         side = {process.pid for process in self._side}
         held = processes.holders([found.raw.inode for found in chosen])
         only_theirs = [found for found in chosen if {holder.pid for holder in held[found.raw.inode]} <= side]
         endings = destroy.end(Filter(), only_theirs, self._walker)
         return sum(ending.result in ("ended", "gone") for ending in endings)
-
-
-def settle(
-    connections: OldConnections, timeout_s: float, kill: bool, stopped_at: float, tell: Callable[[str], None]
-) -> Leftovers:
-    """Wait until the old side holds none, or for `timeout_s`; then, with `kill`, end those that are left.
-
-    Args:
-        stopped_at: when the old side accepted for the last time, by time.monotonic().
-    """
-    begun = time.monotonic()
-    left = last_seen = connections.read()
-    first, told = len(left), begun
-    while left and time.monotonic() - begun < timeout_s:
-        if time.monotonic() - told >= _TELL_S or told == begun:
-            told = time.monotonic()
-            tell(f"{_describe(left)}; waiting up to {timeout_s - (told - begun):.0f} s more")
-        time.sleep(min(_LOOK_S, timeout_s))
-        left = connections.read()
-        last_seen = left or last_seen
-    ended = connections.end(left) if left and kill else 0
-    waited_s = time.monotonic() - begun
-    low, high = _idle(last_seen)
-    older_s = time.monotonic() - stopped_at
-    return Leftovers(
-        connections=first,
-        ended=ended,
-        left=len(left) - ended,
-        waited_s=round(waited_s, 3),
-        older_than_s=round(older_s, 3),
-        idle_min_s=low,
-        idle_max_s=high,
-    )
-
-
-def _describe(left: Sequence[Found]) -> str:
-    low, high = _idle(left)
-    idle = "" if low is None else f", idle for {low:.1f} to {high:.1f} s"
-    return f"the old side still holds {len(left)} accepted connection{'' if len(left) == 1 else 's'}{idle}"
 
 
 def _idle(found: Sequence[Found]) -> tuple[float | None, float | None]:

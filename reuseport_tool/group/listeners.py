@@ -1,0 +1,82 @@
+"""The listeners of several groups: who has them, what the kernel keeps of them, copies of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from reuseport_tool.closing import Closing
+from reuseport_tool.errors import ToolError
+from reuseport_tool.group import discover
+from reuseport_tool.group.discover import Member
+from reuseport_tool.kernel import processes, sockets
+from reuseport_tool.kernel.diag import BoundSocket
+from reuseport_tool.kernel.iterator import Snapshot, TcpListeners
+from reuseport_tool.kernel.sockets import ListenerOptions
+from reuseport_tool.models import Endpoint, Protocol
+
+
+class Listeners(Closing):
+    """Looks at the calling thread's network namespace. A context manager; closing it lets go of copies."""
+
+    def __init__(self, iterator: TcpListeners | None) -> None:
+        self._iterator = iterator
+        self._copies: dict[int, int] = {}
+
+    def close(self) -> None:
+        """As let_go()."""
+        self.let_go()
+
+    def everything(self, protocol: Protocol) -> Mapping[Endpoint, tuple[Member, ...]]:
+        """Every bound socket, with the processes that hold it, by one walk over /proc."""
+        return {found.endpoint: found.members for found in discover.with_holders(discover.all_groups(protocol))}
+
+    def on(self, groups: Iterable[Endpoint]) -> Mapping[Endpoint, tuple[BoundSocket, ...]]:
+        """The sockets of these groups and of all others on their ports, without their holders."""
+        found: dict[Endpoint, tuple[BoundSocket, ...]] = {}
+        for protocol, port in sorted({(group.protocol, group.port) for group in groups}):
+            present = discover.sockets_of(Endpoint(protocol=protocol, address=None, port=port))
+            found.update({group: tuple(entries) for group, entries in present.items()})
+        return found
+
+    def with_holders(self, entries: Collection[BoundSocket], among: Collection[int] | None) -> tuple[Member, ...]:
+        """The same with the processes that hold them, of all processes or of these."""
+        held = processes.holders([entry.inode for entry in entries], among)
+        return tuple(Member(entry, tuple(held[entry.inode])) for entry in entries)
+
+    def require_visible(self, members: Sequence[Member]) -> None:
+        """Raises MissingCapability where a listener may have a holder that we are not permitted to see."""
+        discover.require_visible(members)
+
+    def kernel(self) -> Snapshot | None:
+        """What the iterator tells; None where the kernel has none."""
+        return self._iterator.read() if self._iterator else None
+
+    def is_reuseport(self, member: Member) -> bool:
+        """Whether it has SO_REUSEPORT; where that cannot be seen, say yes."""
+        if self._iterator is not None:
+            info = self._iterator.read().listeners.get(member.cookie)
+            if info is not None:
+                return bool(info.group)
+        with contextlib.suppress(ToolError), discover.descriptors([member]) as fds:
+            return sockets.is_reuseport(fds[member.cookie])
+        return True
+
+    def options(self, member: Member) -> ListenerOptions:
+        """Raises NotFound when it is closed."""
+        if member.cookie in self._copies:
+            return sockets.listener_options(self._copies[member.cookie])
+        with discover.descriptors([member]) as fds:
+            return sockets.listener_options(fds[member.cookie])
+
+    def keep(self, members: Sequence[Member]) -> None:
+        """Hold copies of listeners: whoever closes them, they stay open. Raises as discover.descriptors()."""
+        for member in members:
+            if member.cookie not in self._copies:
+                self._copies[member.cookie] = discover.take(member)
+
+    def let_go(self) -> None:
+        """Close the copies."""
+        while self._copies:
+            os.close(self._copies.popitem()[1])

@@ -1,0 +1,158 @@
+"""The program and the generations of several groups, by the verbs of a reload. The caller holds the groups' locks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from reuseport_tool.closing import Closing
+from reuseport_tool.errors import NotFound
+from reuseport_tool.group import attach, discover, state
+from reuseport_tool.group.discover import Found, Member
+from reuseport_tool.group.state import State
+from reuseport_tool.kernel import sockets
+from reuseport_tool.kernel.folders import Place
+from reuseport_tool.kernel.iterator import TcpListeners
+from reuseport_tool.models import Counters, Endpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attached:
+    """The program of a group when a reload attached it: the working generation, and what was counted until then."""
+
+    working: int
+    counters: Counters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """The program that runs for a group: ours, or which (its id, 0 for a classic filter, None for none).
+
+    `known` is False where the kernel does not tell.
+    """
+
+    ours: bool
+    program_id: int | None
+    known: bool = True
+
+
+class Pins(Closing):
+    """The open pins. A context manager; closing it leaves them."""
+
+    def __init__(
+        self, folders: Mapping[Endpoint, Place], chosen: attach.ChosenPolicy, listeners: TcpListeners | None
+    ) -> None:
+        self._folders = folders
+        self._chosen = chosen
+        self._listeners = listeners
+        self._open: dict[Endpoint, State] = {}
+
+    def close(self) -> None:
+        """Close all of them."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def state(self, group: Endpoint) -> State | None:
+        """The pins of one group, None where there are none."""
+        if group not in self._open and group in self._folders and State.exists(self._folders[group]):
+            self._open[group] = State.open(self._folders[group])
+        return self._open.get(group)
+
+    def _must(self, group: Endpoint) -> State:
+        found = self.state(group)
+        if found is None:
+            raise NotFound(f"no program of this tool is attached to {group}")
+        return found
+
+    def attach(self, group: Endpoint, members: Sequence[Member]) -> Attached:
+        """Attach our program and register the members, as far as that is not done. Raises as attach_group()."""
+        if members:
+            self._forget(group)
+            found = Found(group, tuple(members))
+            self._open[group], _, _ = attach.attach_group(
+                found, self._chosen, self._folders[group], listeners=self._listeners
+            )
+        opened = self._must(group)
+        return Attached(working=opened.working, counters=opened.counters())
+
+    def _forget(self, group: Endpoint) -> None:
+        opened = self._open.pop(group, None)
+        if opened is not None:
+            opened.close()
+
+    def running(self, group: Endpoint) -> Running:
+        """Which program runs for it now."""
+        found = discover.now(group)
+        opened = self.state(group)
+        attached = attach.attached_program(found, self._listeners)
+        known = self._listeners is not None and bool(found.members)
+        return Running(ours=opened is not None and attached == opened.policy().id, program_id=attached, known=known)
+
+    def attach_again(self, group: Endpoint) -> None:
+        """Put the pinned program in the place of another one."""
+        with discover.descriptors(discover.present(group).members[:1]) as fds:
+            sockets.attach_program(next(iter(fds.values())), self._must(group).program)
+
+    def detach(self, group: Endpoint) -> None:
+        """Give the group back to the kernel, unless the program is another one by now, and remove the pins."""
+        running = self.running(group)
+        members = discover.now(group).members
+        if members and (running.ours or not running.known):
+            with discover.descriptors(members[:1]) as fds:
+                sockets.detach_program(next(iter(fds.values())))
+        self._forget(group)
+        state.clean(self._folders[group])
+
+    def working(self, group: Endpoint) -> int:
+        """The number of the working generation."""
+        return self._must(group).working
+
+    def generations(self, group: Endpoint) -> tuple[int, ...]:
+        """Their numbers."""
+        return tuple(self._must(group).generations())
+
+    def cookies(self, group: Endpoint, generation: int) -> frozenset[int]:
+        """The open listeners of a generation; none where there is no such generation."""
+        opened = self._must(group)
+        if generation not in opened.generations():
+            return frozenset()
+        return frozenset(cookie for _, cookie in opened.slots(generation))
+
+    def make(self, group: Endpoint, generation: int) -> None:
+        """Make an empty generation."""
+        self._must(group).create_generation(generation)
+
+    def put(self, group: Endpoint, generation: int, members: Sequence[Member]) -> None:
+        """Register listeners, one descriptor at a time; a follower may have registered them elsewhere."""
+        opened = self._must(group)
+        for member in members:
+            with discover.descriptors([member]) as fds:
+                opened.release(member.cookie)
+                opened.add(generation, fds[member.cookie])
+
+    def take_out(self, group: Endpoint, cookies: Collection[int]) -> None:
+        """Take listeners out of all generations."""
+        for cookie in cookies:
+            self._must(group).release(cookie)
+
+    def remove(self, group: Endpoint, generation: int) -> None:
+        """Remove a generation."""
+        self._must(group).remove_generation(generation)
+
+    def switch(self, group: Endpoint, generation: int) -> float:
+        """Make a generation the working one, end a canary. Returns the microseconds of the commit."""
+        return self._must(group).switch(generation)
+
+    def share(self, group: Endpoint, generation: int, percent: float) -> None:
+        """Give a generation beside the working one this share of the new connections."""
+        self._must(group).share(generation, round(percent / 100 * state.SHARES))
+
+    def canary(self, group: Endpoint) -> tuple[int, float] | None:
+        """Number and percent of the generation beside the working one."""
+        found = self._must(group).canary
+        return (found[0], found[1] / state.SHARES * 100) if found else None
+
+    def counters(self, group: Endpoint) -> Counters | None:
+        """None where nothing of ours is pinned."""
+        opened = self.state(group)
+        return opened.counters() if opened else None

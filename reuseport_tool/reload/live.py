@@ -1,0 +1,150 @@
+"""The world as it is: the kernel, the processes and the pins behind the protocols of world.py."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+
+from reuseport_tool.errors import Unsupported
+from reuseport_tool.group import attach, journals, steering
+from reuseport_tool.group.journals import Header
+from reuseport_tool.group.listeners import Listeners
+from reuseport_tool.group.pins import Pins
+from reuseport_tool.kernel import mib, resets, rlimit, sysctl
+from reuseport_tool.kernel.commands import Processes, adopting
+from reuseport_tool.kernel.folders import Place
+from reuseport_tool.kernel.interrupts import Clock
+from reuseport_tool.kernel.iterator import TcpListeners
+from reuseport_tool.kernel.mib import TcpCounters
+from reuseport_tool.kernel.processes import Identity
+from reuseport_tool.kernel.resets import ResetCounter
+from reuseport_tool.models import Endpoint, Resets, Step
+from reuseport_tool.reload.old_connections import OldConnections
+from reuseport_tool.reload.plan import Plan, Progress
+from reuseport_tool.reload.state import ReloadState, encode
+from reuseport_tool.reload.world import World
+
+
+class Journal:
+    """The journal in the folders of the groups."""
+
+    def __init__(self, folders: Mapping[Endpoint, Place]) -> None:
+        self._folders = folders
+        self._last: ReloadState | None = None
+
+    def write(self, state: ReloadState) -> None:
+        """Replace what is there."""
+        self._last = state
+        header = Header(sequence=state.sequence, pid=state.pid, begun_at=state.begun_at, step=state.step)
+        journals.write(self._folders.values(), header, encode(state))
+
+    def last(self) -> ReloadState | None:
+        """The state that was last given to write(), whether that failed or not."""
+        return self._last
+
+    def remove(self) -> None:
+        """Remove it everywhere."""
+        for folder in self._folders.values():
+            journals.forget(folder)
+
+
+class Traffic:
+    """Connections of the tool's own, and the kernel's counters."""
+
+    def __init__(self, plan: Plan, pins: Pins, clock: Clock, stack: ExitStack) -> None:
+        self._url: steering.Url | None = None
+        self._counter: ResetCounter | None = None
+        self._plan = plan
+        self._pins = pins
+        self._clock = clock
+        self._stack = stack
+
+    def begin(self, groups: Sequence[Endpoint], kept: Sequence[Endpoint]) -> None:
+        """Count the resets of the groups from now on, and find the group that --health-url leads to.
+
+        Raises UsageError where it leads to none of those that are kept.
+        """
+        counter = self._stack.enter_context(resets.counting({group.port for group in groups}))
+        self._counter = None if isinstance(counter, str) else counter
+        if self._plan.health_url:
+            self._url = steering.url(self._plan.health_url, kept)
+
+    def probe(self, group: Endpoint, steered: bool) -> None:
+        """Leave a connection to be accepted, where one can be made."""
+        steering.probe(group, self._pins.state(group) if steered else None)
+
+    def ask(self, timeout_s: float, steered: bool) -> None:
+        """Ask --health-url until it answers well, or the time is over."""
+        assert self._url is not None
+        canary = self._pins.state(self._url.group) if steered else None
+        steering.ask_until(self._url, self._clock.wait, timeout_s, canary)
+
+    def mib(self) -> TcpCounters:
+        """The counters of the namespace."""
+        return mib.read()
+
+    def resets(self) -> Resets | None:
+        """Those on the ports of the groups since this run began; None where they cannot be seen."""
+        return self._counter.total() if self._counter is not None else None
+
+    def migrate_req(self) -> str:
+        """net.ipv4.tcp_migrate_req."""
+        return sysctl.read(sysctl.TCP_MIGRATE_REQ)
+
+    def set_migrate_req(self, value: str) -> None:
+        """Raises MissingCapability, Unsupported."""
+        sysctl.write(sysctl.TCP_MIGRATE_REQ, value)
+
+    def old_connections(self, groups: Sequence[Endpoint], side: Collection[Identity]) -> OldConnections:
+        """What the old side has accepted and still holds."""
+        return self._stack.enter_context(OldConnections(groups, side))
+
+
+class Silent:
+    """Tells through Progress; whatever that raises does not matter to a reload."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def begin(self, step: str) -> None:
+        """A step begins."""
+        _quietly(self._progress.begin, step)
+
+    def end(self, step: Step) -> None:
+        """A step ended."""
+        _quietly(self._progress.end, step)
+
+    def note(self, message: str) -> None:
+        """Something to know."""
+        _quietly(self._progress.note, message)
+
+    def warn(self, message: str) -> None:
+        """Something to worry about."""
+        _quietly(self._progress.warn, message)
+
+
+def _quietly(tell: Callable[..., None], what: object) -> None:
+    with contextlib.suppress(Exception):
+        tell(what)
+
+
+def world(plan: Plan, folders: Mapping[Endpoint, Place], progress: Progress, stack: ExitStack) -> World:
+    """The world of one run. `stack` closes what it opens; `folders`, by group, may be filled later."""
+    limits = stack.enter_context(rlimit.as_high_as_may_be())
+    stack.enter_context(adopting())
+    clock = stack.enter_context(Clock())
+    listeners = None
+    with contextlib.suppress(Unsupported):
+        listeners = stack.enter_context(TcpListeners())
+    chosen = stack.enter_context(attach.ChosenPolicy(plan.policy, None))
+    pins = stack.enter_context(Pins(folders, chosen, listeners))
+    return World(
+        clock=clock,
+        listeners=stack.enter_context(Listeners(listeners)),
+        pins=pins,
+        processes=Processes(clock.wait, limits),
+        traffic=Traffic(plan, pins, clock, stack),
+        journal=Journal(folders),
+        tell=Silent(progress),
+    )

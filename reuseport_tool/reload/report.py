@@ -1,0 +1,96 @@
+"""The report of a reload: what was done, and what became of the connections."""
+
+from __future__ import annotations
+
+import contextlib
+
+from reuseport_tool.models import Balance, Lost, Migrated, Reload, Resets, Side
+from reuseport_tool.reload import sides
+from reuseport_tool.reload.state import ReloadState
+from reuseport_tool.reload.world import World
+
+
+def made(state: ReloadState, world: World, result: str) -> Reload:
+    """What can be read is; a report is made whatever fails."""
+    counted = world.traffic.mib().since(state.mib_before)
+    moved = state.migrated or migrated(state, world)
+    # What an earlier run counted went with it.
+    resets = None if state.resumed else world.traffic.resets()
+    return Reload(
+        endpoint=state.name,
+        groups=tuple(str(group.endpoint) for group in state.groups),
+        result=result,
+        strategy=state.strategy,
+        old=_old(state),
+        new=_new(state, world),
+        queued_at_stop=state.queued,
+        migrated=moved,
+        lost=Lost(
+            migrate_failures=counted.TCPMigrateReqFailure,
+            listen_drops=counted.ListenDrops,
+            listen_overflows=counted.ListenOverflows,
+            aborted_accepted=counted.TCPAbortOnClose,
+        ),
+        balance=_balance(state, world, moved, resets),
+        resets=resets,
+        steps=state.steps,
+        switch_us=state.switch_us,
+        duration_s=round(max(0.0, world.clock.wall_s() - state.begun_at), 4),
+        output=state.output,
+        warnings=state.warnings,
+        canary=state.canary,
+        leftovers=state.leftovers,
+    )
+
+
+def _balance(state: ReloadState, world: World, moved: Migrated, resets: Resets | None) -> Balance | None:
+    """Where what waited went; None where a part of it is not known."""
+    if not state.stop_asked or resets is None or state.queued.half_open is None:
+        return None
+    behind = None
+    with contextlib.suppress(Exception):
+        behind = sides.half_open_behind(state, world)
+    if behind is None:
+        return None
+    by_program = [count for count in (moved.established, moved.syn_recv, moved.new_syn_recv) if count is not None]
+    return Balance.of(
+        waiting=state.queued.accept_queue + state.queued.half_open,
+        moved=sum(by_program) if by_program else moved.total,
+        lost=resets.never_accepted + resets.handshakes,
+        half_open=behind,
+    )
+
+
+def _old(state: ReloadState) -> Side:
+    cookies = tuple(cookie for group in state.groups for cookie in group.old)
+    pids = tuple(owner.pid for owner in state.owners)
+    return Side(generation=state.groups[0].old_generation, pids=pids, listeners=cookies)
+
+
+def _new(state: ReloadState, world: World) -> Side:
+    cookies = tuple(cookie for group in state.groups for cookie in group.new)
+    first = state.groups[0]
+    generation = first.new_generation if first.new_generation and not first.joins else first.old_generation
+    pids: tuple[int, ...] = ()
+    with contextlib.suppress(Exception):
+        pids = sides.owners(state, world, cookies)
+    return Side(generation=generation, pids=pids, listeners=cookies)
+
+
+def migrated(state: ReloadState, world: World) -> Migrated:
+    """By the program's counters where there is one, and by the kernel's."""
+    total = world.traffic.mib().since(state.mib_before).TCPMigrateReqSuccess
+    deltas = []
+    for group in state.groups:
+        with contextlib.suppress(Exception):
+            now = world.pins.counters(group.endpoint)
+            if now is not None and group.counters_before is not None:
+                deltas.append(now.since(group.counters_before))
+    if not deltas:
+        return Migrated(established=None, syn_recv=None, new_syn_recv=None, total=total)
+    return Migrated(
+        established=sum(delta.migrated_established for delta in deltas),
+        syn_recv=sum(delta.migrated_syn_recv for delta in deltas),
+        new_syn_recv=sum(delta.migrated_new_syn_recv for delta in deltas),
+        total=total,
+    )

@@ -1,0 +1,31 @@
+"""Write the state down, and tell the operator."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from reuseport_tool.reload.state import ReloadState
+from reuseport_tool.reload.world import World
+
+
+def save(state: ReloadState, world: World, **changes: Any) -> ReloadState:
+    """The state with these changes, after it was written to the journal.
+
+    After the point of no return the run goes on without a journal that cannot be written.
+    """
+    saved = dataclasses.replace(state, sequence=state.sequence + 1, pid=world.processes.own_pid(), **changes)
+    try:
+        world.journal.write(saved)
+    except Exception:
+        if not state.is_past:
+            raise
+    return saved
+
+
+def warn(state: ReloadState, world: World, text: str) -> ReloadState:
+    """Warn once: now, and in the report."""
+    if text in state.warnings:
+        return state
+    world.tell.warn(text)
+    return save(state, world, warnings=(*state.warnings, text))

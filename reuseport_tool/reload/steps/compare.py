@@ -1,0 +1,41 @@
+"""compare: nothing is moved to a listener that would treat the connections differently."""
+
+from __future__ import annotations
+
+from reuseport_tool.errors import ToolError
+from reuseport_tool.reload import preflight, sides
+from reuseport_tool.reload.preflight import Differences
+from reuseport_tool.reload.saving import warn
+from reuseport_tool.reload.state import GroupState, ReloadState
+from reuseport_tool.reload.world import World
+
+
+def compare(state: ReloadState, world: World) -> ReloadState:
+    """Raises ToolError for an unsafe difference, which --force makes a warning."""
+    for group in state.kept:
+        if not group.new:
+            continue
+        found = _differences(state, group, world)
+        for text in found.harmless:
+            state = warn(state, world, f"{group.endpoint}: {text}")
+        if found.unsafe and not state.plan.force:
+            raise ToolError(
+                f"unsafe to move connections on {group.endpoint}: {'; '.join(found.unsafe)}",
+                hint="give the new server the same options, or use --force",
+            )
+        for text in found.unsafe:
+            state = warn(state, world, f"{group.endpoint}: {text} (--force)")
+    return state
+
+
+def _differences(state: ReloadState, group: GroupState, world: World) -> Differences:
+    new = sides.members_of(state, world, group.new)
+    if not new:
+        raise ToolError(f"the new listeners on {group.endpoint} are gone")
+    old = sides.members_of(state, world, group.old)
+    queued = sum(member.socket.accept_queue or 0 for member in old)
+    capacity = preflight.compare_capacity(queued, [member.socket.backlog or 0 for member in new])
+    if not old:
+        return capacity
+    options = preflight.compare(world.listeners.options(old[0]), world.listeners.options(new[0]))
+    return Differences(unsafe=options.unsafe + capacity.unsafe, harmless=options.harmless + capacity.harmless)

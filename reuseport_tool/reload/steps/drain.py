@@ -1,0 +1,35 @@
+"""drain: wait until old listeners hold nothing that would be lost when they close."""
+
+from __future__ import annotations
+
+from reuseport_tool.errors import ToolError, Unsupported
+from reuseport_tool.models import Queues, Strategy
+from reuseport_tool.reload import sides
+from reuseport_tool.reload.state import ReloadState
+from reuseport_tool.reload.world import World
+
+_EMPTY = Queues(accept_queue=0, half_open=0)
+
+
+def is_needed(state: ReloadState) -> bool:
+    """With the strategy drain all groups, else those that the new side gives up."""
+    return state.strategy is Strategy.DRAIN or len(state.kept) < len(state.groups)
+
+
+def drain(state: ReloadState, world: World) -> ReloadState:
+    """Raises ToolError when they still hold connections after the time, Unsupported where that cannot be seen."""
+    groups = [group for group in state.groups if group.dropped or state.strategy is Strategy.DRAIN]
+    cookies = {cookie for group in groups for cookie in group.old}
+    if not cookies:
+        return state
+    if world.listeners.kernel() is None:
+        raise Unsupported("half-open connections cannot be seen here", hint="draining needs BTF and Linux 5.9")
+    timeout_s = state.plan.queue_drain_timeout_s
+    if not world.clock.wait(lambda: sides.waiting(state, world, cookies) == _EMPTY, timeout_s):
+        left = sides.waiting(state, world, cookies)
+        raise ToolError(
+            f"the old listeners still hold {left.accept_queue} queued and {left.half_open} half-open connections "
+            f"after {timeout_s:g} s",
+            hint="--drain-timeout gives them longer; SYN+ACK retries take 63 s by default",
+        )
+    return state

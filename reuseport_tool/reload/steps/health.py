@@ -1,0 +1,40 @@
+"""health: the new generation accepts, answers, and satisfies the operator."""
+
+from __future__ import annotations
+
+from reuseport_tool.errors import ToolError
+from reuseport_tool.reload import sides, thresholds
+from reuseport_tool.reload.health import AcceptGate
+from reuseport_tool.reload.state import ReloadState
+from reuseport_tool.reload.world import World
+
+
+def health(state: ReloadState, world: World) -> ReloadState:
+    """Raises ToolError when the new generation is not well."""
+    ask_new(state, world, steered=False)
+    return state
+
+
+def ask_new(state: ReloadState, world: World, steered: bool) -> None:
+    """Raises ToolError when the new generation does not accept, answer, or satisfy the command and counters."""
+    plan = state.plan
+    if plan.probe:
+        for group in state.kept:
+            world.traffic.probe(group.endpoint, steered)
+    gate = AcceptGate(set(state.new_cookies), world.clock.now_s)
+    if not world.clock.wait(lambda: gate.passed(sides.queues(state, world)), plan.health_timeout_s):
+        raise ToolError(
+            f"the new server does not accept: {gate.waiting()} after {plan.health_timeout_s:g} s",
+            hint="--health-timeout gives it longer; --no-probe opens no connection of the tool's own",
+        )
+    if plan.health_url:
+        world.traffic.ask(plan.health_timeout_s, steered)
+    if plan.health_command:
+        world.processes.run(plan.health_command, plan.health_timeout_s, "the health command")
+    check_counters(state, world)
+
+
+def check_counters(state: ReloadState, world: World) -> None:
+    """Raises ToolError when a counter of --abort-on has grown too much."""
+    if state.plan.abort_on:
+        thresholds.check(state.plan.abort_on, state.mib_before, world.traffic.mib(), world.traffic.resets())

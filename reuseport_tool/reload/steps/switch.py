@@ -1,0 +1,18 @@
+"""switch: the commit."""
+
+from __future__ import annotations
+
+from reuseport_tool.reload import ways
+from reuseport_tool.reload.saving import save
+from reuseport_tool.reload.state import ReloadState
+from reuseport_tool.reload.world import World
+
+
+def switch(state: ReloadState, world: World) -> ReloadState:
+    """From here new connections reach the new listeners, in one group after the other."""
+    longest_us = state.switch_us
+    for group in state.kept:
+        took_us = ways.of(group).switch(state, group, world)
+        if took_us is not None:
+            longest_us = max(longest_us or 0.0, round(took_us, 1))
+    return save(state, world, switch_us=longest_us)

@@ -1,0 +1,253 @@
+"""The seam between a reload and the world: everything that it looks at and everything that it changes.
+
+The steps know these protocols only. reload/live.py has the kernel behind them, tests/unit/reload/ a world in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from reuseport_tool import models
+from reuseport_tool.group.discover import Member
+from reuseport_tool.group.pins import Attached, Running
+from reuseport_tool.kernel.commands import Kin, Started
+from reuseport_tool.kernel.diag import BoundSocket
+from reuseport_tool.kernel.iterator import Snapshot
+from reuseport_tool.kernel.mib import TcpCounters
+from reuseport_tool.kernel.process_tree import ProcessTree
+from reuseport_tool.kernel.processes import Identity
+from reuseport_tool.kernel.sockets import ListenerOptions
+from reuseport_tool.models import Counters, Endpoint, Resets, Step
+from reuseport_tool.reload.state import ReloadState
+
+
+class Clock(Protocol):
+    """Time, waiting, and interrupts (SIGINT, SIGTERM, SIGHUP …), which arrive in wait() and check() only."""
+
+    def wall_s(self) -> float:
+        """Seconds since 1970."""
+
+    def now_s(self) -> float:
+        """Monotonic."""
+
+    def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Whether the condition came true in time. Raises KeyboardInterrupt at an interrupt that is not held back."""
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt when an interrupt has arrived that is not held back."""
+
+    def held_back(self) -> AbstractContextManager[None]:
+        """Inside, interrupts do not raise."""
+
+    def interrupted(self) -> bool:
+        """Whether an interrupt has arrived, also one that is held back."""
+
+
+class Listeners(Protocol):
+    """Who listens where. Changes nothing but keep()."""
+
+    def everything(self, protocol: models.Protocol) -> Mapping[Endpoint, tuple[Member, ...]]:
+        """Every bound socket of the namespace, with the processes that hold it."""
+
+    def on(self, groups: Iterable[Endpoint]) -> Mapping[Endpoint, tuple[BoundSocket, ...]]:
+        """The sockets of these groups, and of all others on their ports; without their holders, which is cheaper."""
+
+    def with_holders(self, sockets: Collection[BoundSocket], among: Collection[int] | None) -> tuple[Member, ...]:
+        """The same with the processes that hold them, of all processes or of these."""
+
+    def require_visible(self, members: Sequence[Member]) -> None:
+        """Raises MissingCapability where a listener may have a holder that we are not permitted to see."""
+
+    def kernel(self) -> Snapshot | None:
+        """Half-open connections, group and program of each listener; None where the kernel does not tell."""
+
+    def is_reuseport(self, member: Member) -> bool:
+        """Whether it has SO_REUSEPORT."""
+
+    def options(self, member: Member) -> ListenerOptions:
+        """Raises NotFound when it is closed."""
+
+    def keep(self, members: Sequence[Member]) -> None:
+        """Hold copies of listeners: whoever closes them, they stay open."""
+
+    def let_go(self) -> None:
+        """Close the copies."""
+
+
+class Pins(Protocol):
+    """The program, the generations and the counters of each group."""
+
+    def attach(self, group: Endpoint, members: Sequence[Member]) -> Attached:
+        """Attach our program and register the members; leaves what is there. Raises Conflict for a foreign one."""
+
+    def running(self, group: Endpoint) -> Running:
+        """Which program runs for it now."""
+
+    def attach_again(self, group: Endpoint) -> None:
+        """Put the pinned program in the place of another one."""
+
+    def detach(self, group: Endpoint) -> None:
+        """Give the group back to the kernel, and remove the pins."""
+
+    def working(self, group: Endpoint) -> int:
+        """The number of the working generation."""
+
+    def generations(self, group: Endpoint) -> tuple[int, ...]:
+        """Their numbers."""
+
+    def cookies(self, group: Endpoint, generation: int) -> frozenset[int]:
+        """The open listeners of a generation; none where there is no such generation."""
+
+    def make(self, group: Endpoint, generation: int) -> None:
+        """Make an empty generation."""
+
+    def put(self, group: Endpoint, generation: int, members: Sequence[Member]) -> None:
+        """Register listeners, and take them out of where they were."""
+
+    def take_out(self, group: Endpoint, cookies: Collection[int]) -> None:
+        """Take listeners out of all generations."""
+
+    def remove(self, group: Endpoint, generation: int) -> None:
+        """Remove a generation."""
+
+    def switch(self, group: Endpoint, generation: int) -> float:
+        """Make a generation the working one, end a canary. Returns the microseconds of the commit."""
+
+    def share(self, group: Endpoint, generation: int, percent: float) -> None:
+        """Give a generation beside the working one this share of the new connections; with generation 0 none."""
+
+    def canary(self, group: Endpoint) -> tuple[int, float] | None:
+        """Number and percent of the generation beside the working one."""
+
+    def counters(self, group: Endpoint) -> Counters | None:
+        """None where nothing of ours is pinned."""
+
+
+class Processes(Protocol):
+    """Processes, and the commands of the operator."""
+
+    def tree(self) -> ProcessTree:
+        """All of them, now."""
+
+    def runs(self, process: Identity) -> bool:
+        """Whether it has not ended; cheaper than tree()."""
+
+    def own_pid(self) -> int:
+        """Of the tool."""
+
+    def bystanders(self, tree: ProcessTree) -> set[int]:
+        """Descendants of the tool that this run did not start."""
+
+    def masters(self, pids: Collection[int]) -> list[int]:
+        """The processes to stop so that these end: up to where no parent is one of them, or has plainly forked one."""
+
+    def command(self, pid: int) -> str:
+        """Its name, for a message."""
+
+    def kin(self, pid: int) -> Kin:
+        """Raises nothing: of a process that is gone all is unknown."""
+
+    def waits_for(self, pid: int, inode: int) -> bool:
+        """Whether a process seems to wait for connections of this listener."""
+
+    def marked(self, token: str) -> set[int]:
+        """The processes whose environment has the mark of a reload."""
+
+    def start(self, command: Sequence[str] | str, output: Path | None, token: str) -> Started:
+        """A process that does nothing before release(). Raises UsageError when it cannot be started."""
+
+    def release(self) -> None:
+        """Let the started command run."""
+
+    def exit_code(self) -> int | None:
+        """Of the started command; None while it runs, and where another run started it."""
+
+    def signal(self, process: Identity, number: int) -> None:
+        """Send a signal, with 0 only try. One that is gone is no error. Raises MissingCapability."""
+
+    def run(self, command: str, timeout_s: float, doing: str) -> None:
+        """Run a command of the operator by the shell. Raises ToolError when it fails or takes too long."""
+
+
+class OldConnections(Protocol):
+    """What the old side has accepted and still holds."""
+
+    def count(self) -> int:
+        """How many there are now."""
+
+    def idle_s(self) -> tuple[float | None, float | None]:
+        """The shortest and the longest time without data, of those last counted that were not none."""
+
+    def end(self) -> int:
+        """End those last counted that nobody else holds. Returns how many ended."""
+
+
+class Traffic(Protocol):
+    """Connections of the tool's own, what the kernel counts of all, and what it does with them."""
+
+    def probe(self, group: Endpoint, steered: bool) -> None:
+        """Leave a connection to be accepted; `steered` sends it to the canary generation."""
+
+    def ask(self, timeout_s: float, steered: bool) -> None:
+        """Ask --health-url. Raises ToolError for every answer but 2xx and 3xx, and for none in time."""
+
+    def mib(self) -> TcpCounters:
+        """The counters of the namespace."""
+
+    def resets(self) -> Resets | None:
+        """The resets on the ports of the reload since this run began; None where they cannot be seen."""
+
+    def migrate_req(self) -> str:
+        """net.ipv4.tcp_migrate_req."""
+
+    def set_migrate_req(self, value: str) -> None:
+        """Raises MissingCapability, Unsupported."""
+
+    def old_connections(self, groups: Sequence[Endpoint], side: Collection[Identity]) -> OldConnections:
+        """Raises Unsupported, MissingCapability."""
+
+
+class Journal(Protocol):
+    """Where the state is saved."""
+
+    def write(self, state: ReloadState) -> None:
+        """Replace what is there. Raises ToolError."""
+
+    def last(self) -> ReloadState | None:
+        """The state that was last given to write(), whether that failed or not."""
+
+    def remove(self) -> None:
+        """The reload has come to an orderly end."""
+
+
+class Tell(Protocol):
+    """What a reload tells while it runs. Nothing that fails here matters."""
+
+    def begin(self, step: str) -> None:
+        """A step begins."""
+
+    def end(self, step: Step) -> None:
+        """A step ended."""
+
+    def note(self, message: str) -> None:
+        """Something to know."""
+
+    def warn(self, message: str) -> None:
+        """Something to worry about."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """All of it."""
+
+    clock: Clock
+    listeners: Listeners
+    pins: Pins
+    processes: Processes
+    traffic: Traffic
+    journal: Journal
+    tell: Tell
