@@ -113,6 +113,17 @@ test-packages: setup deb ## The .deb on fresh roots of Debian 12 and 13, with th
 	$(call install_packages,debootstrap debian-archive-keyring systemd-container)
 	$(VENV)/bin/pytest -q tests/packaging/debian_package.py
 
+MKDOCS := build/mkdocs/bin/mkdocs
+
+$(MKDOCS): constraints.txt
+	$(PYTHON) -m venv build/mkdocs
+	PIP_CONSTRAINT=constraints.txt build/mkdocs/bin/pip install --quiet --disable-pip-version-check mkdocs-material
+	touch $@
+
+.PHONY: site
+site: packages $(MKDOCS) ## The documentation as a site, build/site/index.html; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(MKDOCS) build --quiet --strict
+
 ANSIBLE := build/ansible/bin/ansible
 
 $(ANSIBLE): constraints.txt
