@@ -192,7 +192,8 @@ class _Loop:
             self.ledger.longest_wait_s = 0.0
 
     def _begin(self, slow: bool) -> None:
-        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
+        made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         connection = _Connection(socket=made, begun=time.monotonic(), slow=slow)
         self._open[made.fileno()] = connection
