@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import MissingCapability, NotFound, UsageError
 from reuseport_tool.group import state
 from reuseport_tool.group.state import State
-from reuseport_tool.kernel import bpffs, links, netns, processes
-from reuseport_tool.kernel.abi import NO_IDLE, SocketRecord, TcpState
+from reuseport_tool.kernel import bpffs, netns, processes
+from reuseport_tool.kernel.abi import SocketRecord
 from reuseport_tool.kernel.folders import Foreign
-from reuseport_tool.kernel.processes import Holder
 from reuseport_tool.kernel.socket_iterator import (
     SocketWalk,
     collector_paused,
     exactly_once,
-    jiffies_per_second,
 )
 from reuseport_tool.models import Endpoint, Protocol, Socket, Sockets, SocketState
+from reuseport_tool.sockets.place import Place
+from reuseport_tool.sockets.shown import NUMBERS, Moment, Owners, show
 
-_NUMBERS: dict[SocketState, int] = {
-    name: TcpState[name.name] for name in SocketState if name is not SocketState.UNCONNECTED
-}
-_NUMBERS[SocketState.UNCONNECTED] = TcpState.CLOSE
-_NAMES: dict[Protocol, dict[int, str]] = {
-    Protocol.TCP: {_NUMBERS[name]: str(name) for name in SocketState if name is not SocketState.UNCONNECTED},
-    Protocol.UDP: {TcpState.ESTABLISHED: str(SocketState.ESTABLISHED), TcpState.CLOSE: str(SocketState.UNCONNECTED)},
-}
 _STATES_OF = {
     Protocol.TCP: frozenset(SocketState) - {SocketState.UNCONNECTED},
     Protocol.UDP: frozenset({SocketState.ESTABLISHED, SocketState.UNCONNECTED}),
@@ -46,7 +35,7 @@ class Filter:
     """A socket matches when it fits every field that is given.
 
     Attributes:
-        endpoint: the local one; see _Place.
+        endpoint: the local one; see Place.
         pids: processes, one of which holds it.
         idle_s: a TCP connection without data for that long.
         older_than_s: known to be that old: by its age, or because it was idle for as long.
@@ -86,7 +75,7 @@ class Filter:
 
     def state_mask(self) -> int:
         """The states as a mask of 1 << number; all where none is given."""
-        return sum(1 << number for number in {_NUMBERS[name] for name in self.states or SocketState})
+        return sum(1 << number for number in {NUMBERS[name] for name in self.states or SocketState})
 
 
 @dataclass(frozen=True)
@@ -172,18 +161,18 @@ def select(wanted: Filter, raws: Mapping[Protocol, Sequence[SocketRecord]], root
 def _select(wanted: Filter, raws: Mapping[Protocol, Sequence[SocketRecord]], root: Path | None) -> list[Found]:
     matching = {protocol: _match(wanted, protocol, entries) for protocol, entries in raws.items()}
     groups = _groups(wanted, raws, root)
-    owners = _Owners(
+    owners = Owners(
         [raw.inode for entries in matching.values() for raw in entries]
         + [inode for group in groups for inode in group.inodes]
     )
     found = []
-    now = _Now.take()
+    now = Moment.take()
     for protocol, entries in matching.items():
         for raw in entries:
             generation = _generation(protocol, raw, groups, owners) if groups else None
             if wanted.generation not in (None, generation) or not owners.one_holds(wanted.pids, raw.inode):
                 continue
-            found.append(Found(protocol, raw, _socket(protocol, raw, owners, generation, now)))
+            found.append(Found(protocol, raw, show(protocol, raw, owners, generation, now)))
     return found
 
 
@@ -191,14 +180,14 @@ def _match(wanted: Filter, protocol: Protocol, raws: Sequence[SocketRecord]) -> 
     """By what the kernel's record says alone."""
     tests: list[Callable[[SocketRecord], bool]] = []
     if wanted.endpoint is not None:
-        tests.append(_Place(wanted.endpoint, raws).covers)
+        tests.append(Place(wanted.endpoint, raws).covers)
     if wanted.states:
         mask = wanted.state_mask()
         tests.append(lambda raw: bool(mask >> raw.state & 1))
     if wanted.cookies:
         cookies = frozenset(wanted.cookies)
         tests.append(lambda raw: raw.cookie in cookies)
-    now = _Now.take()
+    now = Moment.take()
     for least, known in ((wanted.idle_s, now.idle_s), (wanted.older_than_s, now.at_least_s)):
         if least is not None:
             tests.append(_at_least(least, known))
@@ -213,86 +202,12 @@ def _at_least(least: float, known: Callable[[SocketRecord], float | None]) -> Ca
     return test
 
 
-@dataclass(frozen=True)
-class _Now:
-    """The moment to which ages are told."""
-
-    monotonic_us: float
-    hertz: int
-
-    @classmethod
-    def take(cls) -> _Now:
-        return cls(time.monotonic_ns() / 1000, jiffies_per_second())
-
-    def idle_s(self, raw: SocketRecord) -> float | None:
-        return None if raw.idle == NO_IDLE else round(raw.idle / self.hertz, 3)
-
-    def age_s(self, raw: SocketRecord) -> float | None:
-        return round((self.monotonic_us - raw.synack_us) / 1e6, 3) if raw.synack_us else None
-
-    def at_least_s(self, raw: SocketRecord) -> float | None:
-        """A lower bound of the age: data that came and went a while ago had a socket then."""
-        age_s = self.age_s(raw)
-        return self.idle_s(raw) if age_s is None else age_s
-
-
-class _Place:
-    """Which sockets an endpoint means.
-
-    Without an address: all with that local port. With one: what is bound to exactly that address, and
-    connections to it. A wildcard address also means the connections that its listeners get: to every local
-    address of the family but those that another socket of the walk is bound to by name.
-    """
-
-    def __init__(self, endpoint: Endpoint, raws: Sequence[SocketRecord]) -> None:
-        self._port = endpoint.port
-        self._device = None if endpoint.device is None else _device_index(endpoint.device)
-        self._address = _padded(endpoint.address) if endpoint.address is not None else None
-        self._spellings = _spellings(endpoint.address) if endpoint.address is not None else set()
-        self._family = socket.AF_INET6 if endpoint.is_ipv6 else socket.AF_INET
-        bound = {raw.local for raw in raws if raw.local_port == self._port and self._is_bound(raw)}
-        self._others = bound - {bytes(16)}
-
-    def _is_bound(self, raw: SocketRecord) -> bool:
-        return raw.family == self._family and raw.remote_port == 0
-
-    def covers(self, raw: SocketRecord) -> bool:
-        if raw.local_port != self._port or self._device not in (None, raw.device):
-            return False
-        if self._address is None:
-            return True
-        if raw.remote_port == 0 or any(self._address):
-            return (raw.family, raw.local) in self._spellings
-        return raw.family == self._family and raw.local not in self._others
-
-
-def _device_index(name: str) -> int:
-    try:
-        return socket.if_nametoindex(name)
-    except OSError as error:
-        raise NotFound(f"no network device {name!r}") from error
-
-
-def _padded(address: str) -> bytes:
-    return ipaddress.ip_address(address).packed.ljust(16, b"\0")
-
-
-def _spellings(address: str) -> set[tuple[int, bytes]]:
-    """An address by family, as an IPv6 socket has it, too, if it is one of IPv4 (::ffff:127.0.0.1)."""
-    parsed = ipaddress.ip_address(address)
-    plain = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else parsed
-    if plain is None:
-        return {(socket.AF_INET6, parsed.packed)}
-    mapped = ipaddress.IPv6Address(f"::ffff:{plain}")
-    return {(socket.AF_INET, _padded(str(plain))), (socket.AF_INET6, mapped.packed)}
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Group:
     """An attached group: where each registered listener belongs, and the inodes of the listeners."""
 
     endpoint: Endpoint
-    place: _Place
+    place: Place
     places: Mapping[int, int]
     inodes: Mapping[int, int]
 
@@ -327,33 +242,10 @@ def _group(folder: Path, endpoint: Endpoint, raws: Sequence[SocketRecord]) -> _G
     with State.open(state.group_folder(folder, endpoint)) as opened:
         places = {cookie: number for number in opened.generations() for _, cookie in opened.slots(number)}
     inodes = {raw.inode: places[raw.cookie] for raw in raws if raw.cookie in places}
-    return _Group(endpoint=endpoint, place=_Place(endpoint, raws), places=places, inodes=inodes)
+    return _Group(endpoint=endpoint, place=Place(endpoint, raws), places=places, inodes=inodes)
 
 
-class _Owners:
-    """Who holds which socket, found by one walk over /proc."""
-
-    def __init__(self, inodes: Iterable[int]) -> None:
-        self._holders = processes.holders({inode for inode in inodes if inode})
-        self._topmost = cache(lambda pids: next(iter(processes.topmost(pids)), None))
-        self.command = cache(processes.command)
-
-    def pids(self, inode: int) -> frozenset[int]:
-        return frozenset(holder.pid for holder in self._holders.get(inode, _NOBODY))
-
-    def one_holds(self, pids: Collection[int], inode: int) -> bool:
-        """Whether one of `pids` holds it; so for no pids."""
-        return not pids or not self.pids(inode).isdisjoint(pids)
-
-    def topmost(self, inode: int) -> int | None:
-        pids = self.pids(inode)
-        return self._topmost(pids) if pids else None
-
-
-_NOBODY: list[Holder] = []
-
-
-def _generation(protocol: Protocol, raw: SocketRecord, groups: Sequence[_Group], owners: _Owners) -> int | None:
+def _generation(protocol: Protocol, raw: SocketRecord, groups: Sequence[_Group], owners: Owners) -> int | None:
     """The generation of a listener is where it is registered. A connection to the group's endpoint has the
     one of its process's listeners, if they are all of one generation."""
     for group in groups:
@@ -366,38 +258,3 @@ def _generation(protocol: Protocol, raw: SocketRecord, groups: Sequence[_Group],
             told = {number for inode, number in group.inodes.items() if pids & owners.pids(inode)}
             return told.pop() if len(told) == 1 else None
     return None
-
-
-def _socket(protocol: Protocol, raw: SocketRecord, owners: _Owners, generation: int | None, now: _Now) -> Socket:
-    pid = owners.topmost(raw.inode) if raw.inode else None
-    listens = raw.state == TcpState.LISTEN
-    has_queues = not listens and raw.state not in (TcpState.TIME_WAIT, TcpState.NEW_SYN_RECV)
-    return Socket(
-        protocol=str(protocol),
-        state=_NAMES[protocol].get(raw.state, str(raw.state)),
-        local=_address(raw.family, raw.local, raw.local_port, raw.device),
-        remote=_address(raw.family, raw.remote, socket.ntohs(raw.remote_port), 0) if raw.remote_port else None,
-        cookie=raw.cookie,
-        pid=pid,
-        command=owners.command(pid) if pid is not None else None,
-        uid=raw.uid,
-        inode=raw.inode or None,
-        age_s=now.age_s(raw),
-        idle_s=now.idle_s(raw),
-        receive_queue=raw.receive_queue if has_queues else None,
-        send_queue=raw.send_queue if has_queues else None,
-        accept_queue=raw.receive_queue if listens else None,
-        backlog=raw.send_queue if listens else None,
-        generation=generation,
-    )
-
-
-def _address(family: int, address: bytes, port: int, device: int) -> str:
-    if family == socket.AF_INET6:
-        return f"[{socket.inet_ntop(family, address)}{_device(device)}]:{port}"
-    return f"{socket.inet_ntop(family, address[:4])}{_device(device)}:{port}"
-
-
-def _device(index: int) -> str:
-    name = links.device_name(index)
-    return f"%{name}" if name else ""
