@@ -122,8 +122,16 @@ enum reset_kind {
 	RESET_REFUSED,
 };
 
+/* A socket among the descriptors of a process. */
+struct held_socket {
+	u64 inode;
+	u32 pid;		/* of the process, in the PID namespace of who asks */
+	u32 fd;
+};
+
 #define SAME_SIZE(record, size) _Static_assert(sizeof(record) == (size), #record " is another one in kernel/abi.py")
 SAME_SIZE(struct tuple, SIZEOF_TUPLE);
+SAME_SIZE(struct held_socket, SIZEOF_HELD_SOCKET);
 SAME_SIZE(struct socket_record, SIZEOF_SOCKET_RECORD);
 SAME_SIZE(struct listener_record, SIZEOF_LISTENER_RECORD);
 SAME_SIZE(struct udp_record, SIZEOF_UDP_RECORD);

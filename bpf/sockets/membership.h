@@ -7,7 +7,7 @@
 
 enum {
 	SOCKS_STEP = 16,	/* pointers of socks[] read at once */
-	SOCKS_STEPS = 256,	/* a group has as many sockets as fit into them, or its order stays unknown */
+	SOCKS_STEPS = 64,	/* a group has as many sockets as fit into them, or its order stays unknown */
 };
 
 static __always_inline void read_program(struct membership *membership)
@@ -23,6 +23,7 @@ static __always_inline void read_program(struct membership *membership)
 		READ(membership->program_id, aux, OFF_ID);
 }
 
+#ifdef OFF_SOCKS
 static __always_inline u32 index_in_socks(void *group, void *sk, u32 size)
 {
 	void *socks[SOCKS_STEP];
@@ -40,6 +41,13 @@ static __always_inline u32 index_in_socks(void *group, void *sk, u32 size)
 	}
 	return NOT_IN_SOCKS;
 }
+#else
+/* Nobody asks. */
+static __always_inline u32 index_in_socks(void *group, void *sk, u32 size)
+{
+	return NOT_IN_SOCKS;
+}
+#endif
 
 static __always_inline void read_membership(struct membership *membership, void *sk)
 {

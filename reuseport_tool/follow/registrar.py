@@ -74,7 +74,12 @@ class Registrar:
         members = tuple(Member(entry, self._owners.of(entry.cookie)) for entry in entries)
         try:
             opened, result, cookies = attach.attach_group(
-                Found(group, members), chosen, folder, listeners=self._listeners, belongs=self._belongs, renew=False
+                Found(group, members),
+                chosen,
+                folder,
+                infos=iterator.infos_of(self._listeners),
+                belongs=self._belongs,
+                renew=False,
             )
         except NotFound as error:  # one closed meanwhile, or is on its way from one process to another
             if first:

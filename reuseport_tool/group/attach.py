@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,17 +60,31 @@ def attach(
     found = discover.groups(endpoint)
     folder = bpffs.find_or_mount(root)
     results = []
-    with ChosenPolicy(policy, source, flows) as chosen, iterator.listeners_of(endpoint.protocol) as listeners:
-        for group in found:
-            with state.locked(folder, group.endpoint, wait_s) as group_folder:
-                start = time.perf_counter()
-                state.refuse_interrupted(group_folder, group.endpoint)
-                # As it is now: who held the lock before us may have replaced it.
-                group = discover.present(group.endpoint)
-                opened, result, registered = attach_group(group, chosen, group_folder, listeners=listeners)
-                with opened:
-                    results.append(_report(group, opened, result, registered, time.perf_counter() - start))
+    with (
+        ChosenPolicy(policy, source, flows) as chosen,
+        iterator.listeners_of(endpoint.protocol) as listeners,
+        _locked(folder, [group.endpoint for group in found], wait_s) as places,
+    ):
+        # As they are now, by one look: who held a lock before us may have replaced its group.
+        present = discover.all_present(endpoint, list(places))
+        infos = iterator.infos_of(listeners)
+        for group in present:
+            start = time.perf_counter()
+            opened, result, registered = attach_group(group, chosen, places[group.endpoint], infos=infos)
+            with opened:
+                results.append(_report(group, opened, result, registered, time.perf_counter() - start))
     return AttachReport(attached=tuple(results))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, groups: Sequence[Endpoint], wait_s: float) -> Iterator[dict[Endpoint, Place]]:
+    """The folders of all groups, locked. In one order, so that two runs do not wait for each other."""
+    with ExitStack() as stack:
+        places = {}
+        for group in sorted(groups, key=str):
+            places[group] = stack.enter_context(state.locked(folder, group, wait_s))
+            state.refuse_interrupted(places[group], group)
+        yield places
 
 
 def check_source(source: Path | None) -> None:
@@ -95,14 +110,14 @@ def attach_group(
     chosen: ChosenPolicy,
     folder: Place,
     *,
-    listeners: iterator.Listeners | None,
+    infos: Mapping[int, iterator.MemberInfo],
     belongs: Callable[[State, int], bool] = lambda _opened, _cookie: True,
     renew: bool = True,
 ) -> tuple[State, str, list[int]]:
     """Attach to one group whose lock the caller holds.
 
     Args:
-        listeners: by which attached_program() finds out what is attached.
+        infos: what the kernel keeps of the sockets, now; empty where it does not tell.
         belongs: whether a listener is to be registered, where something is attached already.
         renew: make a new generation when all listeners of the working one have closed. It takes milliseconds (RCU).
 
@@ -111,7 +126,6 @@ def attach_group(
     """
     with discover.descriptors(group.members) as fds:
         discover.require_reuseport(fds, group.endpoint)
-        infos = {} if listeners is None else listeners.listeners()
         attached = program_of(group.cookies, infos)
         if State.exists(folder):
             opened = State.open(folder)

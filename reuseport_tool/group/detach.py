@@ -35,7 +35,7 @@ def detach(endpoint: Endpoint, root: Path | None, wait_s: float = 0.0) -> Detach
     results = []
     with ExitStack() as stack:
         # Loaded once, and only for a group that has listeners: to clean up pins takes neither time nor CAP_PERFMON.
-        load = functools.cache(lambda: stack.enter_context(iterator.listeners_of(endpoint.protocol)))
+        load = functools.cache(lambda: stack.enter_context(iterator.listeners_of(endpoint.protocol, ordered=False)))
         for group in pinned:
             with state.locked(folder, group, wait_s) as group_folder:
                 result = _detach_group(group, group_folder, load)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from reuseport_tool.errors import MissingCapability, NotFound, ToolError, Unsupported
@@ -76,6 +76,15 @@ def present(group: Endpoint) -> Found:
     if not found.members:
         raise NotFound(f"nothing listens on {group} any more")
     return found
+
+
+def all_present(endpoint: Endpoint, groups: Collection[Endpoint]) -> list[Found]:
+    """Several groups that an endpoint means, as they are now, by one look. Raises as present()."""
+    sockets = sockets_of(endpoint)
+    for group in groups:
+        if group not in sockets:
+            raise NotFound(f"nothing listens on {group} any more")
+    return with_holders({group: sockets[group] for group in groups})
 
 
 def sockets_in(group: Endpoint) -> list[diag.BoundSocket]:

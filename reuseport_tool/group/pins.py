@@ -10,7 +10,7 @@ from reuseport_tool.errors import NotFound
 from reuseport_tool.group import attach, discover, state
 from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.state import State
-from reuseport_tool.kernel import sockets
+from reuseport_tool.kernel import iterator, sockets
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.iterator import TcpListeners
 from reuseport_tool.models import Counters, Endpoint
@@ -70,7 +70,7 @@ class Pins(Closing):
             self._forget(group)
             found = Found(group, tuple(members))
             self._open[group], _, _ = attach.attach_group(
-                found, self._chosen, self._folders[group], listeners=self._listeners
+                found, self._chosen, self._folders[group], infos=iterator.infos_of(self._listeners)
             )
         opened = self._must(group)
         return Attached(working=opened.working, counters=opened.counters())

@@ -81,7 +81,7 @@ class Observer:
         if protocol not in self._listeners:
             self._listeners[protocol] = None
             with contextlib.suppress(MissingCapability):
-                self._listeners[protocol] = self._loaded.enter_context(listeners_of(protocol))
+                self._listeners[protocol] = self._loaded.enter_context(listeners_of(protocol, ordered=False))
         listeners = self._listeners[protocol]
         return {} if listeners is None else listeners.listeners()
 

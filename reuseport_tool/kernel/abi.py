@@ -49,6 +49,7 @@ FLOW_WORD = struct.Struct("=IHH")
 SENT = struct.Struct("=QQ")
 TARGET = struct.Struct(f"={_TUPLE}II")
 OUTCOME = struct.Struct("=QiI")
+HELD_SOCKET = struct.Struct("=QII")
 LISTEN_EVENT = struct.Struct("=QQ16sIIIHHII")
 
 SIZES = {
@@ -62,6 +63,7 @@ SIZES = {
     "SIZEOF_TARGET": TARGET.size,
     "SIZEOF_OUTCOME": OUTCOME.size,
     "SIZEOF_LISTEN_EVENT": LISTEN_EVENT.size,
+    "SIZEOF_HELD_SOCKET": HELD_SOCKET.size,
 }
 
 

@@ -20,10 +20,10 @@ _MEMBERSHIP_OFFSETS = {
     "OFF_REUSEPORT_CB": ("sock", "sk_reuseport_cb"),
     "OFF_PROG": ("sock_reuseport", "prog"),
     "OFF_NUM_SOCKS": ("sock_reuseport", "num_socks"),
-    "OFF_SOCKS": ("sock_reuseport", "socks"),
     "OFF_AUX": ("bpf_prog", "aux"),
     "OFF_ID": ("bpf_prog_aux", "id"),
 }
+_ORDER_OFFSETS = {"OFF_SOCKS": ("sock_reuseport", "socks")}
 _TCP_OFFSETS = {
     "OFF_STATE": ("sock_common", "skc_state"),
     "OFF_COOKIE": ("sock_common", "skc_cookie"),
@@ -53,7 +53,7 @@ class MemberInfo:
         cookie: 0 when nobody has asked for it yet (a sock_diag dump asks for all).
         group: the address of the group's struct sock_reuseport, 0 for a socket without SO_REUSEPORT.
         program_id: of the group's program; 0 for a classic BPF filter, None without a program.
-        index: in the group's socks[], by which the kernel's own choice counts; None when unknown.
+        index: in the group's socks[], by which the kernel's own choice counts; None when unknown or not asked for.
         group_size: sockets in socks[] that are not closed.
     """
 
@@ -99,15 +99,19 @@ class Snapshot:
     requests: dict[int, int]
 
 
-def source() -> Source:
-    """The program of TcpListeners."""
-    offsets = btf.offsets({**_TCP_OFFSETS, **_MEMBERSHIP_OFFSETS})
+def source(*, ordered: bool = True) -> Source:
+    """The program of TcpListeners. To look for the index takes the verifier longer than all the rest."""
+    offsets = btf.offsets({**_TCP_OFFSETS, **_membership(ordered)})
     return Source(path=bpf_dir() / "sockets" / "tcp_listeners.c", defines=offsets)
 
 
-def udp_source(*, asks: bool = True) -> Source:
+def _membership(ordered: bool) -> Mapping[str, tuple[str, str]]:
+    return {**_MEMBERSHIP_OFFSETS, **_ORDER_OFFSETS} if ordered else _MEMBERSHIP_OFFSETS
+
+
+def udp_source(*, asks: bool = True, ordered: bool = True) -> Source:
     """The program of UdpListeners; one that asks for cookies needs Linux 5.12."""
-    offsets = {**tuple_offsets(), **btf.offsets({**_UDP_OFFSETS, **_MEMBERSHIP_OFFSETS})}
+    offsets = {**tuple_offsets(), **btf.offsets({**_UDP_OFFSETS, **_membership(ordered)})}
     with suppress(Unsupported):
         offsets |= btf.offsets(_DROP_COUNTERS)
     if not asks:
@@ -118,13 +122,16 @@ def udp_source(*, asks: bool = True) -> Source:
 class TcpListeners(Closing):
     """The loaded iterator. Each read() walks the sockets of the calling thread's network namespace.
 
+    Args:
+        ordered: whether the index of each listener is asked for.
+
     Raises:
         Unsupported: no iterators (Linux 5.9) or no BTF.
         MissingCapability: CAP_BPF and CAP_PERFMON are needed.
     """
 
-    def __init__(self) -> None:
-        self._iterator = BpfIterator(Protocol.TCP, source())
+    def __init__(self, *, ordered: bool = True) -> None:
+        self._iterator = BpfIterator(Protocol.TCP, source(ordered=ordered))
 
     def close(self) -> None:
         """Unload it."""
@@ -154,13 +161,13 @@ class UdpListeners(Closing):
     (socket_iterator.exactly_once()).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, ordered: bool = True) -> None:
         self._asks = True
         try:
-            self._iterator = BpfIterator(Protocol.UDP, udp_source())
+            self._iterator = BpfIterator(Protocol.UDP, udp_source(ordered=ordered))
         except ProgramRejected:
             self._asks = False
-            self._iterator = BpfIterator(Protocol.UDP, udp_source(asks=False))
+            self._iterator = BpfIterator(Protocol.UDP, udp_source(asks=False, ordered=ordered))
 
     def close(self) -> None:
         """Unload it."""
@@ -181,29 +188,34 @@ class UdpListeners(Closing):
 Listeners = TcpListeners | UdpListeners
 
 
+def infos_of(listeners: Listeners | None) -> Mapping[int, MemberInfo]:
+    """What a loaded iterator tells of each socket now, by cookie; nothing where there is none."""
+    return {} if listeners is None else listeners.listeners()
+
+
 @contextmanager
-def tcp_listeners() -> Iterator[TcpListeners | None]:
+def tcp_listeners(*, ordered: bool = True) -> Iterator[TcpListeners | None]:
     """The loaded iterator; None where the kernel has none. Raises MissingCapability."""
     with ExitStack() as stack:
         listeners: TcpListeners | None = None
         with suppress(Unsupported):
-            listeners = stack.enter_context(TcpListeners())
+            listeners = stack.enter_context(TcpListeners(ordered=ordered))
         yield listeners
 
 
 @contextmanager
-def udp_listeners() -> Iterator[UdpListeners | None]:
+def udp_listeners(*, ordered: bool = True) -> Iterator[UdpListeners | None]:
     """As tcp_listeners()."""
     with ExitStack() as stack:
         listeners: UdpListeners | None = None
         with suppress(Unsupported):
-            listeners = stack.enter_context(UdpListeners())
+            listeners = stack.enter_context(UdpListeners(ordered=ordered))
         yield listeners
 
 
-def listeners_of(protocol: Protocol) -> AbstractContextManager[Listeners | None]:
+def listeners_of(protocol: Protocol, *, ordered: bool = True) -> AbstractContextManager[Listeners | None]:
     """As tcp_listeners()."""
-    return tcp_listeners() if protocol is Protocol.TCP else udp_listeners()
+    return tcp_listeners(ordered=ordered) if protocol is Protocol.TCP else udp_listeners(ordered=ordered)
 
 
 def _program_id(record: ListenerRecord | UdpRecord) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import select
@@ -11,8 +12,9 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from reuseport_tool import names
-from reuseport_tool.errors import MissingCapability, NotFound
+from reuseport_tool.errors import MissingCapability, NotFound, ProgramRejected, Unsupported
 from reuseport_tool.kernel import capabilities
+from reuseport_tool.kernel.held_sockets import HeldSockets
 
 _SOCKET_LINK = re.compile(r"socket:\[(\d+)\]")
 
@@ -28,17 +30,36 @@ class Holder:
 def holders(inodes: Collection[int], among: Iterable[int] | None = None) -> dict[int, list[Holder]]:
     """For each socket inode the processes that hold it, one descriptor a process.
 
-    Costs one readlink(2) for each open descriptor of the machine, or of the processes `among` which to look. The
-    caller's own process is left out.
+    Costs one walk inside the kernel; or, where no BPF iterator is permitted, one readlink(2) for each open descriptor
+    of the machine; or those of the processes `among` which to look. The caller's own process is left out.
     """
     found: dict[int, list[Holder]] = {inode: [] for inode in inodes}
     if not found:
         return found
-    for pid in pids() if among is None else among:
-        for inode, fd in _socket_fds(pid):
-            if inode in found and not any(holder.pid == pid for holder in found[inode]):
-                found[inode].append(Holder(pid, fd))
+    ours, seen = os.getpid(), set()
+    for inode, pid, fd in _descriptors(among):
+        if inode in found and pid != ours and (inode, pid) not in seen:
+            seen.add((inode, pid))
+            found[inode].append(Holder(pid, fd))
     return found
+
+
+def _descriptors(among: Iterable[int] | None) -> Iterable[tuple[int, int, int]]:
+    """(inode, pid, fd) of sockets, by the iterator or by /proc."""
+    if among is None:
+        iterator = _iterator()
+        if iterator is not None:
+            return iterator.read()
+        among = pids()
+    return ((inode, pid, fd) for pid in among for inode, fd in _socket_fds(pid))
+
+
+@functools.cache
+def _iterator() -> HeldSockets | None:
+    """Loaded once in a process; None where that is not possible."""
+    with contextlib.suppress(Unsupported, MissingCapability, ProgramRejected):
+        return HeldSockets()
+    return None
 
 
 def some_are_hidden() -> bool:

@@ -22,6 +22,7 @@ from reuseport_tool.kernel import (
     bpf,
     btf,
     compiler,
+    held_sockets,
     iterator,
     listen_events,
     program,
@@ -64,7 +65,10 @@ def _policy(policy: Policy) -> Source:
 
 
 def _iterators() -> Iterator[tuple[str, Source, str]]:
-    yield "listeners", iterator.source(), "bpf_iter__tcp"
+    for ordered in (False, True):
+        yield f"listeners {ordered}", iterator.source(ordered=ordered), "bpf_iter__tcp"
+        yield f"udp members {ordered}", iterator.udp_source(ordered=ordered), "bpf_iter__udp"
+    yield "held sockets", held_sockets.source(), "bpf_iter__task_file"
     for protocol in Protocol:
         yield f"{protocol} sockets", socket_iterator.walk_source(protocol), f"bpf_iter__{protocol}"
         if sock_destroy.kfunc() is not None:

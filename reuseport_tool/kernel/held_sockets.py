@@ -1,0 +1,35 @@
+"""A BPF iterator over the descriptors of all processes: who holds which socket, in one walk inside the kernel."""
+
+from __future__ import annotations
+
+from reuseport_tool.closing import Closing
+from reuseport_tool.kernel import btf, process_id
+from reuseport_tool.kernel.abi import HELD_SOCKET
+from reuseport_tool.kernel.bpf_iterator import BpfIterator
+from reuseport_tool.kernel.program import Source, bpf_dir
+
+_OFFSETS = {
+    "OFF_FILE_INODE": ("file", "f_inode"),
+    "OFF_MODE": ("inode", "i_mode"),
+    "OFF_NUMBER": ("inode", "i_ino"),
+}
+
+
+def source() -> Source:
+    """The program of HeldSockets."""
+    defines = {**process_id.defines(), **btf.offsets(_OFFSETS)}
+    return Source(path=bpf_dir() / "sockets" / "held_sockets.c", defines=defines)
+
+
+class HeldSockets(Closing):
+    """The loaded iterator, over the processes of our PID namespace. A context manager; raises as BpfIterator."""
+
+    def __init__(self) -> None:
+        self._iterator = BpfIterator("task_file", source())
+
+    def read(self) -> list[tuple[int, int, int]]:
+        """(inode, pid, fd) of every socket that a process holds."""
+        return list(HELD_SOCKET.iter_unpack(self._iterator.read()))
+
+    def close(self) -> None:
+        self._iterator.close()
