@@ -80,6 +80,16 @@ test-trixie: ## The suite in a debootstrap'ed Debian 13 (as root, minutes). TARG
 	$(call install_packages,debootstrap debian-archive-keyring)
 	tests/on_debian trixie $(or $(TARGETS),test)
 
+# Installing caddy and pgbouncer starts them as services where systemd runs: use a machine that serves nobody.
+RECIPE_PACKAGES := apache2-bin media-types uwsgi-core uwsgi-plugin-python3 caddy pgbouncer \
+	$(if $(shell command -v npm),,npm)
+.PHONY: recipes
+recipes: setup ## The recipes of servers that no other test runs, with and without the tool (installs them; ten minutes)
+	$(call install_packages,$(RECIPE_PACKAGES))
+	$(PIP_INSTALL) --editable '.[dev,recipes]'
+	npm install --silent --no-audit --no-fund --prefix $(VENV)/node node@24
+	$(VENV)/bin/pytest -q tests/recipes
+
 .PHONY: soak
 soak: setup ## 150 reloads back to back under load, and 150 plain restarts (about seven minutes, as root)
 	$(PY) -m tests.soak.soak

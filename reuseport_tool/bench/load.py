@@ -73,6 +73,7 @@ class Load:
 
     Args:
         clients: connections at a time.
+        request: what a client says.
         answer_end: how a whole answer ends; "" for one that ends with its connection, as in HTTP/1.0.
         slow: so many of them send their request only `delay_s` after they have connected.
         timeout_s: a connection without a whole answer for so long is timed out.
@@ -84,14 +85,15 @@ class Load:
         port: int,
         clients: int = 64,
         *,
+        request: bytes = REQUEST,
         answer_end: str = "",
         slow: int = 0,
         delay_s: float = 0.0,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         self._timeout_s = timeout_s
-        words: list[object] = [address, port, "--clients", clients, "--answer-end", answer_end]
-        words += ["--slow", slow, "--delay", delay_s, "--timeout", timeout_s]
+        words: list[object] = [address, port, "--clients", clients, "--request", request.hex()]
+        words += ["--answer-end", answer_end, "--slow", slow, "--delay", delay_s, "--timeout", timeout_s]
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, *map(str, words)],
             stdin=subprocess.PIPE,
@@ -146,6 +148,7 @@ class _Loop:
         self._address = (options.address, options.port)
         self._delay_s: float = options.delay
         self._timeout_s: float = options.timeout
+        self._request: bytes = options.request
         self._answer_end: bytes = options.answer_end.encode()
         self._begun_at = time.monotonic()
         self._open: dict[int, _Connection] = {}  # in the order of their beginning
@@ -210,7 +213,7 @@ class _Loop:
         if connection.asked or connection.socket.fileno() not in self._open:
             return
         try:
-            connection.socket.send(REQUEST)
+            connection.socket.send(self._request)
             connection.asked = True
         except BlockingIOError:  # not connected yet: its SYN is sent again
             self._epoll.modify(connection.socket, select.EPOLLIN | select.EPOLLOUT)
@@ -285,6 +288,7 @@ def main() -> None:
     parser.add_argument("address")
     parser.add_argument("port", type=int)
     parser.add_argument("--clients", type=int, required=True)
+    parser.add_argument("--request", type=bytes.fromhex, default=REQUEST, help="in hexadecimal")
     parser.add_argument("--answer-end", default="")
     parser.add_argument("--slow", type=int, default=0)
     parser.add_argument("--delay", type=float, default=0.0)

@@ -34,9 +34,14 @@ def own_bpffs() -> Iterator[Path]:
 
 def start(server: Server) -> None:
     """Start a server that end_all() will end, and wait until it answers."""
+    start_listening(server)
+    servers.await_answer()
+
+
+def start_listening(server: Server) -> None:
+    """As start(), also for a server that does not speak HTTP."""
     subprocess.Popen(server.command, start_new_session=True)
     servers.await_listeners(server.listeners)
-    servers.await_answer()
 
 
 def plainly(server: Server) -> None:
@@ -83,6 +88,18 @@ def await_queue(length: int, staying: int = 0) -> None:
         return sum(queues[staying:]) >= length
 
     assert wait_until(queued, _DEADLINE_S, poll_s=0.002), f"no {length} connections queue"
+
+
+def await_traffic(connections: int) -> None:
+    """Wait until so many more connections were opened to servers of this namespace."""
+    before = _passive_opens()
+    assert wait_until(lambda: _passive_opens() - before >= connections, _DEADLINE_S), f"no {connections} came"
+
+
+def _passive_opens() -> int:
+    lines = Path("/proc/thread-self/net/snmp").read_text().splitlines()
+    names, values = (line.split() for line in lines if line.startswith("Tcp:"))
+    return int(values[names.index("PassiveOpens")])
 
 
 def end_all() -> None:
