@@ -179,7 +179,7 @@ RECIPES = {
     "node": Recipe(make=node),
     "node cluster": Recipe(make=node_cluster),
     "apache": Recipe(make=apache),
-    "caddy": Recipe(make=caddy, queues=False),
+    "caddy": Recipe(make=caddy, settle_s=5.0, queues=False),
     "granian": Recipe(make=granian, queues=False),
     "hypercorn": Recipe(make=hypercorn, settle_s=5.0, queues=False),
     "uvicorn": Recipe(make=uvicorn, settle_s=5.0, queues=False),
