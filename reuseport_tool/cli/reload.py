@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
-from reuseport_tool.cli import show
+from reuseport_tool.cli import deploy_file, show
 from reuseport_tool.cli.compat import ParamType
 from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.cli.pictures import drawn
 from reuseport_tool.cli.types import COUNT, DURATION, ENDPOINT, PID, SharesType, SignalType
 from reuseport_tool.errors import UsageError
 from reuseport_tool.models import Endpoint, Policy, Reload, Strategy
 from reuseport_tool.reload import thresholds, transaction
-from reuseport_tool.reload.plan import Plan, Progress
+from reuseport_tool.reload import unit as units
+from reuseport_tool.reload.plan import Hook, Plan, Progress
+from reuseport_tool.reload.run import STEPS
 from reuseport_tool.reload.thresholds import Threshold
 
 
@@ -28,17 +33,66 @@ class ThresholdType(ParamType[Threshold]):
 
 
 _NEW_COMMAND = "reuseport_tool.new_command"
+_HOOK = "on_"
+
+
+def _hook_options(function: Callable[..., int]) -> Callable[..., int]:
+    """--on-STEP for each step; the help shows one for all."""
+    for name in reversed(STEPS):
+        shown = name == STEPS[0]
+        others = ", ".join(f"--on-{other}" for other in STEPS[1:])
+        option = click.option(
+            f"--on-{name}",
+            f"{_HOOK}{name}",
+            multiple=True,
+            metavar="COMMAND",
+            hidden=not shown,
+            help=f"Run it after this step; if it fails, so does the step. Also: {others}." if shown else None,
+        )
+        function = option(function)
+    return function
 
 
 class _WithCommand(click.Command):
-    """What stands after `--` is the new server's command."""
+    """What stands after `--` is the new server's command, and a name in place of an endpoint is a deploy file's."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if "--" in args:
             at = args.index("--")
             ctx.meta[_NEW_COMMAND] = tuple(args[at + 1 :])
             args = args[:at]
+        if not ctx.resilient_parsing:
+            args = self._with_file(ctx, args)
         return super().parse_args(ctx, args)
+
+    def _with_file(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments with a file's endpoints in place of its name; its options become defaults."""
+        words = self._endpoints(ctx, args) or []  # an error is told by the parser itself
+        named = [(word, file) for word in words if (file := deploy_file.find(word)) is not None]
+        if not named:
+            return args
+        if len(words) > 1:
+            raise UsageError("a deploy file names its endpoints itself", hint="give its name alone")
+        deploy = deploy_file.read(named[0][1], self)
+        ctx.default_map = {**(ctx.default_map or {}), **deploy.options}
+        if deploy.command:
+            ctx.meta.setdefault(_NEW_COMMAND, deploy.command)
+        # The name may also be the value of an option: it is the last one without which no endpoint is left.
+        at = next(
+            index
+            for index in reversed(range(len(args)))
+            if args[index] == named[0][0] and self._endpoints(ctx, args[:index] + args[index + 1 :]) == []
+        )
+        return [*args[:at], *deploy.endpoints, *args[at + 1 :]]
+
+    def _endpoints(self, ctx: click.Context, args: list[str]) -> list[str] | None:
+        """The words that stand for endpoints; None where the options make no sense."""
+        try:
+            found, _, _ = self.make_parser(ctx).parse_args(list(args))
+        except click.UsageError:
+            return None
+        words = found.get("endpoints")  # a marker of click's where there are none
+        return [str(word) for word in words] if isinstance(words, tuple) else []
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "[OPTIONS] ENDPOINT… [-- COMMAND…]")
@@ -54,12 +108,15 @@ class _WithCommand(click.Command):
         "reuseport-tool reload 443 --run 'haproxy -D -f /etc/haproxy.cfg -sf 4242'",
         "reuseport-tool reload 443 --run 'systemctl restart web' --health-command 'curl -fs localhost'",
         "reuseport-tool reload 8080 --canary 5,25,100 --step 30s --health-url http://localhost:8080/ -- ./server-2",
+        "reuseport-tool reload 8080 --unit web@",
+        "reuseport-tool reload web --timeline reload.svg",
         "reuseport-tool reload 8080 --resume",
     ),
 )
 @click.argument("endpoints", type=ENDPOINT, nargs=-1, required=True, metavar="ENDPOINT…")
 @click.option("--new-pid", type=PID, help="The new server runs already, as this process.")
 @click.option("--run", metavar="COMMAND", help="A shell command that makes the server replace itself.")
+@click.option("--unit", metavar="NAME@", help="The instances NAME@a and NAME@b of a systemd unit take turns.")
 @click.option(
     "--strategy",
     type=click.Choice([strategy.value for strategy in Strategy]),
@@ -111,6 +168,17 @@ class _WithCommand(click.Command):
 @click.option("--kill-leftovers", is_flag=True, help="End the accepted connections that the old server has left then.")
 @click.option("--stop-timeout", "stop_timeout_s", type=DURATION, default="30", show_default=True)
 @click.option("--wait", "lock_timeout_s", type=DURATION, default="0", help="For another run's lock.")
+@_hook_options
+@click.option("--hook-timeout", "hook_timeout_s", type=DURATION, default="30", show_default=True)
+@click.option(
+    "--timeline", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.svg", help="Draw the report."
+)
+@click.option(
+    "--trace",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.json",
+    help="Write the steps as a Chrome trace, for ui.perfetto.dev.",
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be done, and what would stop it.")
 @click.option("--resume", is_flag=True, help="Finish a reload that was killed.")
 @click.option("--abort", is_flag=True, help="Undo a reload that was killed.")
@@ -122,6 +190,9 @@ def command(
     strategy: str | None,
     policy: str | None,
     old_pid: tuple[int, ...],
+    unit: str | None,
+    timeline: Path | None,
+    trace: Path | None,
     dry_run: bool,
     resume: bool,
     abort: bool,
@@ -138,31 +209,63 @@ def command(
     was started is ended. A server that was given by --new-pid is left alone. If the tool itself is killed, 'status'
     shows where it was, --resume finishes the reload and --abort undoes it.
     """
-    if resume or abort:
-        return _go_on(ctx, endpoints, resume, abort, lock_timeout_s)
-    plan = Plan(
-        command=click.get_current_context().meta.get(_NEW_COMMAND) or None,
-        strategy=Strategy(strategy) if strategy else None,
-        policy=Policy(policy) if policy else None,
-        old_pids=old_pid,
-        lock_timeout_s=lock_timeout_s,
-        **options,  # type: ignore[arg-type]  # click's names and types are the plan's
-    )
+    with drawn(timeline, trace) as draw:
+        if resume or abort:
+            return _show(ctx, _go_on(ctx, endpoints, resume, abort, lock_timeout_s), draw)
+        hooks = _hooks(options)
+        plan = Plan(
+            command=click.get_current_context().meta.get(_NEW_COMMAND) or None,
+            strategy=Strategy(strategy) if strategy else None,
+            policy=Policy(policy) if policy else None,
+            old_pids=old_pid,
+            lock_timeout_s=lock_timeout_s,
+            hooks=hooks,
+            **options,  # type: ignore[arg-type]  # click's names and types are the plan's
+        )
+        if unit is not None:
+            return _show(ctx, _take_turns(ctx, endpoints, plan, unit, dry_run), draw)
+        if dry_run:
+            return _try(ctx, endpoints, plan)
+        return _show(ctx, _run(ctx, endpoints, plan), draw)
+
+
+def _hooks(options: dict[str, object]) -> tuple[Hook, ...]:
+    """Take the hooks out of the options."""
+    found = []
+    for name in STEPS:
+        commands = options.pop(f"{_HOOK}{name}")
+        assert isinstance(commands, tuple)
+        found += [Hook(step=name, command=command) for command in commands]
+    return tuple(found)
+
+
+def _take_turns(ctx: Context, endpoints: tuple[Endpoint, ...], plan: Plan, unit: str, dry_run: bool) -> Reload:
+    """Reload to the other instance of a template unit."""
+    if plan.command or plan.new_pid or plan.run or plan.stop_command:
+        raise UsageError("--unit starts the new server and stops the old one", hint="give no other way to do it")
+    if dry_run:
+        raise UsageError("--dry-run starts nothing, and --unit needs its instance", hint="try it with --new-pid")
+    with units.started(unit, plan.start_timeout_s, plan.stop_timeout_s) as twin:
+        return _run(ctx, endpoints, replace(plan, new_pid=twin.pid, stop_command=twin.stop_command))
+
+
+def _run(ctx: Context, endpoints: tuple[Endpoint, ...], plan: Plan) -> Reload:
     with show.ReloadProgress(ctx.json) as shown:
         progress = Progress(begin=shown.begin, end=shown.end, note=shown.note, warn=shown.warn)
-        if dry_run:
-            tried = transaction.dry_run(endpoints, plan, ctx.bpffs, progress)
-        else:
-            report = transaction.reload(endpoints, plan, ctx.bpffs, progress)
-    if dry_run:
-        show.result(tried, ctx.json)
-        return tried.code
-    return _show(ctx, report)
+        return transaction.reload(endpoints, plan, ctx.bpffs, progress)
 
 
-def _go_on(ctx: Context, endpoints: tuple[Endpoint, ...], resume: bool, abort: bool, wait_s: float) -> int:
+def _try(ctx: Context, endpoints: tuple[Endpoint, ...], plan: Plan) -> int:
+    with show.ReloadProgress(ctx.json) as shown:
+        progress = Progress(begin=shown.begin, end=shown.end, note=shown.note, warn=shown.warn)
+        tried = transaction.dry_run(endpoints, plan, ctx.bpffs, progress)
+    show.result(tried, ctx.json)
+    return tried.code
+
+
+def _go_on(ctx: Context, endpoints: tuple[Endpoint, ...], resume: bool, abort: bool, wait_s: float) -> Reload:
     """Finish or undo what another run began."""
-    own = {"endpoints", "resume", "abort", "lock_timeout_s"}
+    own = {"endpoints", "resume", "abort", "lock_timeout_s", "timeline", "trace"}
     click_context = click.get_current_context()
     others = [
         name
@@ -172,18 +275,18 @@ def _go_on(ctx: Context, endpoints: tuple[Endpoint, ...], resume: bool, abort: b
     if others or (resume and abort) or _NEW_COMMAND in click_context.meta:
         raise UsageError(
             "--resume and --abort go on with the options of the reload that was killed",
-            hint="give one of them, and besides only --wait",
+            hint="give one of them, and besides only --wait, --timeline and --trace",
         )
     if len(endpoints) > 1:
         raise UsageError("--resume and --abort take one endpoint", hint="one of those of the reload that was killed")
     with show.ReloadProgress(ctx.json) as shown:
         progress = Progress(begin=shown.begin, end=shown.end, note=shown.note, warn=shown.warn)
         act = transaction.resume if resume else transaction.abort
-        report = act(endpoints[0], ctx.bpffs, progress, wait_s)
-    return _show(ctx, report)
+        return act(endpoints[0], ctx.bpffs, progress, wait_s)
 
 
-def _show(ctx: Context, report: Reload) -> int:
+def _show(ctx: Context, report: Reload, draw: Callable[[Reload], None]) -> int:
+    draw(report)
     show.outcome(report, ctx.json)
     lost = report.lost.migrate_failures or (report.resets.lost if report.resets else 0)
     return 1 if lost else 0

@@ -19,6 +19,14 @@ _DRAIN_S = 70.0  # SYN+ACK retries take 63 s by default
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hook:
+    """A shell command of the operator, and the step after which it runs."""
+
+    step: str
+    command: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """How to reload. Exactly one of `command`, `new_pid` and `run` is given.
 
@@ -46,6 +54,7 @@ class Plan:
             strategy drain, accepted ones after it. None means 70 s for what must end, and 0 for what is only
             reported.
         kill_leftovers: end the accepted connections of the old side that are left after that.
+        hooks: commands of the operator, each of which has `hook_timeout_s`. One that fails is a failure of its step.
     """
 
     command: tuple[str, ...] | None = None
@@ -71,6 +80,8 @@ class Plan:
     health_timeout_s: float = 10.0
     drain_timeout_s: float | None = None
     kill_leftovers: bool = False
+    hooks: tuple[Hook, ...] = ()
+    hook_timeout_s: float = 30.0
     stop_timeout_s: float = 30.0
     lock_timeout_s: float = 0.0
 
@@ -136,6 +147,7 @@ def _check_canary(plan: Plan) -> None:
 def _check_text(plan: Plan) -> None:
     """The journal is JSON, and so are the reports."""
     words = (*(plan.command or ()), plan.run, plan.stop_command, plan.health_command, plan.health_url, plan.output)
+    words += tuple(hook.command for hook in plan.hooks)
     try:
         "".join(str(word) for word in words if word is not None).encode()
     except UnicodeEncodeError as error:

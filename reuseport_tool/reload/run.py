@@ -67,6 +67,10 @@ _AFTER = (
 )
 
 
+STEPS = tuple(dict.fromkeys(stage.name for stage in (*_BEFORE, *_AFTER)))
+"""The names of all steps, in their order."""
+
+
 def execute(state: ReloadState, world: World) -> Reload:
     """Reload, or go on with a reload.
 
@@ -106,6 +110,7 @@ def _do(stage: _Stage, state: ReloadState, world: World) -> ReloadState:
             with world.clock.held_back() if stage.whole else contextlib.nullcontext():
                 state = stage.act(state, world)
             world.clock.check()
+            _hooks(stage, state, world)
     except BaseException as error:
         outcome, detail = "failed", rollback.described(error)
         state = world.journal.last() or state
@@ -116,6 +121,13 @@ def _do(stage: _Stage, state: ReloadState, world: World) -> ReloadState:
         with contextlib.suppress(Exception):  # the step's own error is the one to tell
             state = save(state, world, steps=(*state.steps, step))
     return state
+
+
+def _hooks(stage: _Stage, state: ReloadState, world: World) -> None:
+    """What the operator wants to run after a step. Raises ToolError when a command fails or takes too long."""
+    for hook in state.plan.hooks:
+        if hook.step == stage.name:
+            world.processes.run(hook.command, state.plan.hook_timeout_s, f"the hook after {stage.name}")
 
 
 def _finish(state: ReloadState, world: World, stages: Sequence[_Stage], errors: list[BaseException]) -> Reload:

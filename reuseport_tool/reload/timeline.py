@@ -175,9 +175,16 @@ def _facts(report: Reload, height: int) -> Iterator[str]:
     half_open = "unknown" if queued.half_open is None else str(queued.half_open)
     text = (
         f"at the stop {queued.accept_queue} waited in accept queues, {half_open} half-open; "
-        f"{report.migrated.total} migrated"
+        f"{report.migrated.total} migrated; {_lost(report)}"
     )
     yield _text(20, height - 16, text, weight="bold")
+
+
+def _lost(report: Reload) -> str:
+    """By the resets that the kernel sent, where they were watched."""
+    if report.resets is None:
+        return "losses were not measured"
+    return f"{report.resets.lost} lost"
 
 
 def _duration(seconds: float) -> str:

@@ -1,6 +1,6 @@
 """docs/recipes/systemd.md: two instances of a template unit take turns, under a real systemd.
 
-Its own unit files and script run in a container; the load comes from outside. The follower runs as the service
+Its own unit files run in a container; the load comes from outside. The follower runs as the service
 that is shipped: it is killed, restarted and sees gunicorn replace its workers meanwhile.
 """
 
@@ -43,14 +43,13 @@ def systemd(in_netns: None, tmp_path: Path) -> Iterator[Container]:
     folder.mkdir()
     with container(folder, "reuseport-tool-test") as made:
         made.write("/usr/local/bin/reuseport-tool", f'#!/bin/sh\nexec {sys.prefix}/bin/reuseport-tool "$@"\n', 0o755)
-        made.write("/usr/local/bin/web-reload", (RECIPE / "web-reload").read_text(), 0o755)
         made.write("/srv/web/app.py", (CHECKOUT / "tests" / "servers" / "app.py").read_text())
         made.write(f"{UNIT_FOLDER}/web@.service.d/test.conf", SERVER)
         for unit in (RECIPE / "web@.service", UNITS / "reuseport-tool-follow@.service"):
             made.write(f"{UNIT_FOLDER}/{unit.name}", unit.read_text())
         made.start()
         made.ok("mount", "-t", "bpf", "bpf", "/sys/fs/bpf")
-        made.ok("systemctl", "start", "web@a")
+        made.ok("systemctl", "enable", "--now", "web@a")
         servers.await_listeners(WORKERS)
         servers.await_answer()
         yield made
@@ -77,6 +76,7 @@ def test_the_recipe_loses_none(systemd: Container) -> None:
     assert ledger.answered > DEPLOYS * QUEUED
     assert ledger.lost == 0
     assert state_of(systemd, "web@a", "web@b") == ["active", "inactive"]
+    assert enabled(systemd, "web@a", "web@b") == ["enabled", "disabled"]
     status = systemd.ok("reuseport-tool", "status", servers.PORT)
     assert status.count("working\n") == WORKERS, status
     assert "following" in systemd.ok("systemctl", "show", "--property", "StatusText", FOLLOWER)
@@ -86,7 +86,7 @@ def deploys(systemd: Container) -> Ledger:
     with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
         for turn in range(DEPLOYS):
             restart.await_queue(QUEUED)
-            print(systemd.ok("web-reload"))
+            print(systemd.ok("reuseport-tool", "reload", servers.PORT, "--unit", "web@"))
             replace_workers(systemd, "ba"[turn % 2])
             if turn == 0:
                 systemd.ok("systemctl", "kill", "--signal", "KILL", FOLLOWER)
@@ -103,6 +103,25 @@ def replace_workers(systemd: Container, instance: str) -> None:
     servers.await_listeners(WORKERS, besides=before)
     restart.await_gone(before)
     assert wait_until(lambda: "foreign" not in systemd.ok("reuseport-tool", "status", servers.PORT), 20)
+
+
+def test_a_new_instance_that_does_not_start_leaves_the_old_one(systemd: Container) -> None:
+    systemd.write(f"{UNIT_FOLDER}/web@b.service.d/zz-broken.conf", "[Service]\nExecStart=\nExecStart=/bin/false\n")
+    systemd.ok("systemctl", "daemon-reload")
+    with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
+        restart.await_queue(QUEUED)
+        done = systemd.run("reuseport-tool", "reload", servers.PORT, "--unit", "web@")
+        ledger = load.stop()
+    assert done.returncode == 1, done.stderr
+    assert "web@b" in done.stderr
+    assert ledger.lost == 0
+    assert state_of(systemd, "web@a")[0] == "active"
+    assert state_of(systemd, "web@b")[0] in ("inactive", "failed")
+    assert enabled(systemd, "web@a") == ["enabled"]
+
+
+def enabled(systemd: Container, *units: str) -> list[str]:
+    return systemd.run("systemctl", "is-enabled", *units).stdout.split()
 
 
 def state_of(systemd: Container, *units: str) -> list[str]:

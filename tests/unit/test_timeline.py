@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from reuseport_tool.models import CanaryStep, Lost, Migrated, Queues, Reload, Side, Step
+from reuseport_tool.models import CanaryStep, Lost, Migrated, Queues, Reload, Resets, Side, Step
 from reuseport_tool.reload import timeline
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -40,6 +40,8 @@ REPORT = Reload(
     ),
     switch_us=4.9,
     duration_s=3.0,
+    groups=("tcp://127.0.0.1:8080",),
+    resets=Resets(never_accepted=1, handshakes=0, accepted=9, refused=2),
     canary=(share(5, 1.0), share(25, 1.0)),
 )
 ROLLED_BACK = replace(
@@ -86,6 +88,8 @@ def test_the_picture_has_a_bar_for_each_step_that_was_done() -> None:
     words = texts(picture)
     assert "tcp://127.0.0.1:8080: reloaded in 3 s, strategy migrate" in words
     assert any("61 waited in accept queues, 3 half-open; 63 migrated" in word for word in words)
+    assert any(word.endswith("; 3 lost") for word in words)
+    assert any("not measured" in word for word in texts(timeline.svg(replace(REPORT, resets=None))))
 
 
 def test_a_bar_is_as_long_as_its_step() -> None:

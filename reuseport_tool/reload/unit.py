@@ -1,0 +1,69 @@
+"""`reload --unit web@`: the two instances of a template unit take turns, and systemd knows of all that happens."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from reuseport_tool.errors import Conflict, NotFound, ToolError, UsageError
+from reuseport_tool.kernel import systemd
+from reuseport_tool.models import Reload
+
+_INSTANCES = ("a", "b")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twin:
+    """The instance that serves, and the one that takes over; `pid` is the new one's main process."""
+
+    old: str
+    new: str
+    pid: int
+
+    @property
+    def stop_command(self) -> str:
+        """systemd stops the old instance, so it is not restarted."""
+        return f"systemctl stop {self.old}"
+
+
+@contextlib.contextmanager
+def started(template: str, start_timeout_s: float, stop_timeout_s: float) -> Iterator[Twin]:
+    """The new instance, started and ready where its type tells. It is stopped when the reload does not go through.
+
+    Raises:
+        UsageError: not the name of a template.
+        NotFound: no instance runs, or there is no systemd.
+        Conflict: both run.
+        ToolError: the new instance does not start.
+    """
+    old, new = turn(template)
+    was_enabled = systemd.is_enabled(old)
+    try:
+        systemd.start(new, start_timeout_s)
+        yield Twin(old=old, new=new, pid=systemd.main_pid(new))
+    except BaseException as error:
+        if not serves_anew(error):
+            systemd.stop(new, stop_timeout_s)
+        raise
+    if was_enabled:
+        systemd.enable_instead(new, old)
+
+
+def turn(template: str) -> tuple[str, str]:
+    """Which instance serves, and which one takes over."""
+    name = template.removesuffix(".service")
+    if not name.endswith("@") or name == "@" or "/" in name:
+        raise UsageError(f"not a template unit: {template!r}", hint="for example --unit web@, for web@a and web@b")
+    active = systemd.active_instances(name)
+    names = [f"{name}{instance}" for instance in _INSTANCES]
+    if not active:
+        raise NotFound(f"no instance of {name} runs", hint=f"start one: systemctl start {names[0]}")
+    if len(active) > 1:
+        raise Conflict(f"several instances of {name} run: {', '.join(active)}", hint="stop all but the one that serves")
+    return active[0], next(other for other in names if other != active[0])
+
+
+def serves_anew(error: BaseException) -> bool:
+    """Whether a reload failed only after the old side had been stopped."""
+    return isinstance(error, ToolError) and isinstance(error.report, Reload) and error.report.result == "reloaded"
