@@ -54,7 +54,7 @@ demo: setup ## A server under load: a plain restart, then reuseport-tool reload,
 
 .PHONY: test
 test: setup lint ## Every test: unit, kernel, servers, packaging, vm (as root)
-	$(call install_packages,vagrant $(TEST_PACKAGES))
+	$(call install_packages,vagrant $(TEST_PACKAGES) $(DEB_PACKAGES))
 	$(VENV)/bin/pytest -n $(PROCESSES) --dist worksteal --durations=10
 
 .PHONY: unit
@@ -106,17 +106,18 @@ lint: setup ## ruff and mypy
 
 # The Debian package, from the files that git knows, for Debian 12 and 13: it has no compiled part.
 DEB_PACKAGES := debhelper dh-python pybuild-plugin-pyproject python3-all python3-hatchling python3-click python3-rich \
-	python3-pyroute2 click-man dpkg-dev fakeroot
-DEB_SOURCE := build/deb/reuseport-tool
+	python3-pyroute2 click-man dpkg-dev fakeroot man-db
+DEB := build/deb
+DEB_SOURCE := $(DEB)/reuseport-tool
 
 .PHONY: deb
 deb: ## Build build/deb/reuseport-tool_VERSION_all.deb
 	$(call install_packages,$(DEB_PACKAGES))
-	rm -rf build/deb && mkdir -p $(DEB_SOURCE)
+	rm -rf $(DEB) && mkdir -p $(DEB_SOURCE)
 	git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t $(DEB_SOURCE)
 	cp -r $(DEB_SOURCE)/packaging/debian $(DEB_SOURCE)/debian
 	cd $(DEB_SOURCE) && PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage --build=binary --no-sign >../build.log 2>&1 || { tail -40 ../build.log; exit 1; }
-	@ls build/deb/*.deb
+	@ls $(DEB)/*.deb
 
 .PHONY: test-packages
 test-packages: setup deb ## The .deb on fresh roots of Debian 12 and 13, with their nginx under load (as root, minutes)
