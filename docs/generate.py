@@ -26,6 +26,7 @@ DOCS = Path(__file__).parent
 COMMANDS: dict[str, tuple[type, ...]] = {
     "Every command, when it fails": (models.ErrorReport,),
     "doctor": (models.Doctor,),
+    "compile": (models.Filled,),
     "status": (models.Status,),
     "attach": (models.AttachReport,),
     "attach --follow": (models.FollowEvent,),

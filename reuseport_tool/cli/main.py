@@ -32,6 +32,7 @@ _VERBS = {
     "autolowat": "autolowat",
     "check": "check",
     "bench": "bench",
+    "compile": "compile",
     "metrics": "metrics",
     "completion": "completion",
 }

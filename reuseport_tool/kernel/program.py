@@ -139,10 +139,16 @@ class Module(Closing):
             constants=source.constants(),
             may_be_kept=source.is_ours or (private and program_cache.includes_only_ours(text)),
         )
+        self._request = request
         code = request.find(compiler.identity())
         if code is None:
             code = self._compile(text, request)
         self._code = code
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the cache has it now."""
+        return self._request.find(None) is not None
 
     def _compile(self, text: bytes, request: program_cache.Request) -> Code:
         name, constants = self._source.path.name, self._source.constants()

@@ -74,6 +74,11 @@ class Store:
             return False
         return True
 
+    def remove(self, name: str) -> None:
+        """Remove an entry, if there is one."""
+        with contextlib.suppress(OSError), _opened(self.folder) as directory:
+            os.unlink(name, dir_fd=directory)
+
 
 @contextlib.contextmanager
 def _opened(folder: Path) -> Iterator[int]:
@@ -114,9 +119,25 @@ def _forget_oldest(directory: int) -> None:
             os.unlink(name, dir_fd=directory)
 
 
+_only: Store | None = None
+
+
+@contextlib.contextmanager
+def only_in(folder: Path) -> Iterator[Store]:
+    """Inside, the cache of this process is this folder."""
+    global _only
+    _only = Store(folder)
+    try:
+        yield _only
+    finally:
+        _only = None
+
+
 def store() -> Store | None:
     """The cache of this run: $REUSEPORT_TOOL_CACHE, /var/cache/reuseport-tool for root, else below the user's cache
     folder. None where the variable is empty, or there is no home."""
+    if _only is not None:
+        return _only
     named = os.environ.get(_VARIABLE)
     if named is not None:
         return Store(Path(named)) if named else None

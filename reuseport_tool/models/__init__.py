@@ -66,6 +66,7 @@ if TYPE_CHECKING:
         Transaction,
     )
     from reuseport_tool.models.maps import GenerationMap, MapChange, MapChanges, Maps, Slot
+    from reuseport_tool.models.programs import CompiledProgram, Filled
     from reuseport_tool.models.proof import Balance, Resets
     from reuseport_tool.models.reload import (
         CanaryStep,
@@ -101,6 +102,7 @@ __all__ = [
     "CheckHotReload",
     "CheckRpcFraming",
     "CloseSize",
+    "CompiledProgram",
     "ConnectionState",
     "Counters",
     "Destroy",
@@ -114,6 +116,7 @@ __all__ = [
     "ErrorReport",
     "FailOpens",
     "Feature",
+    "Filled",
     "Flow",
     "FlowCounters",
     "FlowMode",
@@ -180,6 +183,7 @@ _MODULES = (
     "autolowat",
     "check",
     "bench",
+    "programs",
 )
 
 

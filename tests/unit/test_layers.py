@@ -1,6 +1,6 @@
 """Imports only go down: cli → jobs → group → probes → kernel; errors, models, records, closing and waiting are leaves.
 
-A job imports no other job, but `check` and `bench` may run them.
+A job imports no other job, but `check` and `bench` may run them, and `programs` compiles for all.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[2] / "reuseport_tool"
 # Which of our layers, and which of the third-party modules, a layer may import.
 LEAVES = {"errors", "models", "names", "records", "closing", "waiting"}
 BELOW_JOBS = LEAVES | {"kernel", "probes", "group"}
-JOBS = {"reload", "follow", "sockets", "autolowat", "check", "bench"}
+JOBS = {"reload", "follow", "sockets", "autolowat", "check", "bench", "programs"}
 OURS = {
     "errors": set(),
     "closing": set(),
@@ -31,6 +31,7 @@ OURS = {
     **{job: BELOW_JOBS | {job} for job in JOBS},
     "check": BELOW_JOBS | JOBS,
     "bench": BELOW_JOBS | JOBS,
+    "programs": BELOW_JOBS | JOBS,
     "cli": BELOW_JOBS | JOBS | {"cli", ""},
 }
 # Imports that go up, or from one job to another, until the code that they need has moved down.
