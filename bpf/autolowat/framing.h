@@ -18,10 +18,10 @@ enum doubt {
 	DOUBT_LOAD,		/* bytes of the segment could not be read */
 	DOUBT_ORDER,		/* a header passed by out of order */
 	DOUBT_URGENT,		/* urgent data */
-	DOUBT_UNMARKED,		/* data without the mark, or a header whose shape is unknown */
-	DOUBT_RACE,		/* two processors worked on one socket */
+	DOUBT_UNSEEN,		/* data came that the program did not see */
+	DOUBT_RACE,		/* two processors worked on one connection */
 	DOUBT_APPLICATION,	/* the application set SO_RCVLOWAT or TCP_ULP itself */
-	DOUBT_REFUSED,		/* the kernel did not take a value */
+	DOUBT_REFUSED,		/* the kernel did not take a value or a mark */
 	DOUBTS,
 };
 
@@ -32,6 +32,11 @@ struct stream {
 	u32 next;
 	u32 furthest;		/* after `next`: bytes passed by out of order, and may hold headers */
 	u32 known;		/* the header is complete */
+	/* Payload of one frame, of which a segment that comes late or again can change nothing. */
+	u32 payload;
+	u32 payload_end;
+	u32 jumped;		/* it may still miss bytes: `next` jumped over them */
+	u32 frames;		/* that have ended; kept here, so that the verifier does not count with it */
 	u8 header[16];
 };
 
@@ -43,7 +48,25 @@ static __always_inline bool after(u32 left, u32 right)
 static __always_inline void begin(struct stream *stream, u32 seq)
 {
 	stream->start = stream->end = stream->next = stream->furthest = seq;
+	stream->payload = stream->payload_end = seq;
+	stream->known = stream->jumped = stream->frames = 0;
+}
+
+static __always_inline void keep_payload(struct stream *stream, u32 jumped)
+{
+	stream->payload = stream->start + FRAMING_HEADER;
+	stream->payload_end = stream->end;
+	stream->jumped = jumped;
+}
+
+static __always_inline void end_frame(struct stream *stream)
+{
+	/* What was jumped over is remembered, until it is out of the reach of a comparison. */
+	if (!stream->jumped || stream->end - stream->payload_end > 1 << 30)
+		keep_payload(stream, 0);
+	stream->start = stream->end;
 	stream->known = 0;
+	stream->frames++;
 }
 
 static __always_inline u64 number(const u8 *at, u32 width)
@@ -85,7 +108,7 @@ static __always_inline u32 frame_length(const u8 *header)
 }
 
 /* Complete the current frame's header with bytes of the segment from `at` to `stop`. Returns where it came to. */
-static __always_inline u32 gather(void *skb, struct stream *stream, u32 offset, u32 at, u32 stop, bool *failed)
+static __always_inline u32 gather(void *skb, struct stream *stream, u32 offset, u32 at, u32 stop, long *failed)
 {
 	u32 have = at - stream->start, i;
 
@@ -93,8 +116,7 @@ static __always_inline u32 gather(void *skb, struct stream *stream, u32 offset, 
 	for (i = 0; i < FRAMING_HEADER; i++) {
 		if (i < have || at == stop)
 			continue;
-		if (bpf_skb_load_bytes(skb, offset + at, &stream->header[i], 1))
-			*failed = true;
+		*failed |= bpf_skb_load_bytes(skb, offset + at, &stream->header[i], 1);
 		at++;
 	}
 	return at;
@@ -106,6 +128,7 @@ static __always_inline bool skip_hole(struct stream *stream, u32 seq, u32 stop)
 		return true;
 	/* What is missing is payload: nothing to be learnt from it. */
 	if (stream->known && !after(seq, stream->end)) {
+		keep_payload(stream, 1);
 		stream->next = seq;
 		return true;
 	}
@@ -127,13 +150,12 @@ static __always_inline int settle_header(struct stream *stream)
 
 /*
  * Follow the `length` bytes of payload that begin at `seq`, and at `payload` in the skb. Bytes that were seen before
- * are skipped, those after a hole as well, unless the hole is inside of a frame. Adds the frames that end
- * here to `frames`. Returns an enum doubt.
+ * are skipped, those after a hole as well, unless the hole is inside of a frame. Returns an enum doubt.
  */
-static __always_inline int follow(void *skb, struct stream *stream, u32 seq, u32 payload, u32 length, u32 *frames)
+static __always_inline int follow(void *skb, struct stream *stream, u32 seq, u32 payload, u32 length)
 {
 	u32 stop = seq + length, offset = payload - seq, at, i;
-	bool failed = false;
+	long failed = 0;
 	int doubt;
 
 	if (!skip_hole(stream, seq, stop) || !after(stop, stream->next))
@@ -155,9 +177,7 @@ static __always_inline int follow(void *skb, struct stream *stream, u32 seq, u32
 		if (stream->known) {
 			if (after(stream->end, stop))
 				goto hole;
-			stream->start = stream->end;
-			stream->known = 0;
-			*frames += 1;
+			end_frame(stream);
 		}
 		if (stop - stream->start < FRAMING_HEADER)
 			goto tail;
@@ -173,10 +193,41 @@ tail:
 	if (failed)
 		return DOUBT_LOAD;
 hole:
-	if (stream->known && after(stream->furthest, stop) && !after(stream->furthest, stream->end))
+	if (stream->known && after(stream->furthest, stop) && !after(stream->furthest, stream->end)) {
+		keep_payload(stream, 1);
 		stream->next = stream->furthest;
+		if (stream->next == stream->end) {
+			end_frame(stream);
+		}
+	}
 	if (!after(stream->furthest, stop))
 		stream->furthest = stop;
+	return NO_DOUBT;
+}
+
+/*
+ * Before follow(), for a segment that begins before `next`. TCP has the bytes before `received`. If it lacks others that
+ * were followed, it threw their segment away (a wrong checksum, an old timestamp, no memory), and the one that comes now may
+ * hold other bytes: a header among them is read again. Returns an enum doubt.
+ */
+static __always_inline int rewind(struct stream *stream, u32 seq, u32 stop, u32 received)
+{
+	u32 from = after(received, seq) ? received : seq;
+
+	if (stream->jumped && !after(stream->payload_end, received))
+		stream->jumped = 0;
+	if (from - stream->payload < stream->payload_end - stream->payload)
+		from = stream->payload_end;
+	if (!after(stop, from) || !after(stream->next, from))
+		return NO_DOUBT;
+	if (after(stream->start, from))
+		return DOUBT_ORDER;
+	if (stream->known && from - stream->start >= FRAMING_HEADER)
+		return NO_DOUBT;
+	if (after(stream->next, stream->furthest))
+		stream->furthest = stream->next;
+	stream->next = from;
+	stream->known = 0;
 	return NO_DOUBT;
 }
 

@@ -7,9 +7,7 @@
 #ifndef FRAMES_MAX
 #define FRAMES_MAX 100
 #endif
-#include "autolowat/autolowat.h"
-
-#define TCP_BPF_SOCK_OPS_CB_FLAGS 1008
+#include "autolowat/native.h"
 
 static void *(*to_kern_ctx)(void *) = (void *)CAST_ID;
 static int (*set_rcvlowat)(void *, int) = (void *)RCVLOWAT_ID;
@@ -36,11 +34,11 @@ static __always_inline u32 segment_seq(struct bpf_sock_ops *skops)
 
 static __always_inline u32 queued(struct bpf_sock_ops *skops, struct stream *stream)
 {
-	u32 frames = 0, doubt;
+	u32 before = stream->frames, doubt;
 
-	doubt = follow(skops, stream, segment_seq(skops), 0, skops->skb_len, &frames);
-	if (frames)
-		count(FRAMES, frames);
+	doubt = follow(skops, stream, segment_seq(skops), 0, skops->skb_len);
+	if (stream->frames != before)
+		count(FRAMES, stream->frames - before);
 	else if (!doubt)
 		count(SAVED, 1);
 	return doubt || is_blind(stream) ? doubt ?: DOUBT_ORDER : NO_DOUBT;
@@ -113,17 +111,7 @@ int autolowat_native(struct bpf_sock_ops *skops)
 	return 1;
 }
 
-static __always_inline int set_flags(struct bpf_sock *sk, void *raw, u32 set, u32 clear)
-{
-	u32 flags;
-	u8 now = 0;
-
-	READ(now, raw, OFF_CB_FLAGS);
-	flags = (now | set) & ~clear;
-	return bpf_setsockopt(sk, SOL_TCP, TCP_BPF_SOCK_OPS_CB_FLAGS, &flags, sizeof(flags));
-}
-
-static __always_inline int start(struct bpf_sock *sk, void *raw)
+static __always_inline int start(struct bpf_sockopt *ctx, struct bpf_sock *sk, void *raw)
 {
 	struct state *state;
 	u32 next = 0;
@@ -142,13 +130,18 @@ static __always_inline int start(struct bpf_sock *sk, void *raw)
 	return 0;
 }
 
-static __always_inline void stop(struct bpf_sock *sk, void *raw, struct state *state)
+static __always_inline void stop(struct bpf_sockopt *ctx, struct bpf_sock *sk, void *raw, u32 doubt)
 {
+	struct state *state = bpf_sk_storage_get(sockets_map, sk, 0, 0);
 	int one = 1;
 
-	set_flags(sk, raw, 0, RCVQ_FLAG);
+	if (!state || !state->armed)
+		return;
 	state->armed = 0;
+	set_flags(sk, raw, 0, RCVQ_FLAG);
 	bpf_setsockopt(sk, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof(one));
+	if (doubt)
+		count(FAIL_OPENS + doubt, 1);
 }
 
 #include "autolowat/optin.h"

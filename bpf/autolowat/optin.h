@@ -4,36 +4,41 @@
  * engine has defined
  * (BCC loads only functions of the main file, so that it also has the program itself, which calls sockopt()):
  *
- *   int start(sk, raw)		follow this socket; 0, or a negative errno for the application
- *   void stop(sk, raw, state)	leave it alone, with a low-water mark of 1
+ *   int start(ctx, sk, raw)		follow this socket; 0, or a negative errno for the application
+ *   void stop(ctx, sk, raw, doubt)	leave it alone, if it is followed; `doubt` is counted unless it is NO_DOUBT
  */
 #pragma once
 
-/* Returning 0 refuses with EPERM, or with what bpf_set_retval() said. */
+/* Returning 0 refuses with EPERM, or with what bpf_set_retval() said (Linux 5.18). */
+static __always_inline int refuse(int error)
+{
+#if CAN_SET_RETVAL
+	bpf_set_retval(error);
+#endif
+	return 0;
+}
+
 static __always_inline int opt_in(struct bpf_sockopt *ctx, struct bpf_sock *sk, void *raw)
 {
 	u32 *value = ctx->optval, *end = ctx->optval_end;
-	struct state *state;
 	int error;
-	u32 wish;
 
 	/* The kernel's buffer is larger than a short value. */
 	if (ctx->optlen < (int)sizeof(*value) || value + 1 > end)
 		return 0;
-	wish = *value;
-	/* Ours: it does not go on to the kernel. */
-	ctx->optlen = -1;
-	if (wish) {
-		error = start(sk, raw);
-		if (error) {
-			bpf_set_retval(error);
-			return 0;
-		}
-		return 1;
+	if (*value) {
+		/* Ours: it does not go on to the kernel. */
+		ctx->optlen = -1;
+		error = start(ctx, sk, raw);
+		return error ? refuse(error) : 1;
 	}
-	state = bpf_sk_storage_get(sockets_map, sk, 0, 0);
-	if (state && state->armed)
-		stop(sk, raw, state);
+	stop(ctx, sk, raw, NO_DOUBT);
+	/* What goes on to the kernel is the low-water mark of a plain socket, which wakes a reader. */
+	*value = 1;
+	/* Volatile, or the compiler makes one store of the two. */
+	*(volatile int *)&ctx->level = SOL_SOCKET;
+	*(volatile int *)&ctx->optname = SO_RCVLOWAT;
+	ctx->optlen = sizeof(*value);
 	return 1;
 }
 
@@ -41,19 +46,13 @@ static __always_inline int sockopt(struct bpf_sockopt *ctx)
 {
 	void *raw = raw_sock(ctx, OFF_SOCKOPT_SK);
 	struct bpf_sock *sk = ctx->sk;
-	struct state *state;
 
 	if (!sk)
 		return 1;
 	if (ctx->level == OPT_LEVEL && ctx->optname == OPT_NAME)
 		return opt_in(ctx, sk, raw);
 	if ((ctx->level == SOL_SOCKET && ctx->optname == SO_RCVLOWAT) ||
-	    (ctx->level == SOL_TCP && ctx->optname == TCP_ULP)) {
-		state = bpf_sk_storage_get(sockets_map, sk, 0, 0);
-		if (state && state->armed) {
-			stop(sk, raw, state);
-			count(FAIL_OPENS + DOUBT_APPLICATION, 1);
-		}
-	}
+	    (ctx->level == SOL_TCP && ctx->optname == TCP_ULP))
+		stop(ctx, sk, raw, DOUBT_APPLICATION);
 	return 1;
 }

@@ -6,7 +6,12 @@ Layout on bpffs:
         state/                                          appears by one rename(2), complete
             sockets  settings  counters  ports  about
             link_<program>                              what holds the programs at the cgroup
+            tcx_<device index>                          solo: what holds a program at a device's ingress
         next_<pid>/                                     being built by a run, or left by a killed one
+        gone_<pid>/                                     being removed
+
+Without tcx the kernel itself holds the program at a device, as a filter with a label of ours. `about` says so before
+the first filter or qdisc is made, so that whoever cleans up after a killed run knows where to look.
 
 The programs do nothing until the setting `working`, which is the commit point of attach, and the first thing that
 detach takes back. Links and maps go together, so that nothing is left half.
@@ -14,63 +19,74 @@ detach takes back. Links and maps go together, so that nothing is left half.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from reuseport_tool import records
 from reuseport_tool.autolowat import framing
 from reuseport_tool.errors import Conflict, NotFound, Unsupported, UsageError
 from reuseport_tool.kernel import autolowat as kernel
-from reuseport_tool.kernel import bpffs, cgroup, folders, netns
+from reuseport_tool.kernel import bpf, bpffs, cgroup, folders, netns, tc
 from reuseport_tool.kernel.folders import Place
-from reuseport_tool.models import (
-    Autolowat,
-    AutolowatAttachment,
-    AutolowatDetached,
-    AutolowatStatus,
-    Engine,
-    Role,
-)
+from reuseport_tool.models import Autolowat, AutolowatAttachment, AutolowatDetached, AutolowatStatus, Engine
+from reuseport_tool.waiting import wait_until
 
-_ROLES = {Role.RECEIVER: 1, Role.SENDER: 2, Role.BOTH: 3}  # enum role of bpf/autolowat/paired.c
-_PORTS_MAX = 256
+_PORTS_MAX = 2048
+# Marks go down with the next segment where an iterator cannot lower them.
+_GIVEN_UP_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What an attachment is made of; kept with it as JSON."""
+    """What an attachment is made of."""
 
-    engine: str
+    engine: Engine
     framing: str
     ports: tuple[int, ...]
-    role: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What the next run must know of an attachment; kept with it.
+
+    Attributes:
+        namespace: the inode of the network namespace whose devices have the program of `solo`.
+        filters: it may be there as filters, not as links.
+        qdiscs: the devices, by index, at which clsact was ours to make.
+    """
+
+    plan: Plan
+    namespace: int
+    filters: bool = False
+    qdiscs: tuple[int, ...] = ()
 
 
 def choose_engine(wanted: Engine | None) -> Engine:
     """The engine to use: native where the kernel has it, unless another one is wanted."""
     if wanted is not None:
         return wanted
-    return Engine.PAIRED if kernel.missing_for_native() else Engine.NATIVE
+    return Engine.SOLO if kernel.missing_for_native() else Engine.NATIVE
 
 
 def attach(
-    folder: Path, spec: str, ports: Sequence[int], engine: Engine | None, role: Role, root: Path | None
+    folder: Path, spec: str, ports: Sequence[int], engine: Engine | None, root: Path | None
 ) -> AutolowatAttachment:
     """Follow the frames of connections that are made in a cgroup from now on.
 
     Raises:
         UsageError: the framing or the ports make no sense.
         NotFound: not a cgroup.
-        Conflict: something else is attached to it, to one above or to one below.
-        Unsupported: the kernel has not what the engine takes.
+        Conflict: something else is attached to it, to one above or to one below; or its processes are in several
+            network namespaces.
+        Unsupported: the kernel lacks what the engine needs.
     """
     framing.parse(spec)
-    if len(ports) > _PORTS_MAX:
-        raise UsageError(f"{len(ports)} ports are too many", hint=f"there is room for {_PORTS_MAX}")
-    plan = Plan(engine=choose_engine(engine), framing=spec, ports=tuple(sorted(set(ports))), role=role)
+    if len(set(ports)) > _PORTS_MAX:
+        raise UsageError(f"{len(set(ports))} ports are too many", hint=f"there is room for {_PORTS_MAX}")
+    plan = Plan(engine=choose_engine(engine), framing=spec, ports=tuple(sorted(set(ports))))
     with ExitStack() as stack:
         fd = cgroup.open_folder(folder)
         stack.callback(os.close, fd)
@@ -78,11 +94,17 @@ def attach(
         _refuse_relatives(base, folder.resolve(), group)
         pins = base / str(group)
         stack.enter_context(folders.lock(pins, lambda _holder: False))
-        result = "unchanged" if _resume(pins, plan, group) else "attached"
-        if result == "attached":
-            _attach_new(pins, plan, fd, group)
+        if plan.engine is Engine.SOLO:
+            stack.enter_context(_namespace_of(folder))
+        devices = _devices(plan)
+        result = _resume(pins, plan, devices) or _attach_new(pins, plan, devices, fd)
         return AutolowatAttachment(
-            cgroup=str(folder), engine=plan.engine, framing=spec, ports=plan.ports, role=role, result=result
+            cgroup=str(folder),
+            engine=plan.engine,
+            framing=spec,
+            ports=plan.ports,
+            devices=tuple(device.name for device in devices),
+            result=result,
         )
 
 
@@ -107,74 +129,155 @@ def _refuse_relatives(base: Place, folder: Path, group: int) -> None:
             )
 
 
-def _resume(pins: Place, plan: Plan, group: int) -> bool:
-    """Whether the plan is attached already; one that was cut off before its commit point is committed."""
+@contextmanager
+def _namespace_of(folder: Path) -> Iterator[None]:
+    """The calling thread in the network namespace of a cgroup's processes; where there are none, where it is."""
+    found = {}
+    for pid in cgroup.processes(folder):
+        path = netns.of(pid)
+        with suppress(OSError):
+            if path is not None:
+                found[os.stat(path).st_ino] = path
+    if len(found) > 1:
+        raise Conflict(
+            f"the processes of {folder} are in {len(found)} network namespaces, and solo works in one",
+            hint="name the cgroup of one container or service",
+        )
+    with ExitStack() as stack:
+        for path in found.values():
+            stack.enter_context(netns.visit(path))
+        yield
+
+
+def _devices(plan: Plan) -> list[tc.Device]:
+    return tc.topmost_devices() if plan.engine is Engine.SOLO else []
+
+
+def _resume(pins: Place, plan: Plan, devices: Sequence[tc.Device]) -> str | None:
+    """What became of the attachment that is there; None without one. One that was cut off is committed."""
     with suppress(FileNotFoundError), ExitStack() as stack:
         maps = kernel.Maps.open(stack, pins / "state")
-        if _plan(maps) != plan:
+        about = _about(maps)
+        if about.plan != plan or (plan.engine is Engine.SOLO and about.namespace != netns.identity()):
             raise Conflict("AutoLOWAT is attached to this cgroup in another way", hint="run 'autolowat detach' first")
+        new = [device for device in devices if not _has_program(pins, device)]
+        if new:
+            programs = _load(stack, maps, plan)
+            _attach_devices(pins / "state", maps, programs, new, pins.name)
         if not maps.is_working():
-            _commit(maps, plan, group)
-        return True
+            _commit(maps)
+        return "extended" if new else "unchanged"
     _clean(pins)
-    return False
+    return None
 
 
-def _plan(maps: kernel.Maps) -> Plan:
-    kept = json.loads(maps.text())
-    return Plan(engine=kept["engine"], framing=kept["framing"], ports=tuple(kept["ports"]), role=kept["role"])
+def _has_program(pins: Place, device: tc.Device) -> bool:
+    pin = pins / "state" / f"tcx_{device.index}"
+    try:
+        if bpffs.pinned_at_device(pin) == device.index:
+            return True
+        pin.unlink()  # of a device that had this index before
+    except FileNotFoundError:
+        pass
+    return _label(pins.name) in tc.labels(device)
 
 
-def _attach_new(pins: Place, plan: Plan, cgroup_fd: int, group: int) -> None:
+def _label(group: str) -> str:
+    """Of the filters at devices."""
+    return f"reuseport_tool_{group}"
+
+
+def _about(maps: kernel.Maps) -> About:
+    return records.decode(About, maps.text().encode())
+
+
+def _load(stack: ExitStack, maps: kernel.Maps, plan: Plan) -> Mapping[str, bpf.Program]:
+    programs = kernel.load(plan.engine, maps, defines(plan))
+    for program in programs.values():
+        stack.callback(program.close)
+    return programs
+
+
+def _attach_new(pins: Place, plan: Plan, devices: Sequence[tc.Device], cgroup_fd: int) -> str:
     aside = pins / f"next_{os.getpid()}"
+    about = About(plan=plan, namespace=netns.identity())
     with ExitStack() as stack:
-        maps = kernel.Maps.create(stack, plan.ports, json.dumps(asdict(plan)))
-        programs = kernel.load(Engine(plan.engine), maps, defines(plan))
-        for program in programs.values():
-            stack.callback(program.close)
+        maps = kernel.Maps.create(stack, plan.engine, plan.ports, records.encode(about).decode())
+        programs = _load(stack, maps, plan)
         aside.make()
         stack.push(lambda kind, *_: _clean(pins) if kind else None)
         for name, entry in maps.by_name().items():
             bpffs.pin(entry, aside / name)
-        for name, link in kernel.attach(Engine(plan.engine), programs, cgroup_fd).items():
+        for name, link in kernel.attach(plan.engine, programs, cgroup_fd).items():
             stack.callback(link.close)
             bpffs.pin(link, aside / f"link_{name}")
+        _attach_devices(aside, maps, programs, devices, pins.name)
         aside.rename(pins / "state")
-        _commit(maps, plan, group)
+        _commit(maps)
+    return "attached"
+
+
+def _attach_devices(
+    folder: Place, maps: kernel.Maps, programs: Mapping[str, bpf.Program], devices: Sequence[tc.Device], group: str
+) -> None:
+    for device in devices:
+        program = kernel.at_device(programs, device)
+        try:
+            with tc.attach_tcx(program, device) as link:
+                bpffs.pin(link, folder / f"tcx_{device.index}")
+        except Unsupported:
+            _add_filter(maps, program, device, group)
+
+
+def _add_filter(maps: kernel.Maps, program: bpf.Program, device: tc.Device, group: str) -> None:
+    about = _about(maps)
+    ours = () if tc.has_ingress(device) else (device.index,)
+    maps.set_text(records.encode(replace(about, filters=True, qdiscs=(*about.qdiscs, *ours))).decode())
+    tc.Filter(program, device, _label(group))
 
 
 def defines(plan: Plan) -> dict[str, int]:
     """What an engine is compiled with for a plan."""
     chosen = framing.parse(plan.framing)
-    return {
-        **chosen.defines(),
-        "ROLE": _ROLES[Role(plan.role)],
-        "ARM_PORTS": int(bool(plan.ports)),
-        "ARM_ACTIVE": int(not chosen.accepted_only),
-    }
+    return {**chosen.defines(), "ARM_PORTS": int(bool(plan.ports)), "ARM_ACTIVE": int(not chosen.accepted_only)}
 
 
-def _commit(maps: kernel.Maps, plan: Plan, group: int) -> None:
+def _commit(maps: kernel.Maps) -> None:
     maps.set_working(True)  # commit point: new connections are followed
-    # Listeners that are there already answer the option, too.
-    _walk_everywhere(maps, Engine(plan.engine), group, listeners=True)
 
 
-def _walk_everywhere(
-    maps: kernel.Maps, engine: Engine, group: int, *, listeners: bool = False
-) -> list[kernel.Followed]:
-    """Walk over the sockets of every network namespace that can be reached."""
+def _walk(maps: kernel.Maps, about: About) -> list[kernel.Followed]:
+    """Walk over the sockets of every network namespace that may have followed ones and can be reached."""
     found: list[kernel.Followed] = []
-    with kernel.Walk(engine, maps, group, listeners) as walk:
-        for path in netns.reachable():
+    with kernel.Walk(about.plan.engine, maps) as walk:
+        for path in _namespaces(about):
             with suppress(NotFound), netns.visit(path):
                 found += walk.read()
     return found
 
 
+def _namespaces(about: About) -> list[str]:
+    if about.plan.engine is Engine.NATIVE:
+        return netns.reachable()
+    path = netns.find(about.namespace)
+    return [path] if path else []
+
+
 def _clean(pins: Place) -> None:
+    """Remove every attachment of a cgroup, complete or not."""
+    if (pins / "state").exists():
+        (pins / "state").rename(pins / f"gone_{os.getpid()}")
     for name in pins.names():
+        _remove_filters(pins / name, pins.name)
         (pins / name).remove()
+
+
+def _remove_filters(folder: Place, group: str) -> None:
+    with suppress(FileNotFoundError), ExitStack() as stack:
+        about = _about(kernel.Maps.open(stack, folder))
+        for path in _namespaces(about) if about.filters else []:
+            with suppress(NotFound), netns.visit(path):
+                tc.remove_filters(_label(group), list(about.qdiscs))
 
 
 def detach(folder: Path, root: Path | None) -> AutolowatDetached:
@@ -182,7 +285,7 @@ def detach(folder: Path, root: Path | None) -> AutolowatDetached:
 
     Raises:
         NotFound: nothing is attached to this cgroup.
-        Unsupported: the kernel has no iterator that may set socket options.
+        Unsupported: the kernel has no iterator that may set socket options, and a socket is in the middle of a frame.
     """
     base = _base(bpffs.find(root))
     pins = base / str(_identity(folder))
@@ -194,11 +297,15 @@ def detach(folder: Path, root: Path | None) -> AutolowatDetached:
             raise NotFound(f"AutoLOWAT is not attached to {folder}", hint="'autolowat status' lists where") from None
         maps.set_working(False)
         # A program that was running when this was set had its socket locked, and the walk locks each.
-        found = _walk_everywhere(maps, Engine(_plan(maps).engine), int(pins.name))
-        if _following(found):
+        about = _about(maps)
+        found = _walk(maps, about)
+        left = _following(found)
+        if left and wait_until(lambda: not _following(_walk(maps, about)), _GIVEN_UP_S):
+            left = 0
+        if left:
             raise Unsupported(
-                f"this kernel does not let {_following(found)} sockets be given SO_RCVLOWAT 1 by an iterator",
-                hint="the programs stay attached until these connections end: they give up with the next segment",
+                f"{left} sockets are in the middle of a frame, and this kernel lets no iterator set SO_RCVLOWAT",
+                hint="run it again later: the programs stay attached, and stop following with the next segment",
             )
         _clean(pins)
         return AutolowatDetached(cgroup=str(folder), sockets=len(found))
@@ -233,24 +340,33 @@ def status(root: Path | None) -> AutolowatStatus:
 def _describe(pins: Place, group: int) -> Autolowat:
     with ExitStack() as stack:
         maps = kernel.Maps.open(stack, pins / "state")
-        plan = _plan(maps)
+        about = _about(maps)
         # While it is not working a walk would change sockets.
-        found = _walk_everywhere(maps, Engine(plan.engine), group) if maps.is_working() else []
+        found = _walk(maps, about) if maps.is_working() else []
         return Autolowat(
             cgroup=str(cgroup.by_id(group) or group),
-            engine=plan.engine,
-            framing=plan.framing,
-            ports=plan.ports,
-            role=plan.role,
+            engine=about.plan.engine,
+            framing=about.plan.framing,
+            ports=about.plan.ports,
+            devices=_described_devices(pins, about),
             working=maps.is_working(),
             sockets=len(found),
             following=_following(found),
-            agreed=maps.count(kernel.AGREED) if plan.engine == Engine.PAIRED else None,
             opted_in=maps.count(kernel.OPTED_IN),
             frames=maps.count(kernel.FRAMES),
             wakeups_saved=maps.count(kernel.SAVED),
+            marks=maps.count(kernel.MARKS),
             fail_opens=maps.fail_opens(),
         )
+
+
+def _described_devices(pins: Place, about: About) -> tuple[str, ...]:
+    """The devices that still have the program; one that was removed, or whose filter was, is missing."""
+    found = []
+    for path in _namespaces(about) if about.plan.engine is Engine.SOLO else []:
+        with suppress(NotFound), netns.visit(path):
+            found += [device.name for device in tc.topmost_devices() if _has_program(pins, device)]
+    return tuple(found)
 
 
 def _following(found: Iterable[kernel.Followed]) -> int:

@@ -28,7 +28,7 @@ from reuseport_tool.check.framing_lab import Pair, rpc_frame
 from reuseport_tool.errors import ToolError
 from reuseport_tool.kernel import autolowat as kernel
 from reuseport_tool.kernel import cgroup, netns
-from reuseport_tool.models import BenchRpcFraming, Engine, FramingArm, FramingSize, Role
+from reuseport_tool.models import BenchRpcFraming, Engine, FramingArm, FramingSize
 
 # Bytes of a frame, segments that it is sent in, frames in a round
 SIZES = (
@@ -38,7 +38,7 @@ SIZES = (
 )
 OFF, RCVLOWAT = "off", "rcvlowat"
 _ANSWER = bytes(8)
-_PORTS = {Engine.PAIRED: 9001, Engine.NATIVE: 9002}
+_PORTS = {Engine.SOLO: 9001, Engine.NATIVE: 9002}
 _TIMEOUT_S = 30.0
 _CHUNK = 1 << 21
 
@@ -100,9 +100,9 @@ def _pairs(stack: ExitStack) -> dict[str, Pair]:
     stack.enter_context(netns.throw_away())
     pairs = {name: stack.enter_context(framing_lab.pair()) for name in (OFF, RCVLOWAT)}
     folder = stack.enter_context(cgroup.throw_away())
-    engines = [Engine.PAIRED] if kernel.missing_for_native() else [Engine.NATIVE, Engine.PAIRED]
+    engines = [Engine.SOLO] if kernel.missing_for_native() else [Engine.NATIVE, Engine.SOLO]
     for engine in engines:
-        plan = Plan(engine=engine, framing="rpc", ports=(_PORTS[engine],), role=Role.BOTH)
+        plan = Plan(engine=engine, framing="rpc", ports=(_PORTS[engine],))
         stack.enter_context(framing_lab.programs_at(folder, plan))
     for engine in engines:
         pairs[engine] = stack.enter_context(framing_lab.pair(port=_PORTS[engine]))

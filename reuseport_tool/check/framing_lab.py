@@ -38,17 +38,21 @@ def attached(plan: Plan) -> Iterator[kernel.Maps]:
 
 
 @contextlib.contextmanager
-def programs_at(folder: Path, plan: Plan) -> Iterator[kernel.Maps]:
-    """The plan's programs at a cgroup, for as long as the block runs; raises as attached()."""
+def programs_at(folder: Path, plan: Plan, at_devices: ExitStack | None = None) -> Iterator[kernel.Maps]:
+    """The plan's programs at a cgroup and the devices here, for as long as the block runs; raises as attached().
+
+    Args:
+        at_devices: takes those at the devices away when it is closed.
+    """
     with ExitStack() as stack:
-        maps = kernel.Maps.create(stack, plan.ports, "")
-        programs = kernel.load(Engine(plan.engine), maps, defines(plan))
+        engine = Engine(plan.engine)
+        maps = kernel.Maps.create(stack, engine, plan.ports, "")
+        programs = kernel.load(engine, maps, defines(plan))
         for program in programs.values():
             stack.callback(program.close)
         fd = cgroup.open_folder(folder)
         stack.callback(os.close, fd)
-        for link in kernel.attach(Engine(plan.engine), programs, fd).values():
-            stack.callback(link.close)
+        stack.enter_context(kernel.attached(engine, programs, fd, at_devices or stack))
         maps.set_working(True)
         yield maps
 

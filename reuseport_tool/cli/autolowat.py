@@ -11,7 +11,7 @@ from reuseport_tool.cli import show
 from reuseport_tool.cli.compat import VerbGroup
 from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.cli.types import PORTS
-from reuseport_tool.models import Engine, Role
+from reuseport_tool.models import Engine
 
 _CGROUP = click.option(
     "--cgroup", "folder", type=click.Path(path_type=Path), required=True, metavar="DIR", help="A folder of cgroup2."
@@ -39,24 +39,18 @@ def command() -> None:
     type=click.Choice(["auto", *(engine.value for engine in Engine)]),
     default="auto",
     show_default=True,
-    help="native needs a kernel with the hook; paired needs this tool on both ends.",
-)
-@click.option(
-    "--role",
-    type=click.Choice([role.value for role in Role]),
-    default=Role.BOTH.value,
-    show_default=True,
-    help="What this end does, of the engine paired.",
+    help="native needs a kernel with the hook, solo works on stock ones. auto: native, else solo.",
 )
 @pass_context
-def attach(ctx: Context, folder: Path, framing: str, ports: tuple[int, ...], engine: str, role: str) -> None:
+def attach(ctx: Context, folder: Path, framing: str, ports: tuple[int, ...], engine: str) -> None:
     """Follow the frames of connections that are made in the cgroup from now on.
 
-    Without --ports an application opts a socket in: setsockopt(fd, 0xdeadbeef, 0x8badf00d, &(int){1}, 4).
-    Each framing with an example: docs/autolowat.md.
+    Nothing is needed at the other end. The engine solo also puts a program at the network devices that are there
+    now: run attach again when others have come. Without --ports an application opts a socket in:
+    setsockopt(fd, 0xdeadbeef, 0x8badf00d, &(int){1}, 4). Each framing with an example: docs/autolowat.md.
     """
     chosen = None if engine == "auto" else Engine(engine)
-    show.result(autolowat.attach(folder, framing, ports, chosen, Role(role), ctx.bpffs), ctx.json)
+    show.result(autolowat.attach(folder, framing, ports, chosen, ctx.bpffs), ctx.json)
 
 
 @command.command("detach", epilog=examples("reuseport-tool autolowat detach --cgroup /sys/fs/cgroup/web"))

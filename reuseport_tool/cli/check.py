@@ -60,7 +60,7 @@ def hot_reload(ctx: Context, connections: int, ways: tuple[str, ...]) -> int:
     "rpc-framing",
     epilog=examples(
         "reuseport-tool check rpc-framing",
-        "reuseport-tool --json check rpc-framing --engine paired | jq '.cases[] | select(.ok | not)'",
+        "reuseport-tool --json check rpc-framing --engine solo | jq '.cases[] | select(.ok | not)'",
     )
     + "\n\nExits with 0 only if every case came out as expected, with 4 where the kernel has no such engine.",
 )

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 from reuseport_tool.closing import Closing
-from reuseport_tool.errors import Unsupported
-from reuseport_tool.kernel import bpf, bpffs, btf
+from reuseport_tool.errors import ProgramRejected, Unsupported
+from reuseport_tool.kernel import bpf, bpffs, btf, netns, tc
 from reuseport_tool.kernel.bpf_iterator import BpfIterator
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.program import AttachType, ProgramType, Source, bpf_dir, load_all
 from reuseport_tool.models import Engine, FailOpens, Protocol
 
-_STATE_SIZE = 4 * 2 + 2 * (4 * 5 + 16) + 4 * 11  # struct state of bpf/autolowat/autolowat.h
+_STREAM_SIZE = 4 * 9 + 16  # struct stream of bpf/autolowat/framing.h
+_STATE_SIZE = _STREAM_SIZE + 4 * 2  # struct state of bpf/autolowat/native.h
+_KEY_SIZE, _FLOW_SIZE = 4 * 9, 4 * 2 + _STREAM_SIZE + 4 * 9 + 8  # struct key and struct flow of bpf/autolowat/solo.h
+# A size that differs does not compile.
+_SIZES = {"SIZEOF_STATE": _STATE_SIZE, "SIZEOF_KEY": _KEY_SIZE, "SIZEOF_FLOW": _FLOW_SIZE}
+_FLOWS_MAX = 1 << 18
 _SETTINGS = 2
-_WORKING, _ANY_PORT = range(_SETTINGS)
-_PORTS_MAX = 256
-_TEXT = 1024
-AGREED, OPTED_IN, FRAMES, SAVED, _FAIL_OPENS = range(5)
+_WORKING, _NETNS = range(_SETTINGS)
+_PORTS, _PORTS_IN_WORD = 1 << 16, 64
+_TEXT = 1 << 14
+OPTED_IN, FRAMES, SAVED, MARKS, _FAIL_OPENS = range(5)
 _DOUBTS = tuple(FailOpens.__dataclass_fields__)
 
 _OFFSETS = {
@@ -40,27 +45,32 @@ _OFFSETS = {
     "OFF_SOCK_OPS_SK": ("bpf_sock_ops_kern", "sk"),
     "OFF_SOCKOPT_SK": ("bpf_sockopt_kern", "sk"),
     "OFF_ULP": ("inet_connection_sock", "icsk_ulp_ops"),
-}
-_WALK_OFFSETS = {
-    "OFF_STATE": ("sock_common", "skc_state"),
+    "OFF_FAMILY": ("sock_common", "skc_family"),
     "OFF_LOCAL_PORT": ("sock_common", "skc_num"),
-    "OFF_SK_CGROUP": ("sock", "sk_cgrp_data.cgroup"),
-    "OFF_CGROUP_NODE": ("cgroup", "kn"),
-    "OFF_CGROUP_PARENT": ("cgroup", "self.parent"),
-    "OFF_NODE_ID": ("kernfs_node", "id"),
+    "OFF_REMOTE_PORT": ("sock_common", "skc_dport"),
+    "OFF_LOCAL4": ("sock_common", "skc_rcv_saddr"),
+    "OFF_REMOTE4": ("sock_common", "skc_daddr"),
+    "OFF_NET": ("sock_common", "skc_net"),
+    "OFF_NET_INODE": ("net", "ns.inum"),
+    "OFF_ECN_FLAGS": ("tcp_sock", "ecn_flags"),
+    "OFF_HEADER_LEN": ("tcp_sock", "tcp_header_len"),
+    "OFF_USER_DATA": ("sock", "sk_user_data"),
+    "OFF_WAIT_QUEUE": ("sock", "sk_wq"),
+    "OFF_STATE": ("sock_common", "skc_state"),
 }
-_WRITE_HDR_OPT_CB_FLAG = 1 << 6
+# Without CONFIG_IPV6 there is no socket for which they are read.
+_OFFSETS6 = {
+    "OFF_LOCAL6": ("sock_common", "skc_v6_rcv_saddr"),
+    "OFF_REMOTE6": ("sock_common", "skc_v6_daddr"),
+}
 _SETSOCKOPT = (ProgramType.CGROUP_SOCKOPT, AttachType.CGROUP_SETSOCKOPT)
 _SOCK_OPS = (ProgramType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS)
 _PROGRAMS: Mapping[Engine, Mapping[str, tuple[ProgramType, AttachType]]] = {
-    Engine.PAIRED: {
-        "autolowat_paired": _SOCK_OPS,
-        "autolowat_ingress": (ProgramType.CGROUP_SKB, AttachType.CGROUP_INET_INGRESS),
-        "autolowat_egress": (ProgramType.CGROUP_SKB, AttachType.CGROUP_INET_EGRESS),
-        "autolowat_sockopt": _SETSOCKOPT,
-    },
+    Engine.SOLO: {"autolowat_solo": _SOCK_OPS, "autolowat_sockopt": _SETSOCKOPT},
     Engine.NATIVE: {"autolowat_native": _SOCK_OPS, "autolowat_sockopt": _SETSOCKOPT},
 }
+# Of the engine solo, for devices with and without an Ethernet header
+_AT_DEVICES = {True: "solo_tc", False: "solo_tc_raw"}
 # What the native engine is compiled with, by the kernel's name of it
 _HOOK = {"RCVQ_OP": "BPF_SOCK_OPS_RCVQ_CB", "RCVQ_FLAG": "BPF_SOCK_OPS_RCVQ_CB_FLAG"}
 _KFUNCS = {"RCVLOWAT_ID": "bpf_sock_ops_tcp_set_rcvlowat", "CAST_ID": "bpf_cast_to_kern_ctx"}
@@ -93,22 +103,26 @@ class Maps:
     about: bpf.Map
 
     @classmethod
-    def create(cls, stack: ExitStack, ports: Sequence[int], about: str) -> Self:
-        """New maps, closed with the stack. No ports: any. The programs do nothing until set_working()."""
+    def create(cls, stack: ExitStack, engine: Engine, ports: Sequence[int], about: str) -> Self:
+        """New maps, closed with the stack: for sockets of the calling thread's network namespace, or, native, of any.
+
+        The programs do nothing until set_working().
+        """
         array, entries = bpf.MapType.ARRAY, _FAIL_OPENS + len(_DOUBTS) + 1
         made = cls(
-            sockets=bpf.Map.create_socket_storage("autolowat", _STATE_SIZE),
+            sockets=_sockets_map(engine),
             settings=bpf.Map.create(array, "settings", max_entries=_SETTINGS),
             counters=bpf.Map.create(bpf.MapType.PERCPU_ARRAY, "counters", value_size=8, max_entries=entries),
-            ports=bpf.Map.create(bpf.MapType.HASH, "ports", max_entries=_PORTS_MAX),
+            ports=bpf.Map.create(array, "ports", value_size=8, max_entries=_PORTS // _PORTS_IN_WORD),
             about=bpf.Map.create(array, "about", value_size=_TEXT),
         )
         for entry in made.by_name().values():
             stack.enter_context(entry)
-        for port in ports:
-            made.ports.update_u32(port, 1)
-        made.settings.update_u32(_ANY_PORT, int(not ports))
-        made.about.update(0, about.encode().ljust(_TEXT, b"\0"))
+        for word in {port // _PORTS_IN_WORD for port in ports}:
+            bits = sum(1 << port % _PORTS_IN_WORD for port in set(ports) if port // _PORTS_IN_WORD == word)
+            made.ports.update(word, struct.pack("=Q", bits))
+        made.settings.update_u32(_NETNS, netns.identity())
+        made.set_text(about)
         return made
 
     @classmethod
@@ -126,6 +140,9 @@ class Maps:
     def text(self) -> str:
         return self.about.lookup(0).rstrip(b"\0").decode()
 
+    def set_text(self, about: str) -> None:
+        self.about.update(0, about.encode().ljust(_TEXT, b"\0"))
+
     def set_working(self, working: bool) -> None:
         self.settings.update_u32(_WORKING, int(working))
 
@@ -140,14 +157,43 @@ class Maps:
         return FailOpens(**{name: self.count(_FAIL_OPENS + 1 + doubt) for doubt, name in enumerate(_DOUBTS)})
 
 
+def _sockets_map(engine: Engine) -> bpf.Map:
+    if engine is Engine.NATIVE:
+        return bpf.Map.create_typed(bpf.MapType.SK_STORAGE, "autolowat", value_size=_STATE_SIZE)
+    return bpf.Map.create_typed(
+        bpf.MapType.HASH,
+        "autolowat",
+        key_size=_KEY_SIZE,
+        value_size=_FLOW_SIZE,
+        max_entries=_FLOWS_MAX,
+        locked=True,
+    )
+
+
 def _constant(name: str) -> str:
     return f"{name.upper()}_FD"
+
+
+def _offsets() -> dict[str, int]:
+    found = btf.offsets(_OFFSETS)
+    for name, field in _OFFSETS6.items():
+        found[name] = btf.offset(*field) if btf.has_field(*field) else 0
+    # wait_queue_head_t is a typedef, which a path of fields does not go through.
+    found["OFF_WAIT_HEAD"] = btf.offset("socket_wq", "wait") + btf.offset("wait_queue_head", "head")
+    # An error of the program's choice came with Linux 5.18; since 5.15 these programs may set options themselves.
+    has_retval = btf.enumerator("BPF_FUNC_set_retval") is not None
+    return {**found, "CAN_SET": int(has_retval), "CAN_SET_RETVAL": int(has_retval)}
+
+
+def can_choose_errors() -> bool:
+    """Whether a refused opt-in says why (Linux 5.18); else it is EPERM."""
+    return btf.enumerator("BPF_FUNC_set_retval") is not None
 
 
 def _source(name: str, defines: Mapping[str, int], kfuncs: Sequence[str] = ()) -> Source:
     return Source(
         path=bpf_dir() / "autolowat" / f"{name}.c",
-        defines={"NONBLOCK": os.O_NONBLOCK, **btf.offsets(_OFFSETS), **defines},
+        defines={"NONBLOCK": os.O_NONBLOCK, **_SIZES, **_offsets(), **defines},
         maps=tuple(map(_constant, Maps.__dataclass_fields__)),
         kfuncs=tuple(kfuncs),
     )
@@ -167,8 +213,8 @@ def source(engine: Engine, defines: Mapping[str, int]) -> Source:
     missing = missing_for_native()
     if missing:
         raise Unsupported(
-            f"the engine native is not to be had: this kernel has no {', '.join(missing)}",
-            hint="--engine paired works where both ends run it; vagrant/kernel/ builds a kernel with the hook",
+            f"this kernel lacks {', '.join(missing)}, which the native engine needs",
+            hint="--engine solo works on stock kernels; vagrant/kernel/ builds a kernel with the hook",
         )
     numbers = {name: btf.enumerator(constant) or 0 for name, constant in _HOOK.items()}
     return _source(engine, {**numbers, **btf.offsets(_NATIVE_OFFSETS), **defines}, tuple(_KFUNCS))
@@ -183,7 +229,9 @@ def load(engine: Engine, maps: Maps, defines: Mapping[str, int]) -> dict[str, bp
     Raises:
         Unsupported, MissingCapability, ProgramRejected.
     """
-    chosen, functions = source(engine, defines), _PROGRAMS[engine]
+    chosen, functions = source(engine, defines), dict(_PROGRAMS[engine])
+    if engine is Engine.SOLO:
+        functions |= dict.fromkeys(_AT_DEVICES.values(), (ProgramType.SCHED_CLS, AttachType.NONE))
     kfuncs = {name: btf.function(_KFUNCS[name]) for name in chosen.kfuncs}
     programs = load_all(chosen, functions, maps=maps.linked(), kfuncs=kfuncs)
     return dict(zip(functions, programs, strict=True))
@@ -200,6 +248,30 @@ def attach(engine: Engine, programs: Mapping[str, bpf.Program], cgroup_fd: int) 
         return links
 
 
+def at_device(programs: Mapping[str, bpf.Program], device: tc.Device) -> bpf.Program:
+    """The program of the engine solo that belongs at a device's ingress."""
+    return programs[_AT_DEVICES[device.has_header]]
+
+
+@contextmanager
+def attached(
+    engine: Engine, programs: Mapping[str, bpf.Program], cgroup_fd: int, at_devices: ExitStack
+) -> Iterator[None]:
+    """As attach(), until the end of the block, and at the devices of the calling thread's namespace, until
+    `at_devices` is closed; nothing is pinned."""
+    label = f"reuseport_tool_{os.getpid()}"
+    with ExitStack() as stack:
+        for link in attach(engine, programs, cgroup_fd).values():
+            stack.enter_context(link)
+        for device in tc.topmost_devices() if engine is Engine.SOLO else []:
+            program = at_device(programs, device)
+            try:
+                at_devices.enter_context(tc.attach_tcx(program, device))
+            except Unsupported:
+                at_devices.enter_context(tc.Filter(program, device, label))
+        yield
+
+
 class Followed(NamedTuple):
     """struct followed of bpf/autolowat/walk.c: one socket that a program follows or has followed."""
 
@@ -207,25 +279,23 @@ class Followed(NamedTuple):
     lowat: int
 
 
-def walk_source(cgroup_id: int, flags: int) -> Source:
+def walk_source(engine: Engine, can_set: bool = True) -> Source:
     """The program of a Walk."""
-    defines = {**btf.offsets(_WALK_OFFSETS), "CGROUP_ID": cgroup_id, "LISTENER_FLAGS": flags}
-    return _source("walk", defines)
+    return _source("walk", {"ENGINE_SOLO": int(engine is Engine.SOLO), "CAN_SET": int(can_set)})
 
 
 class Walk(Closing):
-    """The iterator over the sockets of a cgroup's AutoLOWAT. A context manager; raises as BpfIterator.
+    """The iterator over the sockets that AutoLOWAT follows. A context manager; raises as BpfIterator.
 
     A walk goes over the sockets of the calling thread's network namespace, each of them locked. While AutoLOWAT is
-    not working it gives every socket SO_RCVLOWAT 1.
-
-    Args:
-        listeners: also let those of the cgroup answer the option of the engine paired.
+    not working it gives every socket SO_RCVLOWAT 1, where an iterator may do that (Linux 5.19).
     """
 
-    def __init__(self, engine: Engine, maps: Maps, cgroup_id: int, listeners: bool) -> None:
-        flags = _WRITE_HDR_OPT_CB_FLAG if listeners and engine is Engine.PAIRED else 0
-        self._iterator = BpfIterator(Protocol.TCP, walk_source(cgroup_id, flags), maps=maps.linked())
+    def __init__(self, engine: Engine, maps: Maps) -> None:
+        try:
+            self._iterator = BpfIterator(Protocol.TCP, walk_source(engine), maps=maps.linked())
+        except ProgramRejected:
+            self._iterator = BpfIterator(Protocol.TCP, walk_source(engine, can_set=False), maps=maps.linked())
 
     def read(self) -> list[Followed]:
         return [Followed(*entry) for entry in struct.iter_unpack("=II", self._iterator.read())]

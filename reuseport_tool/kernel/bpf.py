@@ -21,6 +21,7 @@ from reuseport_tool.kernel import capabilities, libc
 T = TypeVar("T", bound=ctypes.Structure)
 
 _F_NO_PREALLOC = 1
+_TCX_INGRESS, _F_BEFORE = 46, 1 << 3
 _TRACE_ITER = 28  # enum bpf_attach_type
 
 
@@ -203,7 +204,7 @@ def _obj_get(path: str, kind: str, shown: str) -> int:
             raise _not_a(kind, shown) from error
         raise
     # The name of the file behind it is the only thing that tells (kernel/bpf/syscall.c, anon_inode_getfd()).
-    if os.readlink(f"/proc/self/fd/{fd}") == f"anon_inode:bpf-{kind}":
+    if os.readlink(f"/proc/self/fd/{fd}") in (f"anon_inode:bpf-{kind}", f"anon_inode:bpf_{kind}"):
         return fd
     os.close(fd)
     raise _not_a(kind, shown)
@@ -248,18 +249,26 @@ class Map(Handle):
             return cls(libc.bpf(Command.MAP_CREATE, attr, "create map"))
 
     @classmethod
-    def create_socket_storage(cls, name: str, value_size: int) -> Map:
-        """An SK_STORAGE map (Linux 5.2), whose value begins with a struct bpf_spin_lock."""
-        with translated(f"creating the map {name}"), _locked_value(value_size) as types:
+    def create_typed(
+        cls, kind: MapType, name: str, *, key_size: int = 4, value_size: int, max_entries: int = 0, locked: bool = False
+    ) -> Map:
+        """A map without preallocation that has type information, which SK_STORAGE maps need (Linux 5.2).
+
+        Args:
+            key_size, value_size: in bytes, multiples of 4.
+            locked: the value begins with a struct bpf_spin_lock, which needs it as well.
+        """
+        with translated(f"creating the map {name}"), _types(key_size, value_size, locked) as types:
             attr = _MapCreate(
-                map_type=MapType.SK_STORAGE,
-                key_size=4,
+                map_type=kind,
+                key_size=key_size,
                 value_size=value_size,
+                max_entries=max_entries,
                 map_flags=_F_NO_PREALLOC,
                 map_name=name.encode()[:15],
                 btf_fd=types.fd,
-                btf_key_type_id=1,
-                btf_value_type_id=4,
+                btf_key_type_id=1 if kind is MapType.SK_STORAGE else 3,
+                btf_value_type_id=5,
             )
             return cls(libc.bpf(Command.MAP_CREATE, attr, "create map"))
 
@@ -355,19 +364,23 @@ class Program(Handle):
         )
 
 
-def _locked_value(size: int) -> Handle:
-    """BTF of `int` (type 1) and of struct { struct bpf_spin_lock lock; int words[]; } (type 4)."""
+def _types(key_size: int, value_size: int, locked: bool) -> Handle:
+    """BTF of `int` (1), struct bpf_spin_lock (2), int[] as large as the key (3), int[] for the rest of the value (4),
+    and struct { struct bpf_spin_lock lock; int words[]; } or struct { int words[]; } (5)."""
     names = b"\0int\0bpf_spin_lock\0val\0value\0lock\0words\0"
 
     def at(name: bytes) -> int:
         return names.index(b"\0" + name + b"\0") + 1
 
-    words = (size - 4) // 4
+    lock = 4 if locked else 0
     types = struct.pack("=IIII", at(b"int"), 1 << 24, 4, 32)
     types += struct.pack("=IIIIII", at(b"bpf_spin_lock"), 4 << 24 | 1, 4, at(b"val"), 1, 0)
-    types += struct.pack("=IIIIII", 0, 3 << 24, 0, 1, 1, words)
-    types += struct.pack("=III", at(b"value"), 4 << 24 | 2, size)
-    types += struct.pack("=IIIIII", at(b"lock"), 2, 0, at(b"words"), 3, 32)
+    for size in (key_size, value_size - lock):
+        types += struct.pack("=IIIIII", 0, 3 << 24, 0, 1, 1, size // 4)
+    types += struct.pack("=III", at(b"value"), 4 << 24 | (2 if locked else 1), value_size)
+    if locked:
+        types += struct.pack("=III", at(b"lock"), 2, 0)
+    types += struct.pack("=III", at(b"words"), 4, lock * 8)
     header = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(names))
     data = ctypes.create_string_buffer(header + types + names, len(header + types + names))
     return Handle(libc.bpf(Command.BTF_LOAD, _BtfLoad(btf=ctypes.addressof(data), btf_size=len(data)), "load BTF"))
@@ -420,6 +433,40 @@ def create_iterator(link: Handle) -> Handle:
     """BPF_ITER_CREATE: a file that walks once while it is read."""
     with translated("creating an iterator"):
         return Handle(libc.bpf(Command.ITER_CREATE, _IterCreate(link_fd=link.fd), "create an iterator"))
+
+
+class _LinkInfo(ctypes.Structure):
+    """struct bpf_link_info up to the device of a tcx link."""
+
+    _fields_ = [
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("prog_id", ctypes.c_uint32),
+        ("_pad", ctypes.c_uint32),
+        ("tcx_ifindex", ctypes.c_uint32),
+    ]
+
+
+class Link(Handle):
+    """An attachment."""
+
+    @classmethod
+    def open(cls, path: str, shown: str = "") -> Link:
+        """BPF_OBJ_GET of a pinned link. Raises FileNotFoundError, and Conflict for anything else than a link."""
+        return cls(_obj_get(path, "link", shown or path))
+
+    def device(self) -> int:
+        """The device of a tcx link; 0 when the device is gone."""
+        return int(_object_info(self.fd, _LinkInfo()).tcx_ifindex)
+
+
+def attach_tcx(program: Program, device: int) -> Handle:
+    """BPF_LINK_CREATE at a device's ingress (Linux 6.6): as attach_cgroup(), before the programs that are there.
+
+    Raises OSError: EINVAL where the kernel has no tcx.
+    """
+    attr = _LinkCreate(prog_fd=program.fd, target_fd=device, attach_type=_TCX_INGRESS, flags=_F_BEFORE)
+    return Handle(libc.bpf(Command.LINK_CREATE, attr, f"attach to device {device}"))
 
 
 def attach_cgroup(program: Program, cgroup_fd: int, attach_type: int) -> Handle:

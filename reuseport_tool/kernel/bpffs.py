@@ -135,6 +135,12 @@ def open_program(place: Place) -> bpf.Program:
         return bpf.Program.open(path, str(place))
 
 
+def pinned_at_device(place: Place) -> int:
+    """The device of a pinned tcx link; 0 when the device is gone. Raises FileNotFoundError, and Conflict."""
+    with _path(place) as path, bpf.Link.open(path, str(place)) as link:
+        return link.device()
+
+
 @contextlib.contextmanager
 def _path(place: Place) -> Iterator[str]:
     """A path that leads to this very file, whatever its name may mean a moment later."""

@@ -41,6 +41,15 @@ def by_id(identity: int) -> Path | None:
     return None
 
 
+def processes(folder: Path) -> list[int]:
+    """The processes in a cgroup and in those below it."""
+    found: list[int] = []
+    for inside, _, _ in os.walk(folder):
+        with contextlib.suppress(OSError):  # gone, or a threaded one
+            found += map(int, (Path(inside) / "cgroup.procs").read_text().split())
+    return found
+
+
 def own() -> Path:
     """The cgroup that this process is in."""
     for line in Path("/proc/self/cgroup").read_text(errors="surrogateescape").splitlines():

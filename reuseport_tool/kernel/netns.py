@@ -96,6 +96,17 @@ def reachable() -> list[str]:
     return list(paths.values())
 
 
+def find(inode: int) -> str | None:
+    """The path of the namespace with this inode; None when no process and no name holds it."""
+    return next((path for path in reachable() if os.stat(path).st_ino == inode), None)
+
+
+def of(pid: int) -> str | None:
+    """The path of a process's namespace, None when it is gone or not ours to look at."""
+    path = f"/proc/{pid}/ns/net"
+    return path if os.access(path, os.F_OK) else None
+
+
 @contextlib.contextmanager
 def visit(path: str) -> Iterator[None]:
     """The calling thread in another namespace, and back in its own at the end. Raises as enter()."""

@@ -33,6 +33,7 @@ _FIRST_MAP, _FIRST_KFUNC = 0x40000000, 0x50000000
 
 
 class ProgramType(enum.IntEnum):
+    SCHED_CLS = 3
     CGROUP_SKB = 8
     SOCK_OPS = 13
     CGROUP_SOCK = 9

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
         AutolowatStatus,
         Engine,
         FailOpens,
-        Role,
     )
     from reuseport_tool.models.bench import (
         BenchReload,
@@ -151,7 +150,6 @@ __all__ = [
     "Reload",
     "ReloadArm",
     "Resets",
-    "Role",
     "SelectArm",
     "Side",
     "Slot",

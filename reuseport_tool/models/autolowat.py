@@ -8,15 +8,7 @@ from dataclasses import dataclass
 
 class Engine(enum.StrEnum):
     NATIVE = "native"
-    PAIRED = "paired"
-
-
-class Role(enum.StrEnum):
-    """What this end of a paired connection does."""
-
-    BOTH = "both"
-    RECEIVER = "receiver"
-    SENDER = "sender"
+    SOLO = "solo"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,21 +19,22 @@ class FailOpens:
     length: int
     """A length that cannot be, or above the framing's `max`."""
     too_many: int
-    """Too many frames in one segment: more than 256 (`paired`) or 100 (`native`)."""
+    """Too many frames in one segment: more than 32 (`solo`) or 100 (`native`)."""
     load: int
     """The program could not read bytes of a segment."""
     order: int
-    """The header of a frame came out of order, or with the handshake."""
+    """The header of a frame came out of order, or a second time with other bytes."""
     urgent: int
     """Urgent data."""
-    unmarked: int
-    """The end of a frame came without the sender's mark, or below IPv6 extension headers."""
+    unseen: int
+    """Data came that the program at the devices did not see: another device, a tunnel, IPv6 extension headers, or a
+    program before ours."""
     race: int
-    """Two processors worked on one socket."""
+    """Two processors worked on one connection."""
     application: int
     """The application set SO_RCVLOWAT or TCP_ULP itself."""
     refused: int
-    """The kernel refused a value."""
+    """The kernel refused a value, or a segment could not be marked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +44,15 @@ class AutolowatAttachment:
     cgroup: str
     """The folder of the cgroup."""
     engine: str
-    """`native` or `paired`."""
+    """`native` or `solo`."""
     framing: str
     """The framing, as it was given."""
     ports: tuple[int, ...]
     """The ports; empty when sockets opt in by themselves."""
-    role: str
-    """`both`, `receiver` or `sender`."""
+    devices: tuple[str, ...]
+    """The network devices that have the program of `solo`; empty for `native`."""
     result: str
-    """`attached` or `unchanged`."""
+    """`attached`, `extended` (to devices that are new) or `unchanged`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,27 +72,27 @@ class Autolowat:
     cgroup: str
     """The folder of the cgroup, or its inode when it was removed."""
     engine: str
-    """`native` or `paired`."""
+    """`native` or `solo`."""
     framing: str
     """The framing, as it was given."""
     ports: tuple[int, ...]
     """The ports; empty when sockets opt in by themselves."""
-    role: str
-    """`both`, `receiver` or `sender`."""
+    devices: tuple[str, ...]
+    """The network devices that have the program of `solo`; empty for `native`."""
     working: bool
     """False when an attach or a detach was cut off."""
     sockets: int
     """Connections that could be followed now."""
     following: int
     """Connections that are followed now."""
-    agreed: int | None
-    """Connections whose other end has the tool, too; null for `native`, which needs no other end."""
     opted_in: int
-    """Sockets that opted in by themselves."""
+    """Connections that it began to follow."""
     frames: int
     """Frames that ended."""
     wakeups_saved: int
     """Segments that ended no frame."""
+    marks: int
+    """Segments for which `solo` had TCP call its program."""
     fail_opens: FailOpens
     """How often following a socket was stopped, by reason."""
 

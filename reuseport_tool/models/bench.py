@@ -106,7 +106,7 @@ class FramingArm:
     """One way to wait for frames of one size, over all rounds."""
 
     name: str
-    """`off`; `rcvlowat`: the application sets it once to the size of all frames; `native`; `paired`."""
+    """`off`; `rcvlowat`: the application sets it once to the size of all frames; `native`; `solo`."""
     wakeups_per_frame: float
     """Returns of epoll_wait at the receiver."""
     syscalls_per_frame: float

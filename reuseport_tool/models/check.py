@@ -131,7 +131,7 @@ class CheckRpcFraming:
     kernel: str
     """The kernel's release."""
     engine: str
-    """`native` or `paired`."""
+    """`native` or `solo`."""
     ok: bool
     """Every case came out as expected."""
     cases: tuple[FramingCase, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import select
 import socket
 from contextlib import ExitStack
 
@@ -23,7 +24,6 @@ _PROBE_FRAMING = {
     "FRAMING_HEADER": 4,
     "FRAMING_MAX": 100,
     "FRAMES_MAX": 4,
-    "ROLE": 3,
     "ARM_PORTS": 1,
     "ARM_ACTIVE": 1,
 }
@@ -31,14 +31,13 @@ _PROBE_FRAMING = {
 
 def _autolowat(engine: Engine) -> str:
     with netns.throw_away(), cgroup.throw_away() as folder, ExitStack() as stack:
-        maps = autolowat.Maps.create(stack, [_PORT], "")
+        maps = autolowat.Maps.create(stack, engine, [_PORT], "")
         programs = autolowat.load(engine, maps, _PROBE_FRAMING)
         for program_ in programs.values():
             stack.callback(program_.close)
         fd = cgroup.open_folder(folder)
         stack.callback(os.close, fd)
-        for link in autolowat.attach(engine, programs, fd).values():
-            stack.callback(link.close)
+        stack.enter_context(autolowat.attached(engine, programs, fd, stack))
         maps.set_working(True)
         lowat = _lowat_of_a_begun_frame()
     if lowat != 4 + 7:
@@ -47,10 +46,11 @@ def _autolowat(engine: Engine) -> str:
 
 
 def _lowat_of_a_begun_frame() -> int:
-    with loopback.listener(_PORT) as listening, loopback.connect(_PORT) as client:
+    with loopback.listener(_PORT) as listening, loopback.connect(_PORT) as client, select.epoll() as waiting:
         loopback.wait_queued(listening)
         with listening.accept()[0] as server:
             server.setblocking(False)
+            waiting.register(server, select.EPOLLIN)
             client.sendall(b"\0\0\0\7x")
             loopback.wait_received(server, 5)
             return server.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
@@ -58,7 +58,7 @@ def _lowat_of_a_begun_frame() -> int:
 
 _NEEDS = ("CAP_SYS_ADMIN", "CAP_BPF", "CAP_NET_ADMIN")
 PROBES = (
-    Probe(name="AutoLOWAT paired", since="5.18", needs=_NEEDS, run=functools.partial(_autolowat, Engine.PAIRED)),
+    Probe(name="AutoLOWAT solo", since="5.10", needs=_NEEDS, run=functools.partial(_autolowat, Engine.SOLO)),
     # Not in a release: vagrant/kernel/ has the patch.
     Probe(name="AutoLOWAT native", since=None, needs=_NEEDS, run=functools.partial(_autolowat, Engine.NATIVE)),
 )

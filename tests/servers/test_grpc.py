@@ -48,7 +48,7 @@ def right_answers(spawn: Callable[..., subprocess.Popen[str]]) -> tuple[int, int
 
 def test_every_call_is_answered(tool: Tool, group: Path, spawn: Callable[..., subprocess.Popen[str]]) -> None:
     plain, plain_switches = right_answers(spawn)
-    tool.ok("autolowat", "attach", "--cgroup", group, "--framing", "http2", "--ports", PORT, "--engine", "paired")
+    tool.ok("autolowat", "attach", "--cgroup", group, "--framing", "http2", "--ports", PORT, "--engine", "solo")
     framed, framed_switches = right_answers(spawn)
     (status,) = tool.ok("autolowat", "status")["attachments"]
     tool.ok("autolowat", "detach", "--cgroup", group)

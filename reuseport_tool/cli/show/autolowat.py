@@ -15,8 +15,10 @@ from reuseport_tool.cli.show.tables import table
 
 @table.register
 def _autolowat_attachment(model: models.AutolowatAttachment, console: Console) -> None:
-    done = "already attached" if model.result == "unchanged" else "attached"
+    done = {"unchanged": "already attached", "extended": "now also at the new devices"}.get(model.result, model.result)
     say(console, f"{model.cgroup}  {done}: engine {model.engine}, framing {model.framing}, {_ports(model.ports)}")
+    if model.devices:
+        say(console, f"  devices {', '.join(model.devices)}")
 
 
 def _ports(ports: Sequence[int]) -> str:
@@ -36,12 +38,13 @@ def _autolowat_status(model: models.AutolowatStatus, console: Console) -> None:
         say(
             console,
             Text(entry.cgroup, style="bold")
-            + Text(f"  engine {entry.engine}, framing {entry.framing}, {_ports(entry.ports)}, role {entry.role}"),
+            + Text(f"  engine {entry.engine}, framing {entry.framing}, {_ports(entry.ports)}"),
         )
         if not entry.working:
             say(console, Text("  not working: an attach or detach was cut off; run it again", style="yellow"))
-        agreed = "" if entry.agreed is None else f"agreed {entry.agreed}, "
-        say(console, f"  sockets {entry.sockets}, following {entry.following}; {agreed}opted in {entry.opted_in}")
+        if entry.engine == models.Engine.SOLO:
+            say(console, f"  devices {', '.join(entry.devices) or 'none'}; marked segments {entry.marks}")
+        say(console, f"  sockets {entry.sockets}, following {entry.following}; followed so far {entry.opted_in}")
         say(console, f"  frames {entry.frames}, wake-ups saved {entry.wakeups_saved}; fail-opens: {_fails(entry)}")
 
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-import signal
 import socket
 import struct
-import subprocess
 import termios
 import threading
-import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,18 +19,19 @@ from reuseport_tool.autolowat.attachment import Plan
 from reuseport_tool.bench import rpc_framing as bench_rpc_framing
 from reuseport_tool.check import framing_lab
 from reuseport_tool.check import rpc_framing as check_rpc_framing
-from reuseport_tool.check.framing_lab import DEADLINE_S, rpc_frame
+from reuseport_tool.check.framing_lab import DEADLINE_S, Pair, rpc_frame
 from reuseport_tool.errors import ToolError
 from reuseport_tool.kernel import autolowat as kernel
-from reuseport_tool.kernel import cgroup
-from reuseport_tool.models import Engine, Role
+from reuseport_tool.kernel import cgroup, netns
+from reuseport_tool.models import Engine
 from reuseport_tool.waiting import wait_until
 from tests.tool import Tool
 
-pytestmark = pytest.mark.needs("AutoLOWAT paired")
+pytestmark = pytest.mark.needs("AutoLOWAT solo")
 
 PORT = 9000
 FRAME = rpc_frame(100, 150)
+CUT = ((0, 8), (8, 100), (100, 258))
 # TCP_DELACK_MAX of 200 ms, and what a busy machine adds.
 MENDED_S = 2.0
 
@@ -45,30 +43,36 @@ def group(in_netns: None) -> Iterator[Path]:
         yield folder
 
 
-def attach(tool: Tool, group: Path, *more: object) -> object:
-    return tool.ok("autolowat", "attach", "--cgroup", group, "--framing", "rpc", "--engine", "paired", *more)
+def attach(tool: Tool, group: Path, *more: object) -> dict[str, object]:
+    done = tool.ok("autolowat", "attach", "--cgroup", group, "--framing", "rpc", "--engine", "solo", *more)
+    assert isinstance(done, dict)
+    return done
+
+
+def is_here(engine: Engine) -> bool:
+    return engine is Engine.SOLO or not kernel.missing_for_native()
 
 
 def test_attach_status_detach(tool: Tool, group: Path) -> None:
     done = attach(tool, group, "--ports", PORT)
     assert done == {
         "cgroup": str(group),
-        "engine": "paired",
+        "engine": "solo",
         "framing": "rpc",
         "ports": [PORT],
-        "role": "both",
+        "devices": ["lo"],
         "result": "attached",
     }
-    assert attach(tool, group, "--ports", PORT)["result"] == "unchanged"  # type: ignore[index]
-    tool.fails(7, "autolowat", "attach", "--cgroup", group, "--framing", "thrift", "--engine", "paired")
+    assert attach(tool, group, "--ports", PORT)["result"] == "unchanged"
+    tool.fails(7, "autolowat", "attach", "--cgroup", group, "--framing", "thrift", "--engine", "solo")
     with framing_lab.pair(port=PORT) as pair:
-        for begin, end in ((0, 8), (8, 100), (100, 258)):
+        for begin, end in CUT:
             assert not pair.is_ready()
             pair.send(FRAME[begin:end])
         assert pair.is_ready()
         (status,) = tool.ok("autolowat", "status")["attachments"]
-    assert (status["agreed"], status["opted_in"], status["sockets"], status["following"]) == (2, 2, 2, 2)
-    assert (status["frames"], status["wakeups_saved"]) == (1, 2)
+    assert (status["opted_in"], status["sockets"], status["following"], status["devices"]) == (2, 2, 2, ["lo"])
+    assert (status["frames"], status["wakeups_saved"], status["marks"]) == (1, 2, 2)
     assert not any(status["fail_opens"].values())
     assert tool.ok("autolowat", "detach", "--cgroup", group)["cgroup"] == str(group)
     assert tool.ok("autolowat", "status") == {"attachments": []}
@@ -78,12 +82,14 @@ def test_attach_status_detach(tool: Tool, group: Path) -> None:
 def test_refusals(tool: Tool, group: Path, tmp_path: Path) -> None:
     tool.fails(2, "autolowat", "attach", "--cgroup", group, "--framing", "morse")
     tool.fails(2, "autolowat", "attach", "--cgroup", group, "--framing", "rpc", "--ports", "0")
+    tool.fails(2, "autolowat", "attach", "--cgroup", group, "--framing", "rpc", "--ports", "1-9000")
+    tool.fails(2, "autolowat", "attach", "--cgroup", group, "--framing", "rpc", "--engine", "paired")
     tool.fails(6, "autolowat", "attach", "--cgroup", tmp_path, "--framing", "rpc")
     attach(tool, group)
     inner = group / "inner"
     inner.mkdir()
     try:
-        tool.fails(7, "autolowat", "attach", "--cgroup", inner, "--framing", "rpc", "--engine", "paired")
+        tool.fails(7, "autolowat", "attach", "--cgroup", inner, "--framing", "rpc", "--engine", "solo")
     finally:
         inner.rmdir()
     tool.ok("autolowat", "detach", "--cgroup", group)
@@ -100,7 +106,7 @@ def test_native_on_a_kernel_without_the_hook(tool: Tool, group: Path) -> None:
 @pytest.mark.vm
 @pytest.mark.parametrize("engine", Engine)
 def test_every_case_of_the_check(root: None, engine: Engine) -> None:
-    if engine is Engine.NATIVE and kernel.missing_for_native():
+    if not is_here(engine):
         return
     report = check_rpc_framing.check(engine, lambda *_: None)
     assert [case for case in report.cases if not case.ok] == []
@@ -110,18 +116,23 @@ def test_every_case_of_the_check(root: None, engine: Engine) -> None:
 def test_check_rpc_framing(tool: Tool) -> None:
     report = tool.ok("check", "rpc-framing")
     assert report["ok"]
-    assert report["engine"] == (Engine.PAIRED if kernel.missing_for_native() else Engine.NATIVE)
+    assert report["engine"] == (Engine.SOLO if kernel.missing_for_native() else Engine.NATIVE)
     assert sum(case["frames"] for case in report["cases"]) > 300
     assert all(case["stalls"] == 0 for case in report["cases"])
 
 
 def test_listeners_that_were_there_before(tool: Tool, group: Path) -> None:
-    with socket.create_server(("127.0.0.1", PORT)) as listener:
-        attach(tool, group, "--ports", PORT)
+    """Their new connections are followed; a connection that was there before is left alone."""
+    with socket.create_server(("127.0.0.1", PORT)) as listener, framing_lab.pair() as before:
+        attach(tool, group, "--ports", f"{PORT},{before.client.getpeername()[1]}")
+        before.send(FRAME[:100])
+        assert before.is_ready()
         with socket.create_connection(listener.getsockname()) as client, listener.accept()[0] as server:
             server.setblocking(False)
-            client.sendall(FRAME[:8])
-            assert wait_until(lambda: lowat(server) == len(FRAME), DEADLINE_S)
+            with select.epoll() as waiting:
+                waiting.register(server, select.EPOLLIN)
+                client.sendall(FRAME[:8])
+                assert wait_until(lambda: lowat(server) == len(FRAME), DEADLINE_S)
         tool.ok("autolowat", "detach", "--cgroup", group)
 
 
@@ -168,7 +179,7 @@ class Traffic:
         client = socket.create_connection(self._listener.getsockname())
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         server = self._listener.accept()[0]
-        # Sleeps in select() alone: the paired engine leaves sockets that sleep in recv() at 1.
+        # Sleeps in select() alone: the engine solo leaves sockets that sleep in recv() at 1.
         client.setblocking(False)
         server.setblocking(False)
         return client, server
@@ -220,50 +231,24 @@ def test_detach_lowers_every_mark(tool: Tool, group: Path) -> None:
         assert pair.is_ready()
 
 
-def test_a_killed_attach_leaves_nothing_that_works(tool: Tool, group: Path) -> None:
-    """At whatever instruction it dies: the next attach and detach find their way."""
-    command = tool.command("autolowat", "attach", "--cgroup", group, "--framing", "rpc", "--engine", "paired")
-    begin = time.monotonic()
-    attach(tool, group)
-    whole = time.monotonic() - begin
-    tool.ok("autolowat", "detach", "--cgroup", group)
-    for part in range(1, 4):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(whole * part / 4)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-        process.wait()
-        with framing_lab.pair() as pair:
-            pair.send(FRAME[:1])
-            assert pair.is_ready() or pair.lowat() == 8
-        attach(tool, group)
-        tool.ok("autolowat", "detach", "--cgroup", group)
-    assert tool.bpffs is not None
-    assert not (tool.bpffs / "reuseport-tool").exists()
-
-
 @pytest.mark.vm
 @pytest.mark.parametrize("engine", Engine)
-def test_a_peer_without_the_tool(root: None, engine: Engine) -> None:
-    """Both directions: frames arrive, and nobody but SYN and SYN+ACK carries the option."""
-    if engine is Engine.NATIVE and kernel.missing_for_native():
+@pytest.mark.parametrize("foreign", ["client", "server"])
+def test_a_peer_without_the_tool(root: None, engine: Engine, foreign: str) -> None:
+    """One end is outside of the cgroup: frames arrive both ways, and only the end inside is followed."""
+    if not is_here(engine):
         return
-    with framing_lab.attached(Plan(engine=engine, framing="rpc", ports=(PORT,), role=Role.BOTH)) as maps:
-        inside = cgroup.own()
-        for foreign in ("client", "server"):
-            with _capture() as packets, _pair_with(foreign, inside) as (client, server):
-                for one, other in ((client, server), (server, client)):
-                    for begin, end in ((0, 8), (8, 100), (100, 258)):
-                        one.sendall(FRAME[begin:end])
-                    taken = 0
-                    while taken < len(FRAME):
-                        assert select.select([other], [], [], DEADLINE_S)[0]
-                        taken += len(other.recv(70))
-                assert options_after_handshake(packets) == 0
-        if engine is Engine.PAIRED:
-            assert maps.count(kernel.AGREED) == 0
-            assert maps.count(kernel.OPTED_IN) == 0
+    with framing_lab.attached(Plan(engine=engine, framing="rpc", ports=(PORT,))) as maps:
+        made = _pair_with(foreign, cgroup.own())
+        with made as (client, server):
+            for one, other in ((client, server), (server, client)):
+                for begin, end in CUT:
+                    one.sendall(FRAME[begin:end])
+                taken = 0
+                while taken < len(FRAME):
+                    assert select.select([other], [], [], DEADLINE_S)[0]
+                    taken += len(other.recv(70))
+        assert maps.count(kernel.OPTED_IN) == 1
 
 
 class _pair_with:
@@ -298,118 +283,74 @@ class _pair_with:
             sock.close()
 
 
-class _capture:
-    """What passes over the loopback."""
-
-    def __enter__(self) -> socket.socket:
-        self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-        self._sock.bind(("lo", 3))
-        self._sock.setblocking(False)
-        return self._sock
-
-    def __exit__(self, *_: object) -> None:
-        self._sock.close()
-
-
-def options_after_handshake(packets: socket.socket) -> int:
-    """How many segments that are no SYN have an option of kind 254."""
-    seen = captured(packets)
-    assert len(seen) > 5
-    return sum("S" not in segment.flags and is_marked(segment) for segment in seen)
-
-
-def captured(packets: socket.socket) -> list[Any]:
-    """The TCP segments since the last call."""
-    from scapy.layers.inet import TCP
-    from scapy.layers.l2 import Ether
-
-    seen = []
-    while True:
-        try:
-            packet = Ether(packets.recv(1 << 16))
-        except BlockingIOError:
-            return seen
-        if TCP in packet:
-            seen.append(packet[TCP])
-
-
-def is_marked(segment: Any) -> bool:
-    return any(kind == 254 for kind, _ in segment.options)
-
-
 def test_only_the_boundaries_of_long_frames_are_marked(root: None) -> None:
-    """A guess, that a frame will be of one segment as the one before, is corrected by the next segment."""
-    single, several = [(0, 258)], [(0, 8), (8, 100), (100, 200), (200, 258)]
+    """Two segments of a frame, however many it has, and none of a frame that is one segment."""
+    plan = Plan(engine=Engine.SOLO, framing="rpc", ports=(PORT,))
+    with framing_lab.attached(plan) as maps, framing_lab.pair(port=PORT) as pair:
+        for cut, marks in (([(0, 258)], 0), (CUT, 2), ([(0, 258)], 0), ([(0, 50), (50, 258)], 2)):
+            before = maps.count(kernel.MARKS)
+            for begin, end in cut:
+                pair.send(FRAME[begin:end])
+            assert pair.server.recv(1000) == FRAME
+            assert maps.count(kernel.MARKS) - before == marks
+        wide = [(at, at + 10) for at in range(0, 250, 10)]
+        for begin, end in [*wide, (250, 258)]:
+            pair.send(FRAME[begin:end])
+        assert maps.count(kernel.MARKS) - before == marks + 2
+
+
+def test_a_reader_that_is_behind_costs_no_marks(root: None) -> None:
+    """While whole frames wait there is nothing to ask for: HTTP/2's HEADERS and then a DATA frame of many segments."""
+    plan = Plan(engine=Engine.SOLO, framing="rpc", ports=(PORT,))
+    with framing_lab.attached(plan) as maps, framing_lab.pair(port=PORT) as pair:
+        pair.send(rpc_frame(0, 10))
+        for at in range(0, 250, 10):
+            pair.send(FRAME[at : at + 10])
+        assert maps.count(kernel.MARKS) == 0
+        assert pair.is_ready()
+
+
+def test_what_no_program_sees_is_mended(root: None) -> None:
+    """The program at the devices goes in the middle of a frame of which the reader has taken a part: the next
+    acknowledgement lowers the mark, at the latest the delayed one."""
+    plan = Plan(engine=Engine.SOLO, framing="rpc", ports=(PORT,))
     with (
-        framing_lab.attached(Plan(engine=Engine.PAIRED, framing="rpc", ports=(PORT,), role=Role.BOTH)),
-        _capture() as packets,
-    ):
-        with framing_lab.pair(port=PORT) as pair:
-            for cut in (single, single, single, several, several, single, single):
-                for begin, end in cut:
-                    pair.send(FRAME[begin:end])
-                assert pair.server.recv(1000) == FRAME
-            port = pair.client.getsockname()[1]
-        data = [segment for segment in captured(packets) if segment.sport == port and len(segment.payload)]
-    # The loopback shows each twice.
-    assert [is_marked(segment) for segment in data[::2]] == [
-        *(True, False, False),  # the first segment also tells the server that the client has the tool
-        *(False, True, False, True),
-        *(True, False, False, True),
-        *(True, False),
-    ]
-
-
-def test_the_capture_sees_the_option_between_two_with_the_tool(root: None) -> None:
-    with (
-        framing_lab.attached(Plan(engine=Engine.PAIRED, framing="rpc", ports=(), role=Role.BOTH)),
-        _capture() as packets,
-    ):
-        with framing_lab.pair() as pair:
-            for _ in range(6):
-                pair.send(FRAME)
-        assert options_after_handshake(packets) >= 6
-
-
-@pytest.mark.parametrize("ports", [(), (PORT,)], ids=["opted in", "by port"])
-def test_a_sender_that_stops_marking_in_the_middle(root: None, ports: tuple[int, ...]) -> None:
-    """The reader is given everything, at the latest with the delayed acknowledgement."""
-    with (
-        framing_lab.attached(Plan(engine=Engine.PAIRED, framing="rpc", ports=ports, role=Role.BOTH)) as maps,
+        netns.throw_away(),
+        cgroup.throw_away() as folder,
+        ExitStack() as at_devices,
+        framing_lab.programs_at(folder, plan, at_devices) as maps,
         framing_lab.pair(port=PORT) as pair,
     ):
-        if not ports:
-            pair.opt_in()
-        for _ in range(20):  # questions and answers, so that acknowledgements are delayed
-            pair.send(FRAME)
-            pair.server.recv(len(FRAME))
-            pair.server.sendall(rpc_frame(0, 0))
-            pair.client.recv(8, socket.MSG_WAITALL)
+        answer_a_few(pair)
         pair.send(FRAME[:200])
         # Nothing is on its way: no probe of the sender's, no late acknowledgement will be what mends it.
         assert wait_until(lambda: unacknowledged(pair.client) == 0, DEADLINE_S)
         assert pair.server.recv(150)
         assert pair.lowat() == len(FRAME)
-        # What the sender's program knows of it; the key of a socket storage is a descriptor.
-        maps.sockets.delete(pair.client.fileno())
-        begin = time.monotonic()
+        at_devices.close()
         pair.client.sendall(FRAME[200:] + FRAME[:3])
         assert pair.level.poll(MENDED_S), f"stalled, SO_RCVLOWAT {pair.lowat()}"
-        print(f"mended after {(time.monotonic() - begin) * 1000:.1f} ms")
         assert pair.lowat() == 1
-        assert maps.fail_opens().unmarked == 1
+        assert maps.fail_opens().unseen == 1
+
+
+def answer_a_few(pair: Pair) -> None:
+    """Questions and answers, so that acknowledgements are delayed."""
+    for _ in range(20):
+        pair.send(FRAME)
+        pair.server.recv(len(FRAME))
+        pair.server.sendall(rpc_frame(0, 0))
+        pair.client.recv(8, socket.MSG_WAITALL)
 
 
 @pytest.mark.vm
 @pytest.mark.parametrize("engine", Engine)
 def test_a_blocking_reader_that_takes_a_little_and_then_much(root: None, engine: Engine) -> None:
     """recv() looks at the mark when it is called: one that is too high then is not mended by lowering it later."""
-    if engine is Engine.NATIVE and kernel.missing_for_native():
+    if not is_here(engine):
         return
-    with (
-        framing_lab.attached(Plan(engine=engine, framing="rpc", ports=(PORT,), role=Role.BOTH)),
-        framing_lab.pair(port=PORT) as pair,
-    ):
+    plan = Plan(engine=engine, framing="rpc", ports=(PORT,))
+    with framing_lab.attached(plan), framing_lab.pair(port=PORT) as pair:
         pair.server.setblocking(True)
         for _ in range(3):  # questions and answers, so that acknowledgements are delayed
             pair.send(FRAME)
@@ -452,8 +393,8 @@ def test_bench(root: None, monkeypatch: pytest.MonkeyPatch) -> None:
     single, several = bench_rpc_framing.bench(5, 1, lambda *_: None).sizes
     assert os.sched_getaffinity(0) == allowed
     wakeups = {arm.name: arm.wakeups_per_frame for arm in several.arms}
-    assert wakeups["paired"] < wakeups["off"]
-    assert {arm.name for arm in single.arms} == set(wakeups) >= {"off", "rcvlowat", "paired"}
+    assert wakeups["solo"] < wakeups["off"]
+    assert {arm.name for arm in single.arms} == set(wakeups) >= {"off", "rcvlowat", "solo"}
     assert all(arm.wakeups_per_frame >= 1 for size in (single, several) for arm in size.arms)
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from reuseport_tool.autolowat import framing
 from reuseport_tool.autolowat.framing import Framing, Includes, Kind
 from reuseport_tool.kernel import bpf, libc
-from reuseport_tool.kernel.program import AttachType, ProgramType, load
+from reuseport_tool.kernel.program import AttachType, ProgramType, Source, load
 
 SPECS = [
     "rpc",
@@ -31,7 +31,7 @@ SPECS = [
     "length:offset=1,width=3,order=big,includes=length",
 ]
 _PROG_TEST_RUN = 10
-_RESULT = struct.Struct("=IIIII16sII")
+_RESULT = struct.Struct("=IIIIIIIII16sI")
 NO_DOUBT, LENGTH, TOO_MANY = 0, 1, 2
 
 
@@ -58,23 +58,25 @@ class State:
     next: int
     furthest: int
     known: int
+    payload: int
+    payload_end: int
+    jumped: int
+    frames: int
     header: bytes
     doubt: int
-    frames: int
 
 
 class Parser:
     def __init__(self, spec: str, stack: ExitStack) -> None:
         self.framing = framing.parse(spec)
         self._result = stack.enter_context(bpf.Map.create(bpf.MapType.ARRAY, "result", value_size=_RESULT.size))
-        defines = {**self.framing.defines(), "RESULT_FD": self._result.fd}
-        source = Path(__file__).with_name("framing_probe.c")
-        self._program = stack.enter_context(
-            load(source, source.stem, ProgramType.CGROUP_SKB, AttachType.CGROUP_INET_INGRESS, defines)
-        )
+        path = Path(__file__).with_name("framing_probe.c")
+        source = Source(path=path, defines=self.framing.defines(), maps=("RESULT_FD",), is_ours=False)
+        where = (ProgramType.CGROUP_SKB, AttachType.CGROUP_INET_INGRESS)
+        self._program = stack.enter_context(load(source, path.stem, *where, maps={"RESULT_FD": self._result.fd}))
 
     def begin(self, seq: int) -> None:
-        self._result.update(0, _RESULT.pack(seq, seq, seq, seq, 0, b"", 0, 0))
+        self._result.update(0, _RESULT.pack(seq, seq, seq, seq, 0, seq, seq, 0, 0, b"", 0))
 
     def feed(self, seq: int, payload: bytes) -> State:
         # An Ethernet header of no known type, which the kernel takes off.

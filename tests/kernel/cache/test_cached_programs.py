@@ -33,7 +33,7 @@ from reuseport_tool.kernel import (
 )
 from reuseport_tool.kernel.program import AttachType, ProgramType, Source
 from reuseport_tool.models import Policy, Protocol
-from reuseport_tool.models.autolowat import Engine, Role
+from reuseport_tool.models.autolowat import Engine
 from tests.kernel.conftest import PORT
 from tests.tool import Tool
 
@@ -132,8 +132,8 @@ def test_every_program_has_one_tag_compiled_or_cached(
 
 
 def test_autolowat_comes_from_the_cache(no_compiler: Callable[[], None]) -> None:
-    plan = Plan(engine=Engine.PAIRED, framing="rpc", ports=(), role=Role.BOTH)
-    source = autolowat.source(Engine.PAIRED, attachment.defines(plan))
+    plan = Plan(engine=Engine.SOLO, framing="rpc", ports=())
+    source = autolowat.source(Engine.SOLO, attachment.defines(plan))
     with program.Module(source) as compiled:
         expected = compiled._code.functions
     no_compiler()
