@@ -24,7 +24,7 @@ from reuseport_tool.kernel import (
     udp_sent,
 )
 from reuseport_tool.kernel.program import Source
-from reuseport_tool.models import CompiledProgram, Engine, Filled, Policy, Protocol, Role
+from reuseport_tool.models import CompiledProgram, Engine, Filled, Policy, Protocol
 
 
 def fill(folder: Path, own: tuple[Path, ...], on_step: Callable[[int, int], None]) -> Filled:
@@ -97,5 +97,5 @@ def _all() -> Iterator[tuple[str, Callable[[], Source]]]:
 
 
 def _autolowat(engine: Engine, spec: str) -> Source:
-    plan = attachment.Plan(engine=engine, framing=spec, ports=(), role=Role.BOTH)
+    plan = attachment.Plan(engine=engine, framing=spec, ports=())
     return autolowat.source(engine, attachment.defines(plan))
