@@ -7,6 +7,7 @@ from rich.text import Text
 
 from reuseport_tool import models
 from reuseport_tool.cli.show.console import make_table, row, say
+from reuseport_tool.cli.show.layout import put
 from reuseport_tool.cli.show.tables import table
 
 
@@ -26,7 +27,7 @@ def _bench_select(model: models.BenchSelect, console: Console) -> None:
             arm.ns_per_run,
             None if arm.ns_relative is None else f"{arm.ns_relative:.2f}",
         )
-    console.print(made)
+    put(console, made)
     console.print(
         f"Linux {model.kernel}, {model.rounds} rounds of {model.connections_per_round} connections, "
         f"{model.duration_s:.0f} s. Connections per second relative to no program: "
@@ -42,7 +43,7 @@ def _bench_sockets(model: models.BenchSockets, console: Console) -> None:
         for arm in size.arms:
             relative = None if arm.name == "ss" else _ratio(arm.relative)
             row(made, size.protocol, size.sockets, arm.name, f"{arm.milliseconds:.1f}", relative)
-    console.print(made)
+    put(console, made)
     note = (
         f"Linux {model.kernel}, {model.ss}, {model.rounds} rounds, {model.duration_s:.0f} s. Wall time relative to ss: "
         "median ± half the interquartile range. walk: into records of a running process; list: with filters, "
@@ -83,7 +84,7 @@ def _bench_reload(model: models.BenchReload, console: Console) -> None:
             *_resets(arm.resets),
             style="red" if sum(losses) else "green",
         )
-    console.print(made)
+    put(console, made)
     note = (
         f"Linux {model.kernel}, {model.rounds} rounds, {model.clients} clients at a time. Of one reload, median ± half "
         "the interquartile range: connections lost, longest time from connect to the first byte, duration. The rest "
@@ -112,7 +113,7 @@ def _closes(model: models.BenchReload, console: Console) -> None:
             f"{size.sysctl_us_per_connection:.2f} µs",
             *map(_ratio, (size.relative, size.cpu_relative, size.minimal_relative)),
         )
-    console.print(made)
+    put(console, made)
     note = (
         f"close(2) of the last old listener, in which the queued connections move: {model.close_rounds} rounds, "
         "median ± half the interquartile range. any program: the smallest one there is. "
@@ -143,7 +144,7 @@ def _bench_rpc_framing(model: models.BenchRpcFraming, console: Console) -> None:
                 *(f"{arm.frames_per_s:.0f}", None if is_base else _ratio(arm.speed_relative)),
                 *(f"{arm.p50_us:.0f}", f"{arm.p99_us:.0f}"),
             )
-    console.print(made)
+    put(console, made)
     note = (
         f"Linux {model.kernel}, {'both ends on one CPU' if model.cpus == 1 else 'each end on its own CPU'}, "
         f"{model.rounds} rounds, {model.duration_s:.0f} s. For each frame: wake-ups and system "

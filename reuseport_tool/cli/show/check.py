@@ -8,12 +8,13 @@ from rich.text import Text
 
 from reuseport_tool import models
 from reuseport_tool.cli.show.console import cell, make_table, row, say
+from reuseport_tool.cli.show.layout import put
 from reuseport_tool.cli.show.tables import table
 
 
 @table.register
 def _check_hot_reload(model: models.CheckHotReload, console: Console) -> None:
-    console.print(_case_matrix(model.cases))
+    put(console, _case_matrix(model.cases))
     console.print(Text("survived/connections; woken: the server asleep in epoll_wait was woken", style="dim"))
     for case in model.cases:
         if not case.ok:
@@ -64,7 +65,7 @@ def _redistribution(model: models.Redistribution, console: Console) -> None:
             if move.strategy == strategy
         ]
         row(made, strategy, *paths)
-    console.print(made)
+    put(console, made)
     if not model.ok:
         say(console, Text("redistribution: ", style="red") + Text(model.detail))
 
@@ -80,6 +81,6 @@ def _check_rpc_framing(model: models.CheckRpcFraming, console: Console) -> None:
             "ok" if case.ok else f"FAILED: {case.detail}",
             style=style,
         )
-    console.print(made)
+    put(console, made)
     verdict = "every case came out as expected" if model.ok else "FAILED"
     say(console, f"{model.kernel}, engine {model.engine}: {verdict}, {model.duration_s:.1f} s")

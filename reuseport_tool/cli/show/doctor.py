@@ -7,6 +7,7 @@ from rich.text import Text
 
 from reuseport_tool import models
 from reuseport_tool.cli.show.console import make_table, mark, row, say
+from reuseport_tool.cli.show.layout import put
 from reuseport_tool.cli.show.tables import table
 
 
@@ -15,12 +16,12 @@ def _doctor(model: models.Doctor, console: Console) -> None:
     made = make_table("", "feature", "since", "detail")
     for feature in model.features:
         row(made, mark(feature.available), feature.name, feature.minimum_kernel or "-", feature.detail)
-    console.print(made)
+    put(console, made)
     console.print()
     made = make_table("", "capability", "used for")
     for capability in model.capabilities:
         row(made, mark(capability.held), capability.name, capability.used_for)
-    console.print(made)
+    put(console, made)
     console.print()
     say(console, _doctor_verdict(model))
 

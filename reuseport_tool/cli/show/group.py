@@ -9,6 +9,7 @@ from rich.text import Text
 
 from reuseport_tool import models
 from reuseport_tool.cli.show.console import counted, make_table, row, say
+from reuseport_tool.cli.show.layout import put
 from reuseport_tool.cli.show.tables import table
 
 
@@ -46,7 +47,7 @@ def _group(group: models.Group, console: Console) -> None:
             style={"foreign": "yellow", "old": "dim", "canary": "cyan"}.get(entry.flag, ""),
         )
     if group.listeners:
-        console.print(made)
+        put(console, made)
     if group.flows:
         say(console, Text(_flow_table(group.flows), style="dim"))
     if group.followed:
@@ -71,7 +72,7 @@ def _flows(model: models.Flows, console: Console) -> None:
     made = make_table("group", "source", "destination", *numbers, right=numbers)
     for flow in model.flows:
         row(made, flow.endpoint, flow.source, flow.destination, flow.generation, flow.slot, f"{flow.idle_s:.1f}")
-    console.print(made)
+    put(console, made)
 
 
 def _transaction(reload: models.Transaction) -> Text:
@@ -183,7 +184,7 @@ def _maps(model: models.Maps, console: Console) -> None:
             entry.capacity,
             slots,
         )
-    console.print(made)
+    put(console, made)
 
 
 @table.register

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from reuseport_tool import models
 from reuseport_tool.cli.show.console import counted
+from reuseport_tool.cli.show.layout import put
 from reuseport_tool.cli.show.tables import table
 
 
@@ -37,7 +38,7 @@ def _reload(model: models.Reload, console: Console) -> None:
         made.add_row("reset", Text(text, style="yellow"))
     if model.leftovers and model.leftovers.connections:
         made.add_row("leftovers", _leftovers(model.leftovers))
-    console.print(made)
+    put(console, made)
 
 
 def _canary_step(step: models.CanaryStep) -> str:
@@ -114,7 +115,7 @@ def _dry_run(model: models.DryRun, console: Console) -> None:
         made.add_row("hint", Text(model.hint or "-"))
     else:
         made.add_row("result", Text("nothing is known that would stop it", style="bold green"))
-    console.print(made)
+    put(console, made)
 
 
 def _planned(group: models.PlannedGroup) -> str:
