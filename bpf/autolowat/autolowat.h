@@ -13,7 +13,12 @@
 #define counters_map MAP(COUNTERS_FD)	/* by enum counter */
 #define ports_map MAP(PORTS_FD)		/* a bit for each port, 64 in a word */
 
-enum setting { WORKING, NETNS };	/* NETNS: the inode of the namespace whose sockets are followed */
+enum setting {
+	WORKING,
+	NETNS,			/* the inode of the namespace whose sockets are followed */
+	ARM_PORTS,		/* connections of our ports are followed; else applications opt in, and every port is ours */
+};
+
 enum counter { OPTED_IN, FRAMES, SAVED, MARKS, FAIL_OPENS };
 
 #define SOL_SOCKET 1
@@ -40,15 +45,11 @@ static __always_inline u32 setting(u32 key)
 	return value ? *value : 0;
 }
 
-/* ARM_PORTS is 0 where applications opt in, on any port. */
 static __always_inline bool is_our_port(u32 port)
 {
 	u32 word = port / 64;
-	u64 *ports;
+	u64 *ports = bpf_map_lookup_elem(ports_map, &word);
 
-	if (!ARM_PORTS)
-		return true;
-	ports = bpf_map_lookup_elem(ports_map, &word);
 	return ports && *ports >> port % 64 & 1;
 }
 

@@ -97,10 +97,10 @@ int autolowat_native(struct bpf_sock_ops *skops)
 	struct state *state;
 
 	if (skops->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB) {
-		if (ARM_PORTS)
+		if (setting(ARM_PORTS))
 			established(skops, skops->local_port);
 	} else if (skops->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB) {
-		if (ARM_PORTS && ARM_ACTIVE)
+		if (setting(ARM_PORTS) && ARM_ACTIVE)
 			established(skops, bpf_ntohl(skops->remote_port));
 	} else if (skops->op == RCVQ_OP) {
 		sk = skops->sk;

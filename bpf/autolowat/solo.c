@@ -608,7 +608,7 @@ static __always_inline void established(struct bpf_sock_ops *skops, u32 port)
 		return;
 	make_key(skops, &key);
 	/* Without ports the callbacks wait for an application that opts in. */
-	if (!ARM_PORTS || arm(&key, sk, skops->rcv_nxt, (wanted_flags | WRITE_FLAG) & ~now))
+	if (!setting(ARM_PORTS) || arm(&key, sk, skops->rcv_nxt, (wanted_flags | WRITE_FLAG) & ~now))
 		bpf_sock_ops_cb_flags_set(skops, now | wanted_flags);
 }
 

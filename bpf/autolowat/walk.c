@@ -12,7 +12,6 @@
 #define FRAMING_ADD 4
 #define FRAMING_HEADER 4
 #define FRAMING_MAX 4
-#define ARM_PORTS 0
 #include "sockets/iterator.h"
 #if ENGINE_SOLO
 #include "autolowat/solo.h"

@@ -239,7 +239,7 @@ def _add_filter(maps: kernel.Maps, program: bpf.Program, device: tc.Device, grou
 def defines(plan: Plan) -> dict[str, int]:
     """What an engine is compiled with for a plan."""
     chosen = framing.parse(plan.framing)
-    return {**chosen.defines(), "ARM_PORTS": int(bool(plan.ports)), "ARM_ACTIVE": int(not chosen.accepted_only)}
+    return {**chosen.defines(), "ARM_ACTIVE": int(not chosen.accepted_only)}
 
 
 def _commit(maps: kernel.Maps) -> None:

@@ -23,8 +23,8 @@ _KEY_SIZE, _FLOW_SIZE = 4 * 9, 4 * 2 + _STREAM_SIZE + 4 * 9 + 8  # struct key an
 # A size that differs does not compile.
 _SIZES = {"SIZEOF_STATE": _STATE_SIZE, "SIZEOF_KEY": _KEY_SIZE, "SIZEOF_FLOW": _FLOW_SIZE}
 _FLOWS_MAX = 1 << 18
-_SETTINGS = 2
-_WORKING, _NETNS = range(_SETTINGS)
+_SETTINGS = 3
+_WORKING, _NETNS, _ARM_PORTS = range(_SETTINGS)
 _PORTS, _PORTS_IN_WORD = 1 << 16, 64
 _TEXT = 1 << 14
 OPTED_IN, FRAMES, SAVED, MARKS, _FAIL_OPENS = range(5)
@@ -106,7 +106,7 @@ class Maps:
     def create(cls, stack: ExitStack, engine: Engine, ports: Sequence[int], about: str) -> Self:
         """New maps, closed with the stack: for sockets of the calling thread's network namespace, or, native, of any.
 
-        The programs do nothing until set_working().
+        Without ports applications opt in. The programs do nothing until set_working().
         """
         array, entries = bpf.MapType.ARRAY, _FAIL_OPENS + len(_DOUBTS) + 1
         made = cls(
@@ -118,9 +118,10 @@ class Maps:
         )
         for entry in made.by_name().values():
             stack.enter_context(entry)
-        for word in {port // _PORTS_IN_WORD for port in ports}:
+        for word in {port // _PORTS_IN_WORD for port in ports} or range(_PORTS // _PORTS_IN_WORD):
             bits = sum(1 << port % _PORTS_IN_WORD for port in set(ports) if port // _PORTS_IN_WORD == word)
-            made.ports.update(word, struct.pack("=Q", bits))
+            made.ports.update(word, struct.pack("=Q", bits if ports else 2**_PORTS_IN_WORD - 1))
+        made.settings.update_u32(_ARM_PORTS, int(bool(ports)))
         made.settings.update_u32(_NETNS, netns.identity())
         made.set_text(about)
         return made

@@ -24,7 +24,6 @@ _PROBE_FRAMING = {
     "FRAMING_HEADER": 4,
     "FRAMING_MAX": 100,
     "FRAMES_MAX": 4,
-    "ARM_PORTS": 1,
     "ARM_ACTIVE": 1,
 }
 

@@ -92,6 +92,8 @@ def _all() -> Iterator[tuple[str, Callable[[], Source]]]:
     yield "bind events", listen_events.udp_source
     yield "resets", resets.source
     yield "datagrams sent", udp_sent.source
+    for engine in Engine:
+        yield f"AutoLOWAT {engine}, walk", lambda engine=engine: autolowat.walk_source(engine)  # type: ignore[misc]
     for engine, spec in itertools.product(Engine, ("rpc", *framing.PRESETS)):
         yield f"AutoLOWAT {engine}, {spec}", lambda engine=engine, spec=spec: _autolowat(engine, spec)  # type: ignore[misc]
 
