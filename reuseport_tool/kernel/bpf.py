@@ -16,7 +16,7 @@ from typing import TypeVar
 from reuseport_tool import names
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Conflict, MissingCapability, ToolError
-from reuseport_tool.kernel import capabilities, libc
+from reuseport_tool.kernel import capabilities, libc, rlimit
 
 T = TypeVar("T", bound=ctypes.Structure)
 
@@ -246,7 +246,7 @@ class Map(Handle):
             map_name=name.encode()[:15],
         )
         with translated(f"creating the map {name}"):
-            return cls(libc.bpf(Command.MAP_CREATE, attr, "create map"))
+            return cls(_create_map(attr))
 
     @classmethod
     def create_typed(
@@ -270,7 +270,7 @@ class Map(Handle):
                 btf_key_type_id=1 if kind is MapType.SK_STORAGE else 3,
                 btf_value_type_id=5,
             )
-            return cls(libc.bpf(Command.MAP_CREATE, attr, "create map"))
+            return cls(_create_map(attr))
 
     @classmethod
     def open(cls, path: str, shown: str = "") -> Map:
@@ -362,6 +362,15 @@ class Program(Handle):
             run_time_ns=info.run_time_ns,
             run_count=info.run_cnt,
         )
+
+
+def _create_map(attr: _MapCreate) -> int:
+    try:
+        return libc.bpf(Command.MAP_CREATE, attr, "create map")
+    except PermissionError:
+        if not rlimit.lock_more_memory():
+            raise
+        return libc.bpf(Command.MAP_CREATE, attr, "create map")
 
 
 def _types(key_size: int, value_size: int, locked: bool) -> Handle:

@@ -7,7 +7,6 @@ import enum
 import errno
 import os
 import re
-import resource
 import stat
 import struct
 from collections.abc import Mapping
@@ -310,7 +309,7 @@ def load_instructions(
     try:
         return Program(libc.bpf(_PROG_LOAD, attr, f"load {name}"))
     except PermissionError as error:
-        if error.errno != errno.EPERM or not _lock_more_memory():
+        if error.errno != errno.EPERM or not rlimit.lock_more_memory():
             raise
         return Program(libc.bpf(_PROG_LOAD, attr, f"load {name}"))
 
@@ -324,17 +323,6 @@ def _iterated(name: str) -> int:
         raise Unsupported(
             f"the kernel has no BPF iterator over {over}", hint="iterators came with Linux 5.9"
         ) from error
-
-
-def _lock_more_memory() -> bool:
-    """Before Linux 5.11 programs count against RLIMIT_MEMLOCK. Returns whether the limit was raised."""
-    if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
-        return False
-    try:
-        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _rejected(name: str, error: OSError, log: str) -> ToolError:

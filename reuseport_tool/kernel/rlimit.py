@@ -45,3 +45,14 @@ def as_high_as_may_be() -> Iterator[tuple[int, int]]:
         yield soft, hard
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def lock_more_memory() -> bool:
+    """Raise RLIMIT_MEMLOCK, against which programs and maps count before Linux 5.11. Returns whether it was raised."""
+    if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
+        return False
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except (OSError, ValueError):
+        return False
+    return True
