@@ -191,7 +191,9 @@ def _match(wanted: Filter, protocol: Protocol, raws: Sequence[SocketRecord]) -> 
     for least, known in ((wanted.idle_s, now.idle_s), (wanted.older_than_s, now.at_least_s)):
         if least is not None:
             tests.append(_at_least(least, known))
-    return [raw for raw in raws if all(test(raw) for test in tests)]
+    for passes in tests:
+        raws = list(filter(passes, raws))
+    return list(raws)
 
 
 def _at_least(least: float, known: Callable[[SocketRecord], float | None]) -> Callable[[SocketRecord], bool]:

@@ -6,11 +6,10 @@ import socket
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from reuseport_tool.kernel import links, processes
 from reuseport_tool.kernel.abi import NO_IDLE, SocketRecord, TcpState
-from reuseport_tool.kernel.processes import Holder
 from reuseport_tool.kernel.socket_iterator import jiffies_per_second
 from reuseport_tool.models import Protocol, Socket, SocketState
 
@@ -48,15 +47,22 @@ class Moment:
 
 
 class Owners:
-    """Who holds which socket, found by one walk over /proc."""
+    """Who holds which socket, found by one walk."""
 
     def __init__(self, inodes: Iterable[int]) -> None:
-        self._holders = processes.holders({inode for inode in inodes if inode})
+        found = processes.holders({inode for inode in inodes if inode})
+        # Most sockets have one holder, and a process has many sockets.
+        alone = cache(lambda pid: frozenset((pid,)))
+        self._pids = {
+            inode: alone(holders[0].pid) if len(holders) == 1 else frozenset(holder.pid for holder in holders)
+            for inode, holders in found.items()
+            if holders
+        }
         self._topmost = cache(lambda pids: next(iter(processes.topmost(pids)), None))
         self.command = cache(processes.command)
 
     def pids(self, inode: int) -> frozenset[int]:
-        return frozenset(holder.pid for holder in self._holders.get(inode, _NOBODY))
+        return self._pids.get(inode, _NOBODY)
 
     def one_holds(self, pids: Collection[int], inode: int) -> bool:
         """Whether one of `pids` holds it; so for no pids."""
@@ -67,15 +73,17 @@ class Owners:
         return self._topmost(pids) if pids else None
 
 
-_NOBODY: list[Holder] = []
+_LISTEN = int(TcpState.LISTEN)  # a comparison with a member of an enum takes longer than all else of a row
+_WITHOUT_QUEUES = (int(TcpState.TIME_WAIT), int(TcpState.NEW_SYN_RECV))
+_NOBODY: frozenset[int] = frozenset()
 
 
 def show(protocol: Protocol, raw: SocketRecord, owners: Owners, generation: int | None, now: Moment) -> Socket:
     pid = owners.topmost(raw.inode) if raw.inode else None
-    listens = raw.state == TcpState.LISTEN
-    has_queues = not listens and raw.state not in (TcpState.TIME_WAIT, TcpState.NEW_SYN_RECV)
+    listens = raw.state == _LISTEN
+    has_queues = not listens and raw.state not in _WITHOUT_QUEUES
     return Socket(
-        protocol=str(protocol),
+        protocol=protocol.value,
         state=_NAMES[protocol].get(raw.state, str(raw.state)),
         local=_address(raw.family, raw.local, raw.local_port, raw.device),
         remote=_address(raw.family, raw.remote, socket.ntohs(raw.remote_port), 0) if raw.remote_port else None,
@@ -95,11 +103,18 @@ def show(protocol: Protocol, raw: SocketRecord, owners: Owners, generation: int 
 
 
 def _address(family: int, address: bytes, port: int, device: int) -> str:
+    return f"{_host(family, address, device)}:{port}"
+
+
+@lru_cache(maxsize=1 << 16)
+def _host(family: int, address: bytes, device: int) -> str:
     if family == socket.AF_INET6:
-        return f"[{socket.inet_ntop(family, address)}{_device(device)}]:{port}"
-    return f"{socket.inet_ntop(family, address[:4])}{_device(device)}:{port}"
+        return f"[{socket.inet_ntop(family, address)}{_device(device)}]"
+    return socket.inet_ntop(family, address[:4]) + _device(device)
 
 
 def _device(index: int) -> str:
+    if not index:
+        return ""
     name = links.device_name(index)
     return f"%{name}" if name else ""

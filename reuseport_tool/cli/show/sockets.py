@@ -23,8 +23,8 @@ def _socket_cells(entry: models.Socket) -> tuple[str, ...]:
     return (
         entry.protocol,
         entry.state,
-        shown(entry.local),
-        shown(entry.remote or "-"),
+        shown(entry.local) if "%" in entry.local else entry.local,  # only the name of a device is another's text
+        entry.remote or "-",
         str(entry.cookie),
         "-" if entry.pid is None else str(entry.pid),
         shown(entry.command or "-"),
@@ -47,8 +47,9 @@ def _socket_lines(entries: Sequence[models.Socket], width: int, prefixes: Sequen
     widths = [max(map(len, column)) for column in zip(*front, strict=True)]
     skipped = 0 if widths[0] else 1
     if sum(widths) + 2 * len(widths) <= width:
+        line = "  ".join(f"{{:<{size}}}" for size in widths)
         for cells in front:
-            yield "  ".join(cell.ljust(size) for cell, size in zip(cells, widths, strict=True))[2 * skipped :].rstrip()
+            yield line.format(*cells)[2 * skipped :].rstrip()
         return
     for first, proto, state, local, remote, *rest in front[1:]:
         yield f"{first}  {proto} {state} {local} → {remote}"[2 * skipped :]
