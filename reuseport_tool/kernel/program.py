@@ -16,7 +16,7 @@ from pathlib import Path
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import MissingCapability, ProgramRejected, ToolError, Unsupported
-from reuseport_tool.kernel import abi, btf, capabilities, compiler, libc, program_cache
+from reuseport_tool.kernel import abi, btf, capabilities, compiler, libc, program_cache, rlimit
 from reuseport_tool.kernel.bpf import Program
 from reuseport_tool.kernel.compiler import Compiled
 from reuseport_tool.kernel.program_cache import Code
