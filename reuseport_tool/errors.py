@@ -25,6 +25,11 @@ class ToolError(Exception):
         self.hint = hint
         self.log = log
 
+    def after(self, report: object, done: str) -> None:
+        """Add what had been done before it failed."""
+        self.report = report
+        self.message = f"{self.message}; done before that: {done}"
+
 
 class UsageError(ToolError):
     """The command line or an endpoint does not make sense."""

@@ -24,6 +24,7 @@ from reuseport_tool.models import Endpoint, FlowMode, Policy
         "reuseport-tool attach 10.0.0.1:443 --policy round-robin",
         "reuseport-tool attach '[::]:80' --program my_policy.c",
         "reuseport-tool attach 8080 --follow",
+        "reuseport-tool attach 8080 --repair",
         "reuseport-tool --json attach 8080 --follow | jq -c 'select(.event == \"registered\")'",
     ),
 )
@@ -48,6 +49,7 @@ from reuseport_tool.models import Endpoint, FlowMode, Policy
     metavar="N",
     help=f"How many flows can be recorded, 112 bytes each: twice as many as are alive.  [default: {ENTRIES}]",
 )
+@click.option("--repair", "repairing", is_flag=True, help="Take back a program of this tool whose pins are lost.")
 @click.option("--follow", "following", is_flag=True, help="Stay, and register listeners as they come.")
 @pass_context
 def command(
@@ -56,6 +58,7 @@ def command(
     policy: str | None,
     program: Path | None,
     wait_s: float,
+    repairing: bool,
     following: bool,
     flows: str | None,
     flow_entries: int | None,
@@ -70,6 +73,9 @@ def command(
     reload leaves these flows with the old server until they end. Attach it well before the reload: flows that it has
     not seen are not known. 'flows' lists them.
 
+    With --repair it finds the program that runs by its id, and makes anew the pins of it and of its maps: what was
+    lost is back, and no connection notices. The program must be one of this tool, loaded by the same user.
+
     With --follow it stays in the foreground until SIGTERM or Ctrl-C, and prints a line for everything that happens.
     A listener that a process of the working generation's server opens (a respawned worker, say) is registered when
     it begins to listen; another is left to 'reload'. While a reload has the lock nothing is registered. It may
@@ -82,7 +88,13 @@ def command(
     if policy and program:
         raise UsageError("--policy and --program exclude each other")
     wanted = Policy(policy) if policy else None
-    if following:
+    if repairing and (policy or program or following):
+        raise UsageError("--repair keeps what runs", hint="change the policy afterwards")
+    if repairing:
+        from reuseport_tool.group import repair
+
+        show.result(repair.repair(endpoint, ctx.bpffs, wait_s), ctx.json)
+    elif following:
         from reuseport_tool.follow import run as follow
 
         follow.follow(endpoint, wanted, program, ctx.bpffs, lambda event: show.event(event, ctx.json))

@@ -21,17 +21,21 @@ from reuseport_tool.models import Endpoint
 )
 @click.argument("endpoint", type=ENDPOINT, required=False)
 @click.option("--all", "everything", is_flag=True, help="Detach every group of the network namespace.")
+@click.option("--gone", is_flag=True, help="Remove the pins of network namespaces that do not exist any more.")
 @click.option("--wait", "wait_s", type=DURATION, default="0", help="Wait for another run's lock.")
 @pass_context
-def command(ctx: Context, endpoint: Endpoint | None, everything: bool, wait_s: float) -> None:
+def command(ctx: Context, endpoint: Endpoint | None, everything: bool, gone: bool, wait_s: float) -> None:
     """Remove program and pins from every group that ENDPOINT means.
 
     Listeners and their connections stay as they are. From then on a closing listener loses what is
-    in its queues, unless net.ipv4.tcp_migrate_req is on.
+    in its queues, unless net.ipv4.tcp_migrate_req is on. A program of this tool is also taken off where its pins are
+    lost or damaged.
     """
-    if (endpoint is None) is not everything:
-        raise UsageError("name an ENDPOINT, or give --all")
-    if endpoint is None:
+    if [endpoint is not None, everything, gone].count(True) != 1:
+        raise UsageError("name an ENDPOINT, or give --all or --gone")
+    if gone:
+        report = detach.detach_gone(ctx.bpffs, wait_s)
+    elif endpoint is None:
         report = detach.detach_all(ctx.bpffs, wait_s)
     else:
         report = detach.detach(endpoint, ctx.bpffs, wait_s)

@@ -6,7 +6,7 @@ from reuseport_tool.errors import NotFound, ToolError
 from reuseport_tool.follow.decide import Action, Look, Seen, act, sort
 from reuseport_tool.follow.owners import Owners
 from reuseport_tool.follow.reporter import Reporter
-from reuseport_tool.group import attach, discover, kinship, state
+from reuseport_tool.group import attach, discover, kinship, places
 from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.kinship import Family
 from reuseport_tool.group.state import State
@@ -64,7 +64,7 @@ class Registrar:
             listeners=len(entries),
             held=sum(bool(self._owners.of(entry.cookie)) for entry in entries),
             attached=attached,
-            interrupted=state.is_interrupted(folder),
+            interrupted=places.is_interrupted(folder),
             working=working,
         )
 

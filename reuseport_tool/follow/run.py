@@ -23,7 +23,7 @@ from reuseport_tool.follow.registrar import Registrar, unregistered
 from reuseport_tool.follow.reporter import Reporter, Tell
 from reuseport_tool.follow.resets import ShownResets
 from reuseport_tool.follow.wakeups import Wakeups
-from reuseport_tool.group import attach, discover, state
+from reuseport_tool.group import attach, discover, places
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpffs, folders, iterator, notify
 from reuseport_tool.kernel.diag import BoundSocket
@@ -171,7 +171,7 @@ class _Follower:
             notify.notify(self._status)
 
     def _look_at(self, group: Endpoint, entries: list[BoundSocket], first: bool = False) -> None:
-        folder = state.group_folder(self._root, group)
+        folder = places.group_folder(self._root, group)
         if not State.exists(folder):
             if group in self._registrar.attached:
                 self._report.detached(group)
@@ -183,7 +183,7 @@ class _Follower:
         self._report.seen_attached(group)
         with ExitStack() as stack:
             try:
-                stack.enter_context(state.locked(self._root, group, at_once=True))
+                stack.enter_context(places.locked(self._root, group, at_once=True))
             except Conflict as error:
                 self._await_lock(group, folder, error)
                 return

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Conflict, ToolError, UsageError
-from reuseport_tool.group import discover, state
+from reuseport_tool.group import discover, places, state
 from reuseport_tool.group.discover import Found
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpf, bpffs, flow_map, iterator, program, sockets
@@ -59,20 +59,21 @@ def attach(
         raise UsageError("--flows is for UDP: a TCP connection stays with its socket by itself")
     found = discover.groups(endpoint)
     folder = bpffs.find_or_mount(root)
-    results = []
+    results: list[Attached] = []
     with (
         ChosenPolicy(policy, source, flows) as chosen,
         iterator.listeners_of(endpoint.protocol) as listeners,
-        _locked(folder, [group.endpoint for group in found], wait_s) as places,
+        _locked(folder, [group.endpoint for group in found], wait_s) as locked,
     ):
         # As they are now, by one look: who held a lock before us may have replaced its group.
-        present = discover.all_present(endpoint, list(places))
+        present = discover.all_present(endpoint, list(locked))
         infos = iterator.infos_of(listeners)
         for group in present:
             start = time.perf_counter()
-            opened, result, registered = attach_group(group, chosen, places[group.endpoint], infos=infos)
+            with told_after(results):
+                opened, result, registered = attach_group(group, chosen, locked[group.endpoint], infos=infos)
             with opened:
-                results.append(_report(group, opened, result, registered, time.perf_counter() - start))
+                results.append(report(group, opened, result, registered, time.perf_counter() - start))
     return AttachReport(attached=tuple(results))
 
 
@@ -80,11 +81,23 @@ def attach(
 def _locked(folder: Path, groups: Sequence[Endpoint], wait_s: float) -> Iterator[dict[Endpoint, Place]]:
     """The folders of all groups, locked. In one order, so that two runs do not wait for each other."""
     with ExitStack() as stack:
-        places = {}
+        folders: dict[Endpoint, Place] = {}
         for group in sorted(groups, key=str):
-            places[group] = stack.enter_context(state.locked(folder, group, wait_s))
-            state.refuse_interrupted(places[group], group)
-        yield places
+            folders[group] = stack.enter_context(places.locked(folder, group, wait_s))
+            places.refuse_interrupted(folders[group], group)
+        yield folders
+
+
+@contextlib.contextmanager
+def told_after(results: list[Attached]) -> Iterator[None]:
+    """An error inside says what had been attached before it."""
+    try:
+        yield
+    except ToolError as error:
+        if results:
+            done = ", ".join(f"{entry.endpoint} {entry.result}" for entry in results)
+            error.after(AttachReport(attached=tuple(results)), done)
+        raise
 
 
 def check_source(source: Path | None) -> None:
@@ -93,7 +106,7 @@ def check_source(source: Path | None) -> None:
         raise UsageError(f"no such file: {source}")
 
 
-def _report(group: Found, opened: State, result: str, registered: list[int], duration_s: float) -> Attached:
+def report(group: Found, opened: State, result: str, registered: list[int], duration_s: float) -> Attached:
     return Attached(
         endpoint=str(group.endpoint),
         result=result,
@@ -127,8 +140,9 @@ def attach_group(
     with discover.descriptors(group.members) as fds:
         discover.require_reuseport(fds, group.endpoint)
         attached = program_of(group.cookies, infos)
-        if State.exists(folder):
-            opened = State.open(folder)
+        unseen = not infos.keys() >= set(group.cookies)
+        opened = _opened(folder, attached is None and not unseen)
+        if opened is not None:
             opened.settle_program(attached)
             if attached in (None, opened.policy().id):
                 with ExitStack() as on_failure:
@@ -140,11 +154,34 @@ def attach_group(
                 return opened, result, registered
             opened.close()
         if attached is not None:
-            raise Conflict(
-                f"{group.endpoint} has a reuseport program that is not this tool's: {_describe(attached)}",
-                hint="detach it with the tool that attached it",
-            )
+            raise _other_program(group.endpoint, attached)
         return _attach_new(chosen, _in_order(fds, infos), infos, folder)
+
+
+def _opened(folder: Place, nothing_runs: bool) -> State | None:
+    """The state in a folder, None where there is none. Damaged pins of a program that does not run are no state."""
+    if not State.exists(folder):
+        return None
+    try:
+        return State.open(folder)
+    except Conflict:
+        if nothing_runs:
+            return None
+        raise
+
+
+def _other_program(group: Endpoint, program_id: int) -> Conflict:
+    from reuseport_tool.group import repair
+
+    if repair.is_ours(program_id):
+        return Conflict(
+            f"{group} runs a program of this tool (id {program_id}) whose pins are not in this bpffs",
+            hint=f"'attach {group} --repair' makes them anew, 'detach {group}' takes the program off",
+        )
+    return Conflict(
+        f"{group} has a reuseport program that is not this tool's: {_describe(program_id)}",
+        hint="detach it with the tool that attached it",
+    )
 
 
 def attached_program(group: Found, listeners: iterator.Listeners | None) -> int | None:
@@ -200,7 +237,7 @@ def _attach_new(
     with ExitStack() as stack:
         maps, loaded = chosen.fresh(stack)
         opened = maps.pin(folder, loaded)
-        stack.callback(state.clean, folder)
+        stack.callback(places.clean, folder)
         opened.create_generation(1, max(len(fds), *(infos[cookie].group_size for cookie in fds if cookie in infos), 0))
         registered = _mirror(opened, 1, fds, infos)
         opened.switch(1)
@@ -352,7 +389,8 @@ def _reattach(
     if chosen.keeps(present, opened.flow_mode):
         for fd in one_of_each(bare, infos):
             sockets.attach_program(fd, opened.program)
-        return "attached" if bare else "unchanged"
+        # What the kernel does not tell of was attached before, as far as our pins say.
+        return "attached" if bare.keys() & infos.keys() else "unchanged"
     if chosen.changes_flows(opened.flow_mode):
         return _change_flows(opened, attached, chosen.following(present or ""), one_of_each(fds, infos))
     with chosen.load(opened.link()) as replacement:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reuseport_tool.errors import NotFound
-from reuseport_tool.group import state
+from reuseport_tool.group import places
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpffs
 from reuseport_tool.kernel.flow_map import RawFlow
@@ -38,8 +38,8 @@ def list_flows(endpoint: Endpoint, root: Path | None, generation: int | None, li
     folder = bpffs.find(root)
     found: list[tuple[float, Flow]] = []
     keeps = False
-    for group in state.pinned(folder, endpoint):
-        with State.open(state.group_folder(folder, group)) as opened:
+    for group in places.pinned(folder, endpoint):
+        with State.open(places.group_folder(folder, group)) as opened:
             keeps |= opened.flow_mode is not FlowMode.NONE
             found += [(raw.idle_s, _flow(group, raw)) for raw in opened.flows() if generation in (None, raw.generation)]
     if not keeps:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from reuseport_tool import records
 from reuseport_tool.errors import Conflict
-from reuseport_tool.group import state
+from reuseport_tool.group import places
 from reuseport_tool.kernel import bpf, bpffs
 from reuseport_tool.kernel.folders import Place, is_locked
 from reuseport_tool.models import Endpoint
@@ -60,12 +60,12 @@ def write(folders: Iterable[Place], header: Header, text: bytes) -> None:
         for folder in folders:
             (folder / _ASIDE).unlink()
             bpffs.pin(entry, folder / _ASIDE)
-            (folder / _ASIDE).rename(folder / state.JOURNAL)
+            (folder / _ASIDE).rename(folder / places.JOURNAL)
 
 
 def read(folder: Place) -> Entry | None:
     """The journal in a group's folder, None where there is none. Raises Conflict for what is not ours."""
-    pin = folder / state.JOURNAL
+    pin = folder / places.JOURNAL
     try:
         with bpffs.open_map(pin) as entry:
             value = _value(entry)
@@ -92,7 +92,7 @@ def _cut(value: bytes) -> tuple[bytes, bytes]:
 
 def forget(folder: Place) -> None:
     """Remove the journal of a group whose lock the caller holds."""
-    for name in (state.JOURNAL, _ASIDE):
+    for name in (places.JOURNAL, _ASIDE):
         (folder / name).unlink()
 
 
@@ -103,12 +103,12 @@ def entries(root: Path, endpoint: Endpoint) -> list[Entry]:
 
 def folders(root: Path, endpoint: Endpoint) -> list[Place]:
     """The folders with a journal, of the groups of the calling thread's namespace that an endpoint covers."""
-    return [folder for folder in state.folders(root, endpoint) if state.is_interrupted(folder)]
+    return [folder for folder in places.group_folders(root, endpoint) if places.is_interrupted(folder)]
 
 
 def groups(root: Path, endpoint: Endpoint) -> list[Endpoint]:
     """The groups of folders()."""
-    names = (state.endpoint_of(folder.name) for folder in folders(root, endpoint))
+    names = (places.endpoint_of(folder.name) for folder in folders(root, endpoint))
     return [group for group in names if group is not None]
 
 

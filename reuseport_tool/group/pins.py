@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import NotFound
-from reuseport_tool.group import attach, discover, state
+from reuseport_tool.group import attach, discover, places, state
 from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import iterator, sockets
@@ -101,7 +101,7 @@ class Pins(Closing):
             with discover.descriptors(members[:1]) as fds:
                 sockets.detach_program(next(iter(fds.values())))
         self._forget(group)
-        state.clean(self._folders[group])
+        places.clean(self._folders[group])
 
     def working(self, group: Endpoint) -> int:
         """The number of the working generation."""

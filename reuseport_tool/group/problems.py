@@ -14,9 +14,14 @@ def of_group(group: Group) -> tuple[Problem, ...]:
     """Every problem of a group, the gravest first."""
     return tuple(
         Problem(kind=kind, detail=detail)
-        for look in (_stale, _killed, _foreign, _unregistered, _split, _crowded, _imbalance)
+        for look in (_damaged, _stale, _killed, _foreign, _unregistered, _split, _crowded, _imbalance)
         for kind, detail in look(group)
     )
+
+
+def _damaged(group: Group) -> Iterator[tuple[ProblemKind, str]]:
+    if group.damage is not None:
+        yield ProblemKind.DAMAGED, group.damage
 
 
 def _stale(group: Group) -> Iterator[tuple[ProblemKind, str]]:

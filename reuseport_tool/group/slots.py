@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from reuseport_tool.errors import Conflict, NotFound, ToolError, UsageError
-from reuseport_tool.group import discover, state
+from reuseport_tool.group import discover, places
 from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpffs, processes
@@ -22,14 +22,20 @@ def list_maps(endpoint: Endpoint | None, root: Path | None) -> Maps:
     """
     folder = bpffs.find(root)
     wanted = [endpoint] if endpoint else [Endpoint(protocol=protocol, address=None, port=0) for protocol in Protocol]
-    groups = [group for one in wanted for group in state.pinned(folder, one)]
+    groups = [group for one in wanted for group in places.pinned(folder, one)]
     if endpoint is not None and not groups:
         raise _not_attached(endpoint)
-    found = []
+    found: list[GenerationMap] = []
+    damaged: list[ToolError] = []
     for group in groups:
-        with State.open(state.group_folder(folder, group)) as opened:
-            found += [_describe(group, opened, number) for number in opened.generations()]
-    return Maps(maps=tuple(found))
+        try:
+            with State.open(places.group_folder(folder, group)) as opened:
+                found += [_describe(group, opened, number) for number in opened.generations()]
+        except Conflict as error:
+            damaged.append(error)
+    if damaged and endpoint is not None and not found:
+        raise damaged[0]
+    return Maps(maps=tuple(found), damaged=tuple(error.message for error in damaged))
 
 
 def _describe(group: Endpoint, opened: State, generation: int) -> GenerationMap:
@@ -149,15 +155,15 @@ def switch(endpoint: Endpoint, root: Path | None, *, generation: int, force: boo
 def _attached(endpoint: Endpoint, root: Path | None) -> Iterator[tuple[Found, State]]:
     """The one attached group that the endpoint means, locked and open."""
     folder = bpffs.find(root)
-    groups = state.pinned(folder, endpoint)
+    groups = places.pinned(folder, endpoint)
     if not groups:
         raise _not_attached(endpoint)
     if len(groups) > 1:
         raise UsageError(
             f"{endpoint} means several groups: {', '.join(map(str, groups))}", hint="write the address, too"
         )
-    with state.locked(folder, groups[0]) as group_folder, State.open(group_folder) as opened:
-        state.refuse_interrupted(group_folder, groups[0])
+    with places.locked(folder, groups[0]) as group_folder, State.open(group_folder) as opened:
+        places.refuse_interrupted(group_folder, groups[0])
         found = discover.now(groups[0])
         if not found.members:
             raise NotFound(f"nothing listens on {groups[0]}", hint="'detach' removes the pins that are left")

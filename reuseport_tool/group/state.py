@@ -1,15 +1,4 @@
-"""The pins of one group: its program, its maps, its generations.
-
-Layout on bpffs (bpffs allows no dot in a name):
-
-    <bpffs>/reuseport-tool/<netns>/<group>/     locked with flock(2) by every verb
-        state/                                        appears by one rename(2), complete
-            program  choice  members  generations  counters  cursors
-            generation_<n>                            the sockarrays, one for each living generation
-            flows  flow_counters                      of a UDP group that keeps flows
-        next_<pid>/                                   being built by a run, or left by a killed one
-        journal                                       of a reload that runs, or was killed (journal.py)
-"""
+"""The maps of one group: which generations it has, which one works, and what the program counted."""
 
 from __future__ import annotations
 
@@ -18,22 +7,20 @@ import enum
 import ipaddress
 import itertools
 import os
-import re
 import socket
 import sys
 import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Conflict, NotFound, UsageError
-from reuseport_tool.kernel import bpf, bpffs, flow_map, netns, sockets
-from reuseport_tool.kernel.folders import Place, lock
+from reuseport_tool.group import places
+from reuseport_tool.kernel import bpf, bpffs, flow_map, sockets
+from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.sockarray import SockArray
-from reuseport_tool.models import Counters, Endpoint, FlowCounters, FlowMode, Policy, Program, Protocol
-from reuseport_tool.models.endpoint import canonical_address
+from reuseport_tool.models import Counters, FlowCounters, FlowMode, Policy, Program
 
 GENERATIONS = 16
 CAPACITY_LEAST = 512
@@ -42,99 +29,7 @@ _COUNTERS = tuple(Counters.__dataclass_fields__)
 _CURSORS = 3
 SHARES = 10_000
 """The unit of a canary's share: hundredths of a percent."""
-JOURNAL = "journal"
-_MOMENT_S = 1.0
 _NEXT_PROGRAM = "program_next"
-
-
-def group_folder(root: Path, group: Endpoint) -> Place:
-    """Where the pins of a group of the calling thread's namespace are, existing or not."""
-    return namespace_folder(root) / folder_name(group)
-
-
-def namespace_folder(root: Path) -> Place:
-    """Where the groups of the calling thread's namespace are."""
-    return Place(root) / bpffs.HOME / netns.key()
-
-
-def folder_name(group: Endpoint) -> str:
-    """A name without dots and colons: tcp4_10-0-0-1_80, tcp6_fe80--1_80_eth0, tcp6only_--_80."""
-    address = (group.address or "").replace(".", "+" if group.is_ipv6 else "-").replace(":", "-")
-    version = ("6only" if group.v6only else "6") if group.is_ipv6 else "4"
-    device = "_" + group.device.replace(".", ":") if group.device else ""  # no device has a colon in its name
-    return f"{group.protocol}{version}_{address}_{group.port}{device}"
-
-
-def endpoint_of(folder: str) -> Endpoint | None:
-    """The endpoint of a folder's name, None when the name is not one of ours."""
-    match = re.fullmatch(r"(tcp|udp)(4|6|6only)_([0-9a-f+-]+)_(\d+)(?:_(.+))?", folder)
-    if match is None:
-        return None
-    address = match[3].replace("-", "." if match[2] == "4" else ":").replace("+", ".")
-    group = Endpoint(
-        protocol=Protocol(match[1]),
-        address=address,
-        port=int(match[4]),
-        device=match[5].replace(":", ".") if match[5] else None,
-        v6only=match[2] == "6only",
-    )
-    try:
-        canonical = canonical_address(address) == address and (address == "::" or not group.v6only)
-    except ValueError:
-        return None
-    return group if canonical and folder_name(group) == folder and 1 <= group.port <= 65535 else None
-
-
-def pinned(root: Path, endpoint: Endpoint) -> list[Endpoint]:
-    """The groups with pins of ours, in the calling thread's namespace, that an endpoint means."""
-    return endpoint.among(group for group, entry in _group_folders(root).items() if State.exists(entry))
-
-
-def folders(root: Path, endpoint: Endpoint) -> list[Place]:
-    """The folders of the groups that an endpoint means, of the calling thread's namespace."""
-    found = _group_folders(root)
-    return [found[group] for group in endpoint.among(found)]
-
-
-def _group_folders(root: Path) -> dict[Endpoint, Place]:
-    folder = namespace_folder(root)
-    return {group: folder / name for name in folder.names() if (group := endpoint_of(name))}
-
-
-@contextlib.contextmanager
-def locked(root: Path, group: Endpoint, wait_s: float = 0.0, *, at_once: bool = False) -> Iterator[Place]:
-    """Hold the lock of a group and yield its folder.
-
-    A follower holds it for milliseconds at any time, so nobody but a follower (`at_once`) gives up before `_MOMENT_S`.
-
-    Raises:
-        Conflict: another run holds it for longer than `wait_s`; the message has its pid.
-    """
-    deadline = time.monotonic() + (0.0 if at_once else max(wait_s, _MOMENT_S))
-
-    def wait(_holder: int) -> bool:
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(0.02)
-        return True
-
-    folder = group_folder(root, group)
-    with lock(folder, wait):
-        yield folder
-
-
-def is_interrupted(folder: Place) -> bool:
-    """Whether a reload of the group, whose lock the caller holds, was killed."""
-    return (folder / JOURNAL).exists()
-
-
-def refuse_interrupted(folder: Place, group: Endpoint) -> None:
-    """Raises Conflict when a reload of the group, whose lock the caller holds, was killed."""
-    if is_interrupted(folder):
-        raise Conflict(
-            f"a reload of {group} was interrupted",
-            hint=f"'reload {group} --resume' finishes it, '--abort' undoes it; 'status' shows where it was",
-        )
 
 
 class Choice(enum.IntEnum):
@@ -147,7 +42,7 @@ class Choice(enum.IntEnum):
     STEERED_ADDRESS = 4
 
 
-_SHAPES = {
+SHAPES = {
     "choice": (bpf.MapType.ARRAY, 4, Choice.STEERED_ADDRESS + 4),
     "members": (bpf.MapType.ARRAY, 4, GENERATIONS),
     "generations": (bpf.MapType.ARRAY_OF_MAPS, 4, GENERATIONS),
@@ -157,17 +52,17 @@ _SHAPES = {
 """By name: type, size of a value in bytes, number of elements."""
 DEFINES = {"GENERATIONS": GENERATIONS}
 """What the policies are compiled with (bpf/reuseport.h)."""
-MAPS = tuple(f"{name.upper()}_FD" for name in _SHAPES)
+MAPS = tuple(f"{name.upper()}_FD" for name in SHAPES)
 """What stands for the maps in them; link() has the descriptors."""
 
 
 _FLOW_COUNTERS = tuple(FlowCounters.__dataclass_fields__)
-_FLOW_NAMES = ("flows", "flow_counters")
-FLOW_MAPS = tuple(f"{name.upper()}_FD" for name in _FLOW_NAMES)
+FLOW_NAMES = ("flows", "flow_counters")
+FLOW_MAPS = tuple(f"{name.upper()}_FD" for name in FLOW_NAMES)
 """What stands for the maps of a group that keeps flows, after MAPS."""
 
 
-def _shape(entry: bpf.Map) -> tuple[int, int, int]:
+def shape(entry: bpf.Map) -> tuple[int, int, int]:
     return entry.type, entry.value_size, entry.max_entries
 
 
@@ -185,31 +80,31 @@ class State(Closing):
 
         Raises:
             NotFound: nothing is attached.
-            Conflict: the pins are not the ones this tool makes.
+            Conflict: a pin is missing, or is not one of those that this tool makes.
         """
         with ExitStack() as stack:
             try:
-                program = stack.enter_context(bpffs.open_program(folder / "state" / "program"))
-                maps = {name: stack.enter_context(bpffs.open_map(folder / "state" / name)) for name in _SHAPES}
+                program = stack.enter_context(bpffs.open_program(folder / places.STATE / "program"))
+                maps = {name: stack.enter_context(bpffs.open_map(folder / places.STATE / name)) for name in SHAPES}
             except FileNotFoundError as error:
-                if (folder / "state").exists():
-                    raise _foreign(folder) from error
+                if (folder / places.STATE).exists():
+                    raise _damaged(folder) from error
                 raise NotFound(
                     "no program of this tool is attached", hint="attach one with: attach ENDPOINT"
                 ) from error
             except OSError as error:
-                raise bpf.translate(error, f"opening the pins in {folder / 'state'}") from error
-            if any(_shape(entry) != _SHAPES[name] for name, entry in maps.items()):
-                raise _foreign(folder)
-            for name in _FLOW_NAMES:
+                raise bpf.translate(error, f"opening the pins in {folder / places.STATE}") from error
+            if any(shape(entry) != SHAPES[name] for name, entry in maps.items()):
+                raise _damaged(folder)
+            for name in FLOW_NAMES:
                 with contextlib.suppress(FileNotFoundError):
-                    maps[name] = stack.enter_context(bpffs.open_map(folder / "state" / name))
+                    maps[name] = stack.enter_context(bpffs.open_map(folder / places.STATE / name))
             stack.pop_all()
             return cls(folder, maps, program)
 
     @classmethod
     def exists(cls, folder: Place) -> bool:
-        return (folder / "state" / "program").exists()
+        return places.is_attached(folder)
 
     def close(self) -> None:
         self.program.close()
@@ -224,7 +119,7 @@ class State(Closing):
     @property
     def flow_mode(self) -> FlowMode:
         """Whether the group keeps flows."""
-        return FlowMode.ADDRESS if all(name in self._maps for name in _FLOW_NAMES) else FlowMode.NONE
+        return FlowMode.ADDRESS if all(name in self._maps for name in FLOW_NAMES) else FlowMode.NONE
 
     @property
     def flow_capacity(self) -> int:
@@ -248,7 +143,7 @@ class State(Closing):
         with ExitStack() as stack:
             made = new_flow_maps(stack, entries)
             for name, entry in made.items():
-                pin = self.folder / "state" / name
+                pin = self.folder / places.STATE / name
                 pin.unlink()
                 bpffs.pin(entry, pin)
             stack.pop_all()
@@ -256,10 +151,10 @@ class State(Closing):
 
     def remove_flows(self) -> None:
         """Forget the flows, after the program that kept them."""
-        for name in _FLOW_NAMES:
+        for name in FLOW_NAMES:
             if name in self._maps:
                 self._maps.pop(name).close()
-            (self.folder / "state" / name).unlink()
+            (self.folder / places.STATE / name).unlink()
 
     @property
     def canary(self) -> tuple[int, int] | None:
@@ -314,8 +209,7 @@ class State(Closing):
 
     def generations(self) -> list[int]:
         """The numbers of the generations that are pinned, lowest first."""
-        names = (self.folder / "state").names()
-        return sorted(int(name.removeprefix("generation_")) for name in names if re.fullmatch(r"generation_\d+", name))
+        return places.generations(self.folder / places.STATE)
 
     def next_generation(self) -> int:
         """The number for a new generation: above all that there are."""
@@ -336,7 +230,7 @@ class State(Closing):
             ) from error
         with array:
             if array.type != bpf.MapType.REUSEPORT_SOCKARRAY:
-                raise _foreign(self.folder)
+                raise _damaged(self.folder)
             yield SockArray(array)
 
     def slots(self, generation: int) -> list[tuple[int, int]]:
@@ -438,15 +332,14 @@ class State(Closing):
     def policy(self) -> Program:
         """The pinned program; `policy` is its name as `attach --policy` takes it, or as its file has it."""
         info = self.program.info()
-        name = info.name.replace("_", "-")
-        return Program(id=info.id, name=info.name, policy=name if name in tuple(Policy) else info.name)
+        return Program(id=info.id, name=info.name, policy=policy_name(info.name))
 
     def replace_program(self, replacement: bpf.Program, fd: int) -> None:
         """Run another program over the same maps, attached through the listener `fd`.
 
         Killed between the two last steps, settle_program() finishes it.
         """
-        following = self.folder / "state" / _NEXT_PROGRAM
+        following = self.folder / places.STATE / _NEXT_PROGRAM
         following.unlink()
         bpffs.pin(replacement, following)
         sockets.attach_program(fd, replacement)  # commit point
@@ -454,7 +347,7 @@ class State(Closing):
 
     def settle_program(self, attached: int | None) -> None:
         """Finish, or forget, the replace_program() of a run that was killed; `attached` is what runs."""
-        following = self.folder / "state" / _NEXT_PROGRAM
+        following = self.folder / places.STATE / _NEXT_PROGRAM
         with contextlib.suppress(FileNotFoundError), bpffs.open_program(following) as pinned:
             if pinned.info().id == attached:
                 self._adopt_next()
@@ -462,8 +355,8 @@ class State(Closing):
                 following.unlink()
 
     def _adopt_next(self) -> None:
-        pin = self.folder / "state" / "program"
-        (self.folder / "state" / _NEXT_PROGRAM).rename(pin)
+        pin = self.folder / places.STATE / "program"
+        (self.folder / places.STATE / _NEXT_PROGRAM).rename(pin)
         self.program.close()
         self.program = bpffs.open_program(pin)
 
@@ -472,11 +365,21 @@ class State(Closing):
         return link(self._maps)
 
     def _pin(self, generation: int) -> Place:
-        return self.folder / "state" / f"generation_{generation}"
+        return self.folder / places.STATE / places.generation_name(generation)
 
 
-def _foreign(folder: Place) -> Conflict:
-    return Conflict(f"the pins in {folder / 'state'} are not this tool's", hint="look at them, then remove the folder")
+def policy_name(program: str) -> str:
+    """The policy of a program, as `attach --policy` takes it, or as its file has it."""
+    name = program.replace("_", "-")
+    return name if name in tuple(Policy) else program
+
+
+def _damaged(folder: Place) -> Conflict:
+    group = places.endpoint_of(folder.name) or "ENDPOINT"
+    return Conflict(
+        f"the pins in {folder / places.STATE} are damaged",
+        hint=f"'attach {group} --repair' makes them anew, 'detach {group}' removes program and pins",
+    )
 
 
 def link(maps: dict[str, bpf.Map]) -> dict[str, int]:
@@ -506,12 +409,12 @@ class NewState:
         The caller holds the lock of `folder`. Pins that a killed run or an ended server left are removed.
         """
         aside = folder / f"next_{os.getpid()}"
-        clean(folder)
+        places.clean(folder)
         aside.make()
         bpffs.pin(program, aside / "program")
         for name, entry in self.maps.items():
             bpffs.pin(entry, aside / name)
-        aside.rename(folder / "state")
+        aside.rename(folder / places.STATE)
         return State(folder, self.maps, program)
 
 
@@ -528,7 +431,7 @@ def new_maps(stack: ExitStack, flow_entries: int = 0) -> NewState:
                     inner=inner if kind is bpf.MapType.ARRAY_OF_MAPS else None,
                 )
             )
-            for name, (kind, size, entries) in _SHAPES.items()
+            for name, (kind, size, entries) in SHAPES.items()
         }
     if flow_entries:
         maps |= new_flow_maps(stack, flow_entries)
@@ -544,19 +447,3 @@ def new_flow_maps(stack: ExitStack, entries: int) -> dict[str, bpf.Map]:
             bpf.Map.create(bpf.MapType.PERCPU_ARRAY, "flow_counters", value_size=8, max_entries=counters)
         ),
     }
-
-
-def clean(folder: Place) -> None:
-    """Remove the pins of a group and what killed runs left beside them. The caller holds the lock.
-
-    The slots are emptied first, because the kernel frees a sockarray some time after its last
-    reference is gone, and until then its sockets cannot be registered anew.
-    """
-    with contextlib.suppress(NotFound, Conflict), State.open(folder) as opened:
-        for generation in opened.generations():
-            with opened.sockarray(generation) as array:
-                for slot, _ in array.items(opened.members(generation)):
-                    array.remove(slot)
-    for name in folder.names():
-        if not name.startswith(JOURNAL):
-            (folder / name).remove()

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from reuseport_tool.errors import MissingCapability, NotFound
-from reuseport_tool.group import discover, flows, followed, journals, problems, state
+from reuseport_tool.errors import Conflict, MissingCapability, NotFound, ToolError
+from reuseport_tool.group import discover, flows, followed, journals, places, problems, repair, state
 from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpf, bpffs, netns, processes
 from reuseport_tool.kernel.diag import BoundSocket
-from reuseport_tool.kernel.folders import Foreign
+from reuseport_tool.kernel.folders import Foreign, Place
 from reuseport_tool.kernel.iterator import ListenerInfo, Listeners, MemberInfo, UdpInfo, listeners_of
 from reuseport_tool.models import (
     Canary,
@@ -21,6 +21,7 @@ from reuseport_tool.models import (
     Endpoint,
     FlowTable,
     Followed,
+    GonePins,
     Group,
     Listener,
     Program,
@@ -54,6 +55,7 @@ class Observer:
         self._root = root
         self._loaded = contextlib.ExitStack()
         self._listeners: dict[Protocol, Listeners | None] = {}
+        self._unseen: str | None = None
 
     def __enter__(self) -> Observer:
         return self
@@ -75,7 +77,21 @@ class Observer:
                 groups.append(group)
         if not groups and self._endpoint is not None:
             discover.groups(self._endpoint)
-        return Status(groups=tuple(groups))
+        return Status(groups=tuple(groups), gone=() if self._endpoint else self._gone(), unseen=self._unseen)
+
+    def _gone(self) -> tuple[GonePins, ...]:
+        try:
+            left = places.of_gone_namespaces(bpffs.find(self._root))
+        except (NotFound, Foreign, MissingCapability):
+            return ()
+        return tuple(
+            GonePins(
+                endpoint=str(places.endpoint_of(place.name)),
+                netns=f"net:[{place.parent.name.partition('_')[0]}]",
+                pins=str(place / places.STATE),
+            )
+            for place in left
+        )
 
     def _infos(self, protocol: Protocol) -> Mapping[int, MemberInfo]:
         if protocol not in self._listeners:
@@ -98,25 +114,29 @@ class Observer:
     def _pinned(self, endpoint: Endpoint) -> list[Endpoint]:
         try:
             root = bpffs.find(self._root)
-            return [*state.pinned(root, endpoint), *journals.groups(root, endpoint)]
-        except (NotFound, Foreign, MissingCapability):
+            return [*places.pinned(root, endpoint), *journals.groups(root, endpoint)]
+        except (NotFound, Foreign, MissingCapability) as error:
             if self._root is not None:
                 raise
+            self._unseen = None if isinstance(error, NotFound) else error.message
             return []
 
-    def _pins(self, group: Endpoint) -> _Pinned | None:
+    def _pins(self, group: Endpoint) -> _Pinned | str | None:
+        """What our pins say of a group, or what is wrong with them."""
         try:
-            opened = State.open(state.group_folder(bpffs.find(self._root), group))
+            return self._opened(places.group_folder(bpffs.find(self._root), group))
         except (NotFound, Foreign, MissingCapability):
             return None
-        with opened:
-            places = {
-                cookie: (number, slot) for number in opened.generations() for slot, cookie in opened.slots(number)
-            }
+        except (Conflict, OSError) as error:
+            return f"{_message(error)}: 'attach {group} --repair' makes them anew, 'detach {group}' removes them"
+
+    def _opened(self, folder: Place) -> _Pinned:
+        with State.open(folder) as opened:
+            slots = {cookie: (number, slot) for number in opened.generations() for slot, cookie in opened.slots(number)}
             return _Pinned(
                 program=opened.policy(),
                 working=opened.working,
-                places=places,
+                places=slots,
                 counters=opened.counters(),
                 canary=_canary(opened),
                 flows=flows.table(opened),
@@ -124,14 +144,14 @@ class Observer:
 
     def _followed(self, group: Endpoint) -> Followed | None:
         try:
-            return followed.read(state.group_folder(bpffs.find(self._root), group), group)
+            return followed.read(places.group_folder(bpffs.find(self._root), group), group)
         except (NotFound, Foreign, MissingCapability):
             return None
 
     def _transaction(self, group: Endpoint) -> Transaction | None:
         try:
-            folder = state.group_folder(bpffs.find(self._root), group)
-            if not state.is_interrupted(folder):
+            folder = places.group_folder(bpffs.find(self._root), group)
+            if not places.is_interrupted(folder):
                 return None
         except (NotFound, Foreign, MissingCapability):
             return None
@@ -141,21 +161,24 @@ class Observer:
         head = entry.header
         return Transaction(running=journals.is_running(folder), step=head.step, pid=head.pid, begun_at=head.begun_at)
 
-    def _group(self, found: Found, infos: Mapping[int, MemberInfo], pins: _Pinned | None) -> Group:
+    def _group(self, found: Found, infos: Mapping[int, MemberInfo], pinned: _Pinned | str | None) -> Group:
+        pins = pinned if isinstance(pinned, _Pinned) else None
         known = [infos[cookie] for cookie in found.cookies if cookie in infos]
         running = [info.program_id for info in known]
         attached = next((program_id for program_id in running if program_id is not None), None)
         ours = pins is not None and (attached == pins.program.id or (not running and bool(found.members)))
+        other = None if ours else _other(attached)
         group = Group(
             endpoint=str(found.endpoint),
             netns=f"net:[{netns.identity()}]",
-            program=pins.program if pins and ours else _foreign(attached),
+            program=pins.program if pins and ours else other,
             working_generation=(pins.working or None) if pins and ours else None,
             listeners=tuple(
                 _listener(member, infos.get(member.cookie), pins if ours else None) for member in found.members
             ),
             counters=pins.counters if pins and ours else None,
-            stale=pins is not None and not ours,
+            stale=pins is not None and not ours and not (other and other.policy),
+            damage=pinned if isinstance(pinned, str) else _lost(found.endpoint, other),
             canary=pins.canary if pins and ours else None,
             reload=self._transaction(found.endpoint),
             reuseport=_has_reuseport(found, infos),
@@ -187,13 +210,29 @@ def _may_be_group(found: Found, group: Group) -> bool:
     return group.reuseport
 
 
-def _foreign(program_id: int | None) -> Program | None:
+def _other(program_id: int | None) -> Program | None:
+    """A program that runs and is not the pinned one: somebody else's, or one of ours whose pins are lost."""
     if program_id is None:
         return None
     name = "(classic BPF)" if program_id == 0 else "(unknown)"
     with contextlib.suppress(OSError), bpf.Program.by_id(program_id) as program:
         name = program.info().name
-    return Program(id=program_id, name=name, policy=None)
+    ours = bool(program_id) and repair.is_ours(program_id)
+    return Program(id=program_id, name=name, policy=state.policy_name(name) if ours else None)
+
+
+def _lost(group: Endpoint, other: Program | None) -> str | None:
+    """What is wrong where a program of ours runs and is not the pinned one."""
+    if other is None or other.policy is None:
+        return None
+    return (
+        f"the pins of the program (id {other.id}) are lost: 'attach {group} --repair' makes them anew, "
+        f"'detach {group}' takes the program off"
+    )
+
+
+def _message(error: ToolError | OSError) -> str:
+    return error.message if isinstance(error, ToolError) else f"the pins cannot be read ({error.strerror})"
 
 
 def _listener(member: Member, info: MemberInfo | None, pins: _Pinned | None) -> Listener:

@@ -34,6 +34,7 @@ class Command(enum.IntEnum):
     OBJ_PIN = 6
     OBJ_GET = 7
     PROG_GET_FD_BY_ID = 13
+    MAP_GET_FD_BY_ID = 14
     OBJ_GET_INFO_BY_FD = 15
     BTF_LOAD = 18
     RAW_TRACEPOINT_OPEN = 17
@@ -142,7 +143,10 @@ class _ProgInfo(ctypes.Structure):
         ("type", ctypes.c_uint32),
         ("id", ctypes.c_uint32),
         ("tag", ctypes.c_uint8 * 8),
-        ("_until_name", ctypes.c_uint8 * 48),
+        ("_until_uid", ctypes.c_uint8 * 32),
+        ("created_by_uid", ctypes.c_uint32),
+        ("nr_map_ids", ctypes.c_uint32),
+        ("map_ids", ctypes.c_uint64),
         ("name", ctypes.c_char * 16),
         ("_until_run_time", ctypes.c_uint8 * 112),
         ("run_time_ns", ctypes.c_uint64),
@@ -225,6 +229,7 @@ class Map(Handle):
         self.value_size = info.value_size
         self.max_entries = info.max_entries
         self.id = info.id
+        self.name = names.text(info.name)
 
     @classmethod
     def create(
@@ -276,6 +281,11 @@ class Map(Handle):
     def open(cls, path: str, shown: str = "") -> Map:
         """BPF_OBJ_GET of a pinned map; see Handle.pin(). Raises FileNotFoundError, Conflict for anything but a map."""
         return cls(_obj_get(path, "map", shown or path))
+
+    @classmethod
+    def by_id(cls, map_id: int) -> Map:
+        """BPF_MAP_GET_FD_BY_ID, which wants CAP_SYS_ADMIN."""
+        return cls(libc.bpf(Command.MAP_GET_FD_BY_ID, _Id(id=map_id), f"open map {map_id}"))
 
     def lookup(self, key: int) -> bytes:
         """The value under a key. Raises OSError (ENOENT for an empty slot)."""
@@ -334,6 +344,8 @@ class ProgramInfo:
     """`run_time_ns` and `run_count` grow only while statistics are on."""
 
     id: int
+    type: int
+    uid: int
     name: str
     tag: str
     run_time_ns: int
@@ -353,10 +365,19 @@ class Program(Handle):
         """BPF_PROG_GET_FD_BY_ID, which wants CAP_SYS_ADMIN."""
         return cls(libc.bpf(Command.PROG_GET_FD_BY_ID, _Id(id=program_id), f"open program {program_id}"))
 
+    def map_ids(self) -> tuple[int, ...]:
+        """Of the maps that it uses."""
+        count = _object_info(self.fd, _ProgInfo()).nr_map_ids
+        ids = (ctypes.c_uint32 * count)()
+        filled = _object_info(self.fd, _ProgInfo(nr_map_ids=count, map_ids=ctypes.addressof(ids)))
+        return tuple(ids[: min(count, filled.nr_map_ids)])
+
     def info(self) -> ProgramInfo:
         info = _object_info(self.fd, _ProgInfo())
         return ProgramInfo(
             id=info.id,
+            type=info.type,
+            uid=info.created_by_uid,
             name=names.text(info.name),
             tag=bytes(info.tag).hex(),
             run_time_ns=info.run_time_ns,

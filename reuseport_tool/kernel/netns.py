@@ -71,6 +71,20 @@ def key() -> str:
         return str(identity())
 
 
+def keys() -> set[str]:
+    """The key() of every namespace that a process is in or that has a name; its inode where it cannot be entered."""
+    found = {key()}
+    for path in reachable():
+        with contextlib.suppress(OSError):
+            inode = os.stat(path).st_ino
+            try:
+                with visit(path):
+                    found.add(key())
+            except (OSError, MissingCapability, NotFound):
+                found.add(str(inode))
+    return found
+
+
 def identity() -> int:
     """The inode of the calling thread's namespace, as in `net:[4026531840]`."""
     return os.stat(_CURRENT).st_ino

@@ -75,7 +75,8 @@ def some_are_hidden() -> bool:
             return False
         return False
 
-    return any(map(hidden, pids()))
+    # With hidepid=2 others have no folder at all, not even pid 1, which every PID namespace has.
+    return not os.path.exists("/proc/1") or any(map(hidden, pids()))
 
 
 def pids() -> list[int]:

@@ -119,6 +119,7 @@ class ProblemKind(enum.StrEnum):
     FOREIGN = "foreign"
     IMBALANCE = "imbalance"
     SPLIT = "split"
+    DAMAGED = "damaged"
     CROWDED = "crowded"
 
 
@@ -165,6 +166,8 @@ class Group:
     """What the program counted; null without a program of this tool."""
     stale: bool = False
     """Pins of this tool are left, but the group does not run its program."""
+    damage: str | None = None
+    """What is wrong with the pins of this tool, or null."""
     canary: Canary | None = None
     """The canary generation, or null."""
     reload: Transaction | None = None
@@ -185,11 +188,27 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GonePins:
+    """The pins of a group whose network namespace is gone."""
+
+    endpoint: str
+    """The group."""
+    netns: str
+    """The network namespace that was, as `net:[inode]`."""
+    pins: str
+    """Their folder on bpffs."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Status:
     """What `status` found. With `--watch` one object follows another."""
 
     groups: tuple[Group, ...]
     """The groups that match."""
+    gone: tuple[GonePins, ...] = ()
+    """Pins of network namespaces that do not exist any more; `detach --gone` removes them."""
+    unseen: str | None = None
+    """Why pins could not be looked at, so that programs of this tool may be shown as foreign; null when they could."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +218,8 @@ class Attached:
     endpoint: str
     """The group."""
     result: str
-    """`attached`, `replaced` (another policy was attached before) or `unchanged`."""
+    """`attached`, `replaced` (another policy was attached before), `repaired` (the pins were made anew) or
+    `unchanged`."""
     program: Program
     """The program that the group runs now."""
     generation: int
@@ -227,7 +247,8 @@ class Detached:
     endpoint: str
     """The group."""
     result: str
-    """`detached`, or `cleaned` when only pins were left and were removed."""
+    """`detached`, `cleaned` when only pins were left and were removed, or `gone` when they were of a network namespace
+    that does not exist any more."""
     pins: str
     """The folder on bpffs that was removed."""
 

@@ -40,6 +40,8 @@ class Maps:
 
     maps: tuple[GenerationMap, ...]
     """One entry for each generation of each group."""
+    damaged: tuple[str, ...] = ()
+    """What is wrong with the pins of groups that are not listed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from reuseport_tool.errors import Conflict, MissingCapability, NotFound, ToolError, UsageError
-from reuseport_tool.group import journals, state
+from reuseport_tool.group import journals, places
 from reuseport_tool.kernel import bpffs, capabilities
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.models import DryRun, Endpoint, PlannedGroup, Queues, Reload, Strategy
@@ -66,8 +66,8 @@ def _locked_survey(
         if not missing:
             return found
         for group in missing:
-            locked = stack.enter_context(state.locked(root, group, plan.lock_timeout_s))
-            state.refuse_interrupted(locked, group)
+            locked = stack.enter_context(places.locked(root, group, plan.lock_timeout_s))
+            places.refuse_interrupted(locked, group)
             folders[group] = locked
 
 
@@ -174,7 +174,7 @@ def _restored(
     first = interrupted(folder, endpoint)
     with ExitStack() as stack:
         folders = {
-            group.endpoint: stack.enter_context(state.locked(folder, group.endpoint, wait_s)) for group in first.groups
+            group.endpoint: stack.enter_context(places.locked(folder, group.endpoint, wait_s)) for group in first.groups
         }
         found = interrupted(folder, endpoint)  # as it is now that nobody else changes it
         if found.begun_at != first.begun_at:
@@ -230,7 +230,7 @@ def dry_run(endpoints: Sequence[Endpoint], plan: Plan, root: Path | None, progre
         found = survey.survey(endpoints, plan, world)
         with contextlib.suppress(NotFound):
             folder = bpffs.find(root)
-            folders.update({group.endpoint: state.group_folder(folder, group.endpoint) for group in found.groups})
+            folders.update({group.endpoint: places.group_folder(folder, group.endpoint) for group in found.groups})
         tried = begun(endpoints, plan, strategy, found, world)
         try:
             if found.refusal is not None:
@@ -253,7 +253,7 @@ def _tried(tried: ReloadState, world: World, folders: Mapping[Endpoint, Place]) 
         if where is not None and journals.is_running(where):
             raise Conflict(f"another run holds the lock of {group.endpoint}", hint="wait until it is done")
         if where is not None:
-            state.refuse_interrupted(where, group.endpoint)
+            places.refuse_interrupted(where, group.endpoint)
         if group.way is WayName.PROGRAM and where is not None:
             running = world.pins.running(group.endpoint)
             if running.known and running.program_id is not None and not running.ours:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reuseport_tool.closing import Closing
-from reuseport_tool.errors import MissingCapability, NotFound, UsageError
-from reuseport_tool.group import state
+from reuseport_tool.errors import Conflict, MissingCapability, NotFound, UsageError
+from reuseport_tool.group import places
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpffs, netns, processes
 from reuseport_tool.kernel.abi import SocketRecord
@@ -223,9 +223,10 @@ def _groups(wanted: Filter, raws: Mapping[Protocol, Sequence[SocketRecord]], roo
     try:
         folder = bpffs.find(root)
         groups = [
-            _group(folder, endpoint, raws[protocol])
+            group
             for protocol in raws
-            for endpoint in state.pinned(folder, wanted.endpoint or Endpoint(protocol=protocol, address=None, port=0))
+            for endpoint in places.pinned(folder, wanted.endpoint or Endpoint(protocol=protocol, address=None, port=0))
+            if (group := _group(folder, endpoint, raws[protocol]))
         ]
     except (NotFound, Foreign, MissingCapability):  # nobody's pins, or somebody else's
         if root is not None or wanted.generation is not None:
@@ -240,11 +241,15 @@ def _groups(wanted: Filter, raws: Mapping[Protocol, Sequence[SocketRecord]], roo
     return groups
 
 
-def _group(folder: Path, endpoint: Endpoint, raws: Sequence[SocketRecord]) -> _Group:
-    with State.open(state.group_folder(folder, endpoint)) as opened:
-        places = {cookie: number for number in opened.generations() for _, cookie in opened.slots(number)}
-    inodes = {raw.inode: places[raw.cookie] for raw in raws if raw.cookie in places}
-    return _Group(endpoint=endpoint, place=Place(endpoint, raws), places=places, inodes=inodes)
+def _group(folder: Path, endpoint: Endpoint, raws: Sequence[SocketRecord]) -> _Group | None:
+    """None where the pins are damaged: `status` says so, and the generations are unknown."""
+    try:
+        with State.open(places.group_folder(folder, endpoint)) as opened:
+            found = {cookie: number for number in opened.generations() for _, cookie in opened.slots(number)}
+    except Conflict:
+        return None
+    inodes = {raw.inode: found[raw.cookie] for raw in raws if raw.cookie in found}
+    return _Group(endpoint=endpoint, place=Place(endpoint, raws), places=found, inodes=inodes)
 
 
 def _generation(protocol: Protocol, raw: SocketRecord, groups: Sequence[_Group], owners: Owners) -> int | None:

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reuseport_tool.cli.main import run
-from reuseport_tool.group import attach, state
+from reuseport_tool.group import attach, places, state
 from reuseport_tool.kernel import bpf, bpffs, bytecode, loopback, netns, sockets
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.models import Endpoint, Policy, Protocol
@@ -45,7 +45,7 @@ VERBS = {
     "reload": ("reload", PORT, "--start-timeout", "0.1", "--no-probe", "--", "true"),
     "detach": ("detach", PORT),
 }
-PINS = ("program", *state._SHAPES, "generation_1", "program_next", "../journal")
+PINS = ("program", *state.SHAPES, "generation_1", "program_next", "../journal")
 VERBS_EACH = int(os.environ.get("FUZZ_VERBS_EACH", "13"))
 BESIDE = [("next_1", "a folder"), (f"next_{os.getpid()}", "a hash"), ("odd", "a folder"), ("../odd", "a program")]
 ODD_NAMES = ("generation_x", "generation_7", "generation_99999999999999999999", "generation_01", "working", "odd")
@@ -73,7 +73,7 @@ class Stage:
 
     def __init__(self, stack: ExitStack, pins: Path) -> None:
         self.pins = pins
-        self.folder = state.group_folder(pins, GROUP)
+        self.folder = places.group_folder(pins, GROUP)
         self.listener = stack.enter_context(loopback.listener(PORT))
         self._maps, self._program = attach.load_policy(Policy.HASH, stack)
 

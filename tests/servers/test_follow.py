@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 
 from reuseport_tool.bench.load import Load
-from reuseport_tool.group import state
+from reuseport_tool.group import places
 from reuseport_tool.models import Endpoint, Protocol
 from reuseport_tool.waiting import wait_until
 from tests.follower import Follower, prefer
@@ -113,7 +113,7 @@ def test_respawned_workers_with_a_follower_lose_none(tool: Tool, workers: Worker
     assert tool.bpffs is not None
     with ExitStack() as stack:
         follower = stack.enter_context(Follower(tool, tmp_path, servers.PORT))
-        watch = stack.enter_context(Watch(state.group_folder(tool.bpffs, GROUP), tmp_path / "seen"))
+        watch = stack.enter_context(Watch(places.group_folder(tool.bpffs, GROUP), tmp_path / "seen"))
         assert wait_until(lambda: len(watch.seen()) == WORKERS, 10)
         load = stack.enter_context(Load(servers.ADDRESS, servers.PORT, CLIENTS))
         killed_ns = back_ns = 0

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from reuseport_tool.cli.main import _VERBS, cli, run
 from reuseport_tool.errors import UsageError
-from reuseport_tool.group import state
+from reuseport_tool.group import places
 from reuseport_tool.kernel import netns
 from reuseport_tool.models import Endpoint, Protocol, parse_endpoint
 
@@ -59,9 +59,9 @@ FOLDERS = st.builds(
 @given(FOLDERS | ANYTHING)
 def test_names_of_folders(name: str) -> None:
     """A folder is a group's only if the group's folder has this very name."""
-    found = state.endpoint_of(name)
+    found = places.endpoint_of(name)
     if found is not None:
-        assert state.folder_name(found) == name
+        assert places.folder_name(found) == name
         assert parse_endpoint(str(found)) == found
 
 
@@ -77,13 +77,13 @@ def test_every_group_finds_its_folder(address: object, port: int, device: str | 
         f"{protocol}://[{address}]:{port}" if ":" in str(address) else f"{protocol}://{address}:{port}"
     )
     group = Endpoint(protocol=plain.protocol, address=plain.address, port=plain.port, device=device)
-    assert state.endpoint_of(state.folder_name(group)) == group
+    assert places.endpoint_of(places.folder_name(group)) == group
 
 
 def test_an_address_with_dots_and_colons() -> None:
     """As inet_ntop(3) writes a mapped one."""
     group = Endpoint(protocol=Protocol.TCP, address="::ffff:1.2.3.4", port=80)
-    assert state.endpoint_of(state.folder_name(group)) == group
+    assert places.endpoint_of(places.folder_name(group)) == group
 
 
 def leaves(command: click.Command) -> Iterator[click.Command]:

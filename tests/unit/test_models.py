@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reuseport_tool.errors import UsageError
-from reuseport_tool.group.state import endpoint_of, folder_name
+from reuseport_tool.group.places import endpoint_of, folder_name
 from reuseport_tool.models import Counters, Endpoint, Identity, Protocol, parse_endpoint
 from reuseport_tool.models.endpoint import canonical_address
 

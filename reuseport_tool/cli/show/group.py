@@ -21,6 +21,11 @@ def _status(model: models.Status, console: Console) -> None:
         if index:
             console.print()
         _group(group, console)
+    for pins in model.gone:
+        text = f"{pins.endpoint}  {pins.netns} is gone and its pins are left: 'detach --gone' removes them"
+        say(console, Text(text, style="yellow"))
+    if model.unseen:
+        say(console, Text(f"Programs of this tool are not told apart here: {model.unseen}.", style="dim"))
 
 
 def _group(group: models.Group, console: Console) -> None:
@@ -124,6 +129,7 @@ def _attached(model: models.AttachReport, console: Console) -> None:
     for entry in model.attached:
         done = {
             "attached": f"attached {entry.program.policy}",
+            "repaired": f"pinned anew what runs: {entry.program.policy}",
             "replaced": f"replaced the program by {entry.program.policy}",
             "unchanged": f"already attached: {entry.program.policy}",
         }[entry.result]
@@ -155,12 +161,18 @@ def _detached(model: models.DetachReport, console: Console) -> None:
     if not model.detached:
         say(console, "Nothing of this tool is attached here.")
     for entry in model.detached:
-        text = "program and pins removed" if entry.result == "detached" else "pins removed; no program was running"
+        text = {
+            "detached": "program and pins removed",
+            "cleaned": "pins removed; no program was running",
+            "gone": "pins removed; their network namespace is gone",
+        }[entry.result]
         say(console, f"{entry.endpoint}  {text}")
 
 
 @table.register
 def _maps(model: models.Maps, console: Console) -> None:
+    for text in model.damaged:
+        say(console, Text(f"{text}; 'status' says what mends it", style="yellow"))
     if not model.maps:
         console.print("No maps of this tool in this network namespace.")
         return

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from reuseport_tool.group import state
+from reuseport_tool.group import places
 from reuseport_tool.group.state import CAPACITY_LEAST, State
 from reuseport_tool.kernel import netns
 from reuseport_tool.kernel.listen_events import ListenEvents
@@ -69,7 +69,7 @@ def listeners(tool: Tool) -> dict[int, tuple[int | None, str]]:
 
 def registered(tool: Tool) -> set[int]:
     assert tool.bpffs is not None
-    with State.open(state.group_folder(tool.bpffs, GROUP)) as opened:
+    with State.open(places.group_folder(tool.bpffs, GROUP)) as opened:
         return opened.registered()
 
 
@@ -183,7 +183,7 @@ def test_nothing_is_registered_while_the_group_is_locked(
     workers = prefork(2)
     assert tool.bpffs is not None
     with Follower(tool, tmp_path, PORT) as follower:
-        with state.locked(tool.bpffs, GROUP):
+        with places.locked(tool.bpffs, GROUP):
             os.kill(follower.events("registered")[0]["pid"], signal.SIGKILL)
             _, cookie, _ = born(workers)
             waiting = follower.await_event("locked")[0]
@@ -234,7 +234,7 @@ def test_after_a_killed_reload(tool: Tool, tmp_path: Path, prefork: Callable[[in
     workers = prefork(2)
     tool.ok("attach", PORT)
     assert tool.bpffs is not None
-    journal = state.group_folder(tool.bpffs, GROUP) / state.JOURNAL
+    journal = places.group_folder(tool.bpffs, GROUP) / places.JOURNAL
     if begun == "before":
         journal.make()
     with Follower(tool, tmp_path, PORT) as follower:
@@ -319,7 +319,7 @@ def test_ten_thousand_listeners_through_one_slot(tool: Tool) -> None:
     assert tool.bpffs is not None
     with bind():
         tool.ok("attach", PORT)
-        with State.open(state.group_folder(tool.bpffs, GROUP)) as opened:
+        with State.open(places.group_folder(tool.bpffs, GROUP)) as opened:
             slots = set()
             for _ in range(10_000):
                 with bind() as sock:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from reuseport_tool.group import attach, state
+from reuseport_tool.group import attach, places
 from reuseport_tool.kernel import bpf, program
 from reuseport_tool.models import Policy, parse_endpoint
 from tests.kernel.conftest import PORT, Clients, ask, snapshot
@@ -198,7 +198,7 @@ def test_a_listener_without_reuseport(tool: Tool, server: Start) -> None:
     server("one", "--no-reuseport")
     error = tool.fails(1, "attach", PORT)
     assert "SO_REUSEPORT" in error["message"]
-    assert tool.ok("status") == {"groups": []}
+    assert tool.ok("status")["groups"] == []
 
 
 def test_a_foreign_program_is_left_alone(tool: Tool, server: Start) -> None:
@@ -218,7 +218,7 @@ def test_a_foreign_program_is_left_alone(tool: Tool, server: Start) -> None:
 def test_the_lock(tool: Tool, server: Start) -> None:
     server("one")
     assert tool.bpffs is not None
-    folder = state.group_folder(tool.bpffs, GROUP)
+    folder = places.group_folder(tool.bpffs, GROUP)
     folder.make()
     fd = os.open(str(folder), os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
