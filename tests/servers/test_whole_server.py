@@ -21,12 +21,14 @@ from reuseport_tool.models import Protocol
 from reuseport_tool.waiting import wait_until
 from tests.servers import restart, servers
 from tests.servers.servers import Server
+from tests.tool import Tool
 
 PORTS = (8080, 8443, 8444)
 ADDRESSES = ("127.0.0.1", "::1")
 GROUPS = len(PORTS) * len(ADDRESSES)
 CLIENTS = 24  # of each group
 PLAIN_RESTARTS = 2
+RELOADS = 20
 DEADLINE_S = 60.0
 
 Place = tuple[str, int]
@@ -57,7 +59,7 @@ def cookies() -> frozenset[int]:
 
 
 def start(server: Server) -> int:
-    """The process, once it listens in every group."""
+    """Start a server, and wait until it listens in every group. Returns its process."""
     before = cookies()
     process = subprocess.Popen(server.command, start_new_session=True)
     assert wait_until(lambda: len(cookies() - before) >= GROUPS, DEADLINE_S), "it does not listen"
@@ -110,3 +112,62 @@ def test_a_plain_restart_loses_on_every_port_and_the_kernel_counts_each_loss(ngi
         lost = sum(ledger.reset for ledger in felt)
         assert lost <= reset <= lost + sum(ledger.unanswered for ledger in felt)
         assert counted[port].refused in (None, sum(ledger.refused for ledger in felt))
+
+
+def test_a_reload_of_one_endpoint_hands_over_all_six_groups_and_loses_none(tool: Tool, nginx: Server) -> None:
+    start(nginx)
+    reports = []
+
+    def by_the_tool() -> None:
+        options = ("--stop-signal", nginx.stop_signal, "--listeners", nginx.listeners)
+        reports.append(tool.ok("reload", PORTS[0], *options, "--", *nginx.command))
+
+    with ResetCounter(PORTS) as counter:
+        ledgers = under_load(by_the_tool, RELOADS)
+        assert counter.counts.rows() == ()
+    for place, ledger in ledgers.items():
+        print(place, ledger)
+        assert ledger.answered > 0
+        assert ledger.lost == 0
+    for report in reports:
+        assert len(report["groups"]) == GROUPS
+        assert (report["resets"]["never_accepted"], report["resets"]["handshakes"]) == (0, 0)
+        assert report["resets"]["refused"] in (None, 0)
+    assert sum(report["migrated"]["total"] for report in reports) > 0
+
+
+INSTANCES, ROUNDS = 4, 5
+
+
+def holders() -> dict[int, frozenset[int]]:
+    """The cookies of the listeners below each master."""
+    found: dict[int, set[int]] = {}
+    for member in servers.all_listeners():
+        for master in restart.owners_of([member]):
+            found.setdefault(master, set()).add(member.cookie)
+    return {master: frozenset(cookies) for master, cookies in found.items()}
+
+
+def test_instances_are_rolled_one_after_the_other_and_the_others_are_never_touched(tool: Tool, nginx: Server) -> None:
+    for _ in range(INSTANCES):
+        start(nginx)
+    reports = []
+
+    def roll_all() -> None:
+        for old in sorted(holders()):
+            others = {master: cookies for master, cookies in holders().items() if master != old}
+            options = ("--old-pid", old, "--stop-signal", nginx.stop_signal, "--listeners", nginx.listeners)
+            reports.append(tool.ok("reload", PORTS[0], *options, "--", *nginx.command))
+            now = holders()
+            assert old not in now
+            assert len(now) == INSTANCES
+            assert {master: now.get(master) for master in others} == others
+
+    with ResetCounter(PORTS) as counter:
+        ledgers = under_load(roll_all, ROUNDS)
+        assert counter.counts.rows() == ()
+    for place, ledger in ledgers.items():
+        print(place, ledger)
+        assert ledger.answered > 0
+        assert ledger.lost == 0
+    assert len(reports) == INSTANCES * ROUNDS
