@@ -32,7 +32,6 @@ _MIBS = {
     "TCPMigrateReqFailure": "failed",
     "ListenOverflows": "overflows",
     "ListenDrops": "drops",
-    "OutRsts": "resets",
 }
 _BAD = {"TCPMigrateReqFailure", "ListenOverflows", "ListenDrops"}
 

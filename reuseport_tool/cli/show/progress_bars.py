@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
@@ -42,6 +44,36 @@ def steps(label: str, total: int) -> Iterator[Callable[[], None]]:
         yield lambda: shown(next(done), total)
 
 
+_WAITS = {
+    "prepare": "looking at the old server",
+    "start": "waiting until the new server listens in every group",
+    "compare": "comparing socket options",
+    "register": "registering the new listeners",
+    "canary": "giving the new server its shares, one by one",
+    "switch": "switching",
+    "health": "waiting until the new server accepts and answers",
+    "drain": "waiting until the old listeners' queues are empty",
+    "confirm": "looking once more before the old server is stopped",
+    "stop": "waiting until the old server has closed its listeners",
+    "leftovers": "waiting for the old server's connections",
+    "prove": "reading the kernel's counters",
+    "roll back": "undoing everything",
+}
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """What a step waits for, and for how long it has: asked anew for each picture of the spinner."""
+
+    step: str
+    since_s: float
+
+    def __rich__(self) -> Text:
+        seconds = time.monotonic() - self.since_s
+        waits = _WAITS.get(self.step)
+        return Text(f"{self.step}: {waits}, {seconds:.0f} s" if waits else f"{self.step}, {seconds:.0f} s")
+
+
 class ReloadProgress:
     """The steps of a reload on stderr: a spinner on a terminal, a line a step elsewhere, notes only for JSON.
 
@@ -67,7 +99,7 @@ class ReloadProgress:
             self._stream.close()
 
     def begin(self, name: str) -> None:
-        self._spinner.update(name)
+        self._spinner.update(_Waiting(name, time.monotonic()))
 
     def end(self, step: models.Step) -> None:
         if self._quiet or step.outcome == "skipped":
