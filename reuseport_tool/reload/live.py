@@ -65,7 +65,8 @@ class Traffic:
 
         Raises UsageError where it leads to none of those that are kept.
         """
-        counter = self._stack.enter_context(resets.counting({group.port for group in groups}))
+        ports = {group.port for group in groups if group.protocol is Protocol.TCP}
+        counter = self._stack.enter_context(resets.counting(ports))
         self._counter = None if isinstance(counter, str) else counter
         if self._plan.health_url:
             self._url = steering.url(self._plan.health_url, kept)

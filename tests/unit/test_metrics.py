@@ -14,7 +14,7 @@ from reuseport_tool.cli.show import metrics
 from reuseport_tool.errors import Unsupported
 from reuseport_tool.group import problems
 from reuseport_tool.kernel.mib import TcpCounters
-from reuseport_tool.models import Canary, Counters, Group, Status
+from reuseport_tool.models import Canary, Counters, Followed, Group, Resets, Status
 from tests.unit.test_problems import GROUP, KILLED, listeners
 
 RULES = Path(__file__).parents[2] / "packaging" / "prometheus" / "reuseport-tool.rules.yml"
@@ -26,6 +26,11 @@ BUSY = replace(
     counters=COUNTERS,
     canary=Canary(generation=3, percent=5.0),
     reload=KILLED,
+    followed=Followed(
+        pid=77,
+        since=1.0,
+        resets=Resets(never_accepted=21, handshakes=22, refused=None, accepted=23),
+    ),
 )
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -59,6 +64,11 @@ def test_every_number_is_there() -> None:
     assert value(found, "reuseport_listener_backlog", cookie="1") == 511
     assert value(found, "reuseport_group_selected_total", to="working") == 10
     assert value(found, "reuseport_group_migrated_total", state="new_syn_recv") == 7
+    assert value(found, "reuseport_group_resets_total", kind="never_accepted") == 21
+    assert value(found, "reuseport_group_resets_total", kind="accepted") == 23
+    assert not [
+        labels for name, labels in found if name == "reuseport_group_resets_total" and ("kind", "refused") in labels
+    ]
     assert value(found, "reuseport_group_problems", kind="stale") == 1
     assert value(found, "reuseport_group_problems", kind="imbalance") == 0
     assert value(found, "reuseport_netstat_TcpExt_TCPMigrateReqFailure_total") == 2

@@ -44,6 +44,7 @@ def exposition(status: Status, mib: TcpCounters) -> bytes:
             yield from families.of_groups(status)
             yield from families.of_listeners(status)
             yield from families.of_program(status)
+            yield from families.of_followers(status)
             yield from families.of_reloads(status)
             yield from families.of_namespace(mib)
 
@@ -121,6 +122,18 @@ class _Families:
             fallback.add_metric(_group(group), group.counters.fallback)
             dropped.add_metric(_group(group), group.counters.dropped)
         yield from (selected, migrated, fallback, dropped)
+
+    def of_followers(self, status: Status) -> Iterator[Any]:
+        """Resets, where a follower counts them; what the kernel does not show has no sample."""
+        resets = self._counter(
+            "reuseport_group_resets", "Resets on the group's port since its follower began.", labels=(*_GROUP, "kind")
+        )
+        for group in status.groups:
+            if group.followed is not None:
+                for kind, count in dataclasses.asdict(group.followed.resets).items():
+                    if count is not None:
+                        resets.add_metric([*_group(group), kind], count)
+        yield resets
 
     def of_reloads(self, status: Status) -> Iterator[Any]:
         open_since = self._gauge(
