@@ -19,7 +19,7 @@ from reuseport_tool.kernel.iterator import TcpListeners
 from reuseport_tool.kernel.mib import TcpCounters
 from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.kernel.resets import ResetCounter
-from reuseport_tool.models import Endpoint, Resets, Step
+from reuseport_tool.models import Endpoint, Protocol, Resets, Step
 from reuseport_tool.reload.old_connections import OldConnections
 from reuseport_tool.reload.plan import Plan, Progress
 from reuseport_tool.reload.state import ReloadState, encode
