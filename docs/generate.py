@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "bench select": (models.BenchSelect,),
     "bench reload": (models.BenchReload,),
     "bench sockets": (models.BenchSockets,),
+    "bench speed": (models.BenchSpeed,),
     "autolowat attach, autolowat detach, autolowat status": (
         models.AutolowatAttachment,
         models.AutolowatDetached,

@@ -10,6 +10,7 @@ from reuseport_tool.bench import reload as bench_reload
 from reuseport_tool.bench import rpc_framing as bench_rpc_framing
 from reuseport_tool.bench import select as bench_select
 from reuseport_tool.bench import sockets as bench_sockets
+from reuseport_tool.bench import speed as bench_speed
 from reuseport_tool.cli import show
 from reuseport_tool.cli.compat import VerbGroup
 from reuseport_tool.cli.context import Context, examples, pass_context
@@ -116,6 +117,28 @@ def sockets(ctx: Context, rounds: int, sizes: tuple[int, ...], protocols: tuple[
     rising = sorted(set(sizes))
     with show.steps("rounds", rounds * len(chosen) * len(rising)) as step:
         report = bench_sockets.bench(rising, chosen, rounds, step)
+    show.result(report, ctx.json)
+
+
+@command.command(
+    "speed",
+    short_help="attach, status and reload as whole processes.",
+    epilog=examples("reuseport-tool bench speed", "reuseport-tool --json bench speed --rounds 30 | jq .figures"),
+)
+@click.option("--rounds", type=click.IntRange(2, 1000), default=15, show_default=True, help="Turns of each command.")
+@click.option("--workers", type=click.IntRange(1, 64), default=16, show_default=True, help="Of the large server.")
+@click.option(
+    "--addresses", type=click.IntRange(1, 500), default=70, show_default=True, help="That each of them listens on."
+)
+@pass_context
+def speed(ctx: Context, rounds: int, workers: int, addresses: int) -> None:
+    """Measure whole processes, in a throw-away network namespace, with the cache of programs filled.
+
+    `attach` and `status` of a small group take turns with the import of click and rich.console alone. Then a server
+    with many listeners is attached, shown, reloaded and detached once.
+    """
+    with show.steps("rounds", rounds) as step:
+        report = bench_speed.bench(rounds, workers, addresses, ctx.bpffs, step)
     show.result(report, ctx.json)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         BenchRpcFraming,
         BenchSelect,
         BenchSockets,
+        BenchSpeed,
         CloseSize,
         FramingArm,
         FramingSize,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         SelectArm,
         SocketsArm,
         SocketsSize,
+        SpeedFigure,
         Spread,
     )
     from reuseport_tool.models.check import (
@@ -95,6 +97,7 @@ __all__ = [
     "BenchRpcFraming",
     "BenchSelect",
     "BenchSockets",
+    "BenchSpeed",
     "Canary",
     "CanaryStep",
     "Capability",
@@ -160,6 +163,7 @@ __all__ = [
     "Sockets",
     "SocketsArm",
     "SocketsSize",
+    "SpeedFigure",
     "Spread",
     "Status",
     "Step",

@@ -232,3 +232,33 @@ class BenchReload:
     """One entry for each queue length."""
     duration_s: float
     """Duration of everything."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedFigure:
+    """One command of `bench speed`, as a whole process with the cache of programs filled."""
+
+    name: str
+    """`imports` (python -c 'import click, rich.console'), or a command; of many listeners where it says so."""
+    duration_s: float
+    """Median over the rounds; of many listeners, of the one time that it ran."""
+    relative: Spread | None
+    """Divided by the time of `imports` in the same round; null for `imports` and for many listeners."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSpeed:
+    """What `bench speed` measured."""
+
+    kernel: str
+    """The kernel's release."""
+    rounds: int
+    """Rounds of the commands for a small group."""
+    workers: int
+    """Processes of the large server."""
+    addresses: int
+    """Addresses, and so groups, of the large server; each process listens on each."""
+    figures: tuple[SpeedFigure, ...]
+    """One entry for each command."""
+    duration_s: float
+    """Duration of everything."""

@@ -53,6 +53,19 @@ def _bench_sockets(model: models.BenchSockets, console: Console) -> None:
 
 
 @table.register
+def _bench_speed(model: models.BenchSpeed, console: Console) -> None:
+    made = make_table("command", "ms", "to imports", right=("ms", "to imports"))
+    for figure in model.figures:
+        row(made, figure.name, f"{figure.duration_s * 1000:.0f}", figure.relative and _ratio(figure.relative))
+    put(console, made)
+    note = (
+        f"Linux {model.kernel}, {model.rounds} rounds, {model.duration_s:.0f} s. Whole processes, programs from the "
+        "cache. imports: python -c 'import click, rich.console'. Relative to it: median ± half the interquartile range."
+    )
+    say(console, Text(note, style="dim"))
+
+
+@table.register
 def _bench_reload(model: models.BenchReload, console: Console) -> None:
     numbers = (
         "lost",
