@@ -20,7 +20,7 @@ def put(console: Console, table: Table) -> None:
     texts = [[_text(cell) for cell in (column.header, *column.cells)] for column in table.columns]
     widest = [max(map(_width, cells)) for cells in texts]
     longest = [max(map(_longest_word, cells)) for cells in texts]
-    room = console.width - _PADDING * len(texts)
+    room = console.width - _PADDING * (len(texts) - 1)  # none behind the last column
     if sum(widest) > room:
         if sum(longest) > room:
             for line in _paragraphs(table.columns, texts):
