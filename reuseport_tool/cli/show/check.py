@@ -15,7 +15,9 @@ from reuseport_tool.cli.show.tables import table
 @table.register
 def _check_hot_reload(model: models.CheckHotReload, console: Console) -> None:
     put(console, _case_matrix(model.cases))
-    console.print(Text("survived/connections; woken: the server asleep in epoll_wait was woken", style="dim"))
+    console.print(
+        Text("survived/connections; woken: the server asleep in epoll_wait was woken; max: duration", style="dim")
+    )
     for case in model.cases:
         if not case.ok:
             where = f"{case.strategy} {case.family} {case.state}: "
@@ -34,7 +36,7 @@ def _case_matrix(cases: tuple[models.Case, ...]) -> Table:
     """A row for each way and family, a column for each state."""
     states = list(dict.fromkeys(case.state for case in cases))
     heads = [state.replace("new_syn_recv_", "new_syn_recv\n") for state in states]
-    made = make_table("reload by", "", *heads, "longest", right=("longest",))
+    made = make_table("reload by", "", *heads, "max", right=("max",))
     rows: dict[tuple[str, str], list[models.Case]] = {}
     for case in cases:
         rows.setdefault((case.strategy, case.family), []).append(case)
