@@ -15,7 +15,7 @@ from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.cli.pictures import drawn
 from reuseport_tool.cli.types import COUNT, DURATION, ENDPOINT, PID, SharesType, SignalType
 from reuseport_tool.errors import UsageError
-from reuseport_tool.models import Endpoint, Policy, Reload, Strategy
+from reuseport_tool.models import Endpoint, FlowMode, Policy, Reload, Strategy
 from reuseport_tool.reload import thresholds, transaction
 from reuseport_tool.reload import unit as units
 from reuseport_tool.reload.plan import Hook, Plan, Progress
@@ -153,6 +153,28 @@ class _WithCommand(click.Command):
     metavar="COUNTER[=N]",
     help=f"Roll back when it grows by N (1): {', '.join(thresholds.COUNTERS)}. May be repeated.",
 )
+@click.option(
+    "--flows",
+    type=click.Choice([mode.value for mode in FlowMode]),
+    help="What of UDP stays with the old server.  [default: as attached; none on ports 53 and 853]",
+)
+@click.option(
+    "--flow-timeout",
+    "flow_timeout_s",
+    type=DURATION,
+    default="30",
+    show_default=True,
+    help="A UDP flow without a datagram for so long has ended.",
+)
+@click.option(
+    "--settle",
+    "settle_s",
+    type=DURATION,
+    default="1",
+    show_default=True,
+    help="An old UDP server that sends nothing for so long has answered all.",
+)
+@click.option("--health-datagram", metavar="HEX", help="Must be answered by each UDP group of the new server.")
 @click.option("--probe/--no-probe", default=True, help="Open one connection, so that there is one to accept.")
 @click.option(
     "--force", is_flag=True, help="Go on although options differ, or some process keeps the old listeners open."
@@ -189,6 +211,7 @@ def command(
     endpoints: tuple[Endpoint, ...],
     strategy: str | None,
     policy: str | None,
+    flows: str | None,
     old_pid: tuple[int, ...],
     unit: str | None,
     timeline: Path | None,
@@ -217,6 +240,7 @@ def command(
             command=click.get_current_context().meta.get(_NEW_COMMAND) or None,
             strategy=Strategy(strategy) if strategy else None,
             policy=Policy(policy) if policy else None,
+            flows=FlowMode(flows) if flows else None,
             old_pids=old_pid,
             lock_timeout_s=lock_timeout_s,
             hooks=hooks,
@@ -289,4 +313,4 @@ def _show(ctx: Context, report: Reload, draw: Callable[[Reload], None]) -> int:
     draw(report)
     show.outcome(report, ctx.json)
     lost = report.lost.migrate_failures or (report.resets.lost if report.resets else 0)
-    return 1 if lost else 0
+    return 1 if lost or any(group.has_lost for group in report.datagrams) else 0

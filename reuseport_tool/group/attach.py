@@ -12,7 +12,7 @@ from pathlib import Path
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Conflict, ToolError, UsageError
 from reuseport_tool.group import discover, places, state
-from reuseport_tool.group.discover import Found
+from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpf, bpffs, flow_map, iterator, program, sockets
 from reuseport_tool.kernel.folders import Place
@@ -212,13 +212,17 @@ def one_of_each(fds: dict[int, int], infos: Mapping[int, iterator.MemberInfo]) -
 
 
 def _in_order(fds: dict[int, int], infos: Mapping[int, iterator.MemberInfo]) -> dict[int, int]:
-    """The listeners in the order of socks[], in which the kernel counts them; as they are where it does not tell."""
+    return {cookie: fds[cookie] for cookie in sorted(fds, key=lambda cookie: _place(cookie, infos))}
 
-    def place(cookie: int) -> int:
-        index = infos[cookie].index if cookie in infos else None
-        return len(infos) if index is None else index
 
-    return {cookie: fds[cookie] for cookie in sorted(fds, key=place)}
+def in_order(members: Collection[Member], infos: Mapping[int, iterator.MemberInfo]) -> list[Member]:
+    """Listeners in the order of socks[], in which the kernel counts them; as they are where it does not tell."""
+    return sorted(members, key=lambda member: _place(member.cookie, infos))
+
+
+def _place(cookie: int, infos: Mapping[int, iterator.MemberInfo]) -> int:
+    index = infos[cookie].index if cookie in infos else None
+    return len(infos) if index is None else index
 
 
 def _describe(program_id: int) -> str:

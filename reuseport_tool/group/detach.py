@@ -111,7 +111,7 @@ def _detach_group(group: Endpoint, folder: Place, load: Load) -> str:
                 raise Conflict(f"{group} has a reuseport program that is not this tool's")
             repair.forget_slots(running)
         if running is not None or (unseen and places.is_attached(folder)):
-            result = "detached" if _take_off(found) else result
+            result = "detached" if take_off(found) else result
     places.clean(folder)
     journals.forget(folder)
     return result
@@ -135,7 +135,7 @@ def _infos(load: Load) -> Mapping[int, iterator.MemberInfo]:
     return {}
 
 
-def _take_off(group: Found) -> bool:
+def take_off(group: Found) -> bool:
     """Detach whatever runs, from every part of a group that has split. Returns whether there was a program."""
     found = False
     for member in group.members:

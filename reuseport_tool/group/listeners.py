@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import ToolError
@@ -12,7 +12,7 @@ from reuseport_tool.group import discover
 from reuseport_tool.group.discover import Member
 from reuseport_tool.kernel import processes, sockets
 from reuseport_tool.kernel.diag import BoundSocket
-from reuseport_tool.kernel.iterator import Snapshot, TcpListeners
+from reuseport_tool.kernel.iterator import MemberInfo, Snapshot, TcpListeners, UdpInfo
 from reuseport_tool.kernel.sockets import ListenerOptions
 from reuseport_tool.models import Endpoint, Protocol
 
@@ -20,8 +20,9 @@ from reuseport_tool.models import Endpoint, Protocol
 class Listeners(Closing):
     """Looks at the calling thread's network namespace. A context manager; closing it lets go of copies."""
 
-    def __init__(self, iterator: TcpListeners | None) -> None:
+    def __init__(self, iterator: TcpListeners | None, udp_sockets: Callable[[], Mapping[int, UdpInfo]]) -> None:
         self._iterator = iterator
+        self._udp_sockets = udp_sockets
         self._copies: dict[int, int] = {}
 
     def close(self) -> None:
@@ -54,14 +55,18 @@ class Listeners(Closing):
         return self._iterator.read() if self._iterator else None
 
     def is_reuseport(self, member: Member) -> bool:
-        """Whether it has SO_REUSEPORT; where that cannot be seen, say yes."""
-        if self._iterator is not None:
-            info = self._iterator.read().listeners.get(member.cookie)
-            if info is not None:
-                return bool(info.group)
+        """Whether it has SO_REUSEPORT; where that cannot be seen, a TCP listener is said to and a UDP socket not."""
+        is_tcp = member.socket.endpoint.protocol is Protocol.TCP
+        infos: Mapping[int, MemberInfo] = {}
+        if not is_tcp:
+            infos = self._udp_sockets()
+        elif self._iterator is not None:
+            infos = self._iterator.listeners()
+        if member.cookie in infos:
+            return bool(infos[member.cookie].group)
         with contextlib.suppress(ToolError), discover.descriptors([member]) as fds:
             return sockets.is_reuseport(fds[member.cookie])
-        return True
+        return is_tcp
 
     def options(self, member: Member) -> ListenerOptions:
         """Raises NotFound when it is closed."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import NotFound
 from reuseport_tool.group import attach, discover, places, state
+from reuseport_tool.group.detach import take_off
 from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.state import State
-from reuseport_tool.kernel import iterator, sockets
+from reuseport_tool.kernel import sockets
 from reuseport_tool.kernel.folders import Place
-from reuseport_tool.kernel.iterator import TcpListeners
-from reuseport_tool.models import Counters, Endpoint
+from reuseport_tool.kernel.iterator import Listeners, MemberInfo, TcpListeners, infos_of, listeners_of
+from reuseport_tool.models import Counters, Endpoint, Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +42,29 @@ class Pins(Closing):
     """The open pins. A context manager; closing it leaves them."""
 
     def __init__(
-        self, folders: Mapping[Endpoint, Place], chosen: attach.ChosenPolicy, listeners: TcpListeners | None
+        self,
+        folders: Mapping[Endpoint, Place],
+        chosen: attach.ChosenPolicy,
+        listeners: TcpListeners | None,
+        chosen_udp: attach.ChosenPolicy,
     ) -> None:
         self._folders = folders
-        self._chosen = chosen
-        self._listeners = listeners
+        self._chosen = {Protocol.TCP: chosen, Protocol.UDP: chosen_udp}
+        self._listeners: dict[Protocol, Listeners | None] = {Protocol.TCP: listeners}
+        self._stack = ExitStack()
         self._open: dict[Endpoint, State] = {}
 
     def close(self) -> None:
         """Close all of them."""
         while self._open:
             self._open.popitem()[1].close()
+        self._stack.close()
+
+    def _iterator(self, group: Endpoint) -> Listeners | None:
+        """That of the group's protocol, loaded when it is needed. Raises MissingCapability."""
+        if group.protocol not in self._listeners:
+            self._listeners[group.protocol] = self._stack.enter_context(listeners_of(group.protocol))
+        return self._listeners[group.protocol]
 
     def state(self, group: Endpoint) -> State | None:
         """The pins of one group, None where there are none."""
@@ -70,7 +84,7 @@ class Pins(Closing):
             self._forget(group)
             found = Found(group, tuple(members))
             self._open[group], _, _ = attach.attach_group(
-                found, self._chosen, self._folders[group], infos=iterator.infos_of(self._listeners)
+                found, self._chosen[group.protocol], self._folders[group], infos=self._infos(group)
             )
         opened = self._must(group)
         return Attached(working=opened.working, counters=opened.counters())
@@ -84,22 +98,25 @@ class Pins(Closing):
         """Which program runs for it now."""
         found = discover.now(group)
         opened = self.state(group)
-        attached = attach.attached_program(found, self._listeners)
-        known = self._listeners is not None and bool(found.members)
+        listeners = self._iterator(group)
+        attached = attach.attached_program(found, listeners)
+        known = listeners is not None and bool(found.members)
         return Running(ours=opened is not None and attached == opened.policy().id, program_id=attached, known=known)
 
     def attach_again(self, group: Endpoint) -> None:
-        """Put the pinned program in the place of another one."""
-        with discover.descriptors(discover.present(group).members[:1]) as fds:
-            sockets.attach_program(next(iter(fds.values())), self._must(group).program)
+        """Put the pinned program in the place of another one, in every part of a group that has split."""
+        with discover.descriptors(discover.present(group).members) as fds:
+            for fd in attach.one_of_each(fds, self._infos(group)):
+                sockets.attach_program(fd, self._must(group).program)
+
+    def _infos(self, group: Endpoint) -> Mapping[int, MemberInfo]:
+        return infos_of(self._iterator(group))
 
     def detach(self, group: Endpoint) -> None:
         """Give the group back to the kernel, unless the program is another one by now, and remove the pins."""
         running = self.running(group)
-        members = discover.now(group).members
-        if members and (running.ours or not running.known):
-            with discover.descriptors(members[:1]) as fds:
-                sockets.detach_program(next(iter(fds.values())))
+        if running.ours or not running.known:
+            take_off(discover.now(group))
         self._forget(group)
         places.clean(self._folders[group])
 
@@ -125,7 +142,8 @@ class Pins(Closing):
     def put(self, group: Endpoint, generation: int, members: Sequence[Member]) -> None:
         """Register listeners, one descriptor at a time; a follower may have registered them elsewhere."""
         opened = self._must(group)
-        for member in members:
+        infos = self._infos(group) if len(members) > 1 else {}
+        for member in attach.in_order(members, infos):
             with discover.descriptors([member]) as fds:
                 opened.release(member.cookie)
                 opened.add(generation, fds[member.cookie])

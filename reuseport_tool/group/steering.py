@@ -63,13 +63,17 @@ def _source_address(address: str, port: int) -> str:
         return str(probe_socket.getsockname()[0])
 
 
+def reachable(group: Endpoint) -> str:
+    """An address that leads to the group."""
+    return _LOOPBACK.get(group.address or "", group.address or "")
+
+
 def probe(group: Endpoint, canary: State | None = None) -> None:
     """Leave a connection to be accepted, closed at once: a server that waits for its request sees the end.
 
     Where it cannot be made (no loopback, a firewall) there is none.
     """
-    address = _LOOPBACK.get(group.address or "", group.address or "")
-    with contextlib.suppress(OSError), connection(address, group.port, _PROBE_TIMEOUT_S, canary):
+    with contextlib.suppress(OSError), connection(reachable(group), group.port, _PROBE_TIMEOUT_S, canary):
         pass
 
 

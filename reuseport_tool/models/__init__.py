@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from reuseport_tool.models.reload import (
         CanaryStep,
         DryRun,
+        HandedOver,
         Leftovers,
         Lost,
         Migrated,
@@ -133,6 +134,7 @@ __all__ = [
     "GenerationMap",
     "GonePins",
     "Group",
+    "HandedOver",
     "Happening",
     "Identity",
     "Leftovers",

@@ -117,6 +117,41 @@ class Leftovers:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HandedOver:
+    """What became of the datagrams of a UDP group. The exit code is 1 if any were lost, cut or evicted."""
+
+    endpoint: str
+    """The group."""
+    flows: str
+    """What was kept together: `none`, or the flows of each `address`."""
+    to_old: int | None
+    """Datagrams, or with flows first datagrams of a flow, that the program gave to the old server from the beginning
+    to the switch; null where it was not asked."""
+    to_new: int | None
+    """The same from the switch to the end, given to the new server."""
+    by_kernel: int | None
+    """Datagrams for which the program found no socket, so that the kernel chose among both servers."""
+    unread: int | None
+    """Bytes in the queues of the old sockets at the last look before they closed; null where the kernel does not
+    tell. They are lost."""
+    drops_old: int | None
+    """Datagrams that the old sockets dropped during the reload, because their receive buffers were full; null as
+    `unread`."""
+    drops_new: int | None
+    """Datagrams that the new sockets dropped; null as `unread`."""
+    cut: int
+    """Flows that were alive when the old server was stopped, because `--drain-timeout` was over."""
+    evicted: int
+    """Flows of the old server that the kernel forgot, because the map was too small: their datagrams went to the new
+    server."""
+
+    @property
+    def has_lost(self) -> bool:
+        """Whether anything was lost, as far as that was seen."""
+        return bool(self.unread or self.drops_old or self.drops_new or self.cut or self.evicted)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reload:
     """The report of a reload. It is also printed, with the result `rolled-back`, when a reload fails or is
     interrupted (exit codes 8 and 130) after something had begun."""
@@ -159,6 +194,8 @@ class Reload:
     """The shares of the canary, in order."""
     leftovers: Leftovers | None = None
     """Connections of the old server after the stop; null when nobody looked."""
+    datagrams: tuple[HandedOver, ...] = ()
+    """The UDP groups, each by its own way."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,4 +32,4 @@ class AcceptGate:
 
     def waiting(self) -> str:
         waiting = sum(self._queues.get(cookie, 0) for cookie in self._left)
-        return f"{waiting} connections wait in {len(self._left)} accept queues"
+        return f"{waiting} connections, or bytes of datagrams, wait in {len(self._left)} queues"

@@ -20,6 +20,7 @@ from reuseport_tool.kernel.mib import TcpCounters
 from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.kernel.resets import ResetCounter
 from reuseport_tool.models import Endpoint, Protocol, Resets, Step
+from reuseport_tool.reload.datagrams import Datagrams
 from reuseport_tool.reload.old_connections import OldConnections
 from reuseport_tool.reload.plan import Plan, Progress
 from reuseport_tool.reload.state import ReloadState, encode
@@ -69,7 +70,7 @@ class Traffic:
         counter = self._stack.enter_context(resets.counting(ports))
         self._counter = None if isinstance(counter, str) else counter
         if self._plan.health_url:
-            self._url = steering.url(self._plan.health_url, kept)
+            self._url = steering.url(self._plan.health_url, [group for group in kept if group.protocol is Protocol.TCP])
 
     def probe(self, group: Endpoint, steered: bool) -> None:
         """Leave a connection to be accepted, where one can be made."""
@@ -139,13 +140,17 @@ def world(plan: Plan, folders: Mapping[Endpoint, Place], progress: Progress, sta
     with contextlib.suppress(Unsupported):
         listeners = stack.enter_context(TcpListeners())
     chosen = stack.enter_context(attach.ChosenPolicy(plan.policy, None))
-    pins = stack.enter_context(Pins(folders, chosen, listeners))
+    flows = None if plan.flows is None else attach.FlowChoice(mode=plan.flows)
+    chosen_udp = stack.enter_context(attach.ChosenPolicy(plan.policy, None, flows))
+    pins = stack.enter_context(Pins(folders, chosen, listeners, chosen_udp))
+    datagrams = stack.enter_context(Datagrams(pins, clock.wait))
     return World(
         clock=clock,
-        listeners=stack.enter_context(Listeners(listeners)),
+        listeners=stack.enter_context(Listeners(listeners, datagrams.sockets)),
         pins=pins,
         processes=Processes(clock.wait, limits),
         traffic=Traffic(plan, pins, clock, stack),
+        datagrams=datagrams,
         journal=Journal(folders),
         tell=Silent(progress),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from reuseport_tool.errors import NotFound, Unsupported, UsageError
 from reuseport_tool.group import attach
 from reuseport_tool.kernel import processes
-from reuseport_tool.models import Endpoint, Policy, Protocol, Step, Strategy
+from reuseport_tool.models import Endpoint, FlowMode, Policy, Protocol, Step, Strategy
 from reuseport_tool.probes import features
 from reuseport_tool.reload.thresholds import Threshold
 
@@ -53,6 +53,10 @@ class Plan:
         drain_timeout_s: how long the old side may hold connections: queued ones before it is stopped with the
             strategy drain, accepted ones after it. None means 70 s for what must end, and 0 for what is only
             reported.
+        flows: what UDP groups keep together; None keeps what is attached, and means nothing for DNS.
+        flow_timeout_s: a UDP flow without a datagram for so long has ended.
+        settle_s: an old UDP server that sent nothing for so long has answered all that it read.
+        health_datagram: must be answered by each UDP group, in hexadecimal; asked as the URL, and after the switch.
         kill_leftovers: end the accepted connections of the old side that are left after that.
         hooks: commands of the operator, each of which has `hook_timeout_s`. One that fails is a failure of its step.
     """
@@ -82,6 +86,10 @@ class Plan:
     kill_leftovers: bool = False
     hooks: tuple[Hook, ...] = ()
     hook_timeout_s: float = 30.0
+    flows: FlowMode | None = None
+    flow_timeout_s: float = 30.0
+    settle_s: float = 1.0
+    health_datagram: str | None = None
     stop_timeout_s: float = 30.0
     lock_timeout_s: float = 0.0
 
@@ -119,10 +127,15 @@ def check(endpoints: Sequence[Endpoint], plan: Plan) -> None:
             "say how the new side comes to be, in exactly one way",
             hint="-- COMMAND…, or --new-pid PID, or --run 'COMMAND'",
         )
-    if any(endpoint.protocol is not Protocol.TCP for endpoint in (*endpoints, *plan.drop)):
-        raise UsageError("only TCP listeners can be reloaded", hint="the kernel does not migrate UDP datagrams")
+    if plan.run is not None and any(endpoint.protocol is Protocol.UDP for endpoint in endpoints):
+        raise UsageError(
+            "--run cannot hand over a UDP group: the kernel does not move datagrams from a closed socket",
+            hint="let the new server start beside the old one: -- COMMAND… or --new-pid PID",
+        )
     if plan.canary:
         _check_canary(plan)
+    if plan.health_datagram is not None:
+        _check_datagram(plan.health_datagram)
     _check_text(plan)
     if plan.run and plan.stop_command:
         raise UsageError("--run stops the old side by itself", hint="leave --stop-command out")
@@ -142,6 +155,13 @@ def _check_canary(plan: Plan) -> None:
             f"not ascending shares in percent: {','.join(f'{share:g}' for share in plan.canary)}",
             hint="for example --canary 5,25,100",
         )
+
+
+def _check_datagram(text: str) -> None:
+    try:
+        bytes.fromhex(text)
+    except ValueError as error:
+        raise UsageError(f"--health-datagram is not hexadecimal: {text!r}", hint="for example 00ff17") from error
 
 
 def _check_text(plan: Plan) -> None:

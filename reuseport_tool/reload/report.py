@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 
-from reuseport_tool.models import Balance, Lost, Migrated, Reload, Resets, Side
+from reuseport_tool.kernel.iterator import UdpInfo
+from reuseport_tool.models import Balance, HandedOver, Lost, Migrated, Reload, Resets, Side
 from reuseport_tool.reload import sides
-from reuseport_tool.reload.state import ReloadState
+from reuseport_tool.reload.state import GroupState, ReloadState, WayName
 from reuseport_tool.reload.world import World
 
 
@@ -40,6 +42,31 @@ def made(state: ReloadState, world: World, result: str) -> Reload:
         warnings=state.warnings,
         canary=state.canary,
         leftovers=state.leftovers,
+        datagrams=tuple(_handed_over(group, world) for group in state.groups if group.way is WayName.DATAGRAMS),
+    )
+
+
+def _handed_over(group: GroupState, world: World) -> HandedOver:
+    """By the program's counters, and by the sockets as they were when they were last looked at."""
+    now, before = None, group.counters_before
+    present: Mapping[int, UdpInfo] = {}
+    with contextlib.suppress(Exception):
+        now = world.pins.counters(group.endpoint)
+        present = world.datagrams.sockets()
+    first = now.since(before) if now is not None and before is not None else None
+    last = now.since(group.counters_at_switch or now) if now is not None else None
+    gone = [world.datagrams.last_seen(cookie) for cookie in group.old]
+    return HandedOver(
+        endpoint=str(group.endpoint),
+        flows=group.flows,
+        to_old=first.selected - last.selected if first and last else None,
+        to_new=last.selected if last else None,
+        by_kernel=first.fallback if first else None,
+        unread=sum(info.receive_queue for info in gone if info) if all(gone) else None,
+        drops_old=sum(info.drops for info in gone if info) - group.drops_before if all(gone) else None,
+        drops_new=sum(present[cookie].drops for cookie in group.new) if present.keys() >= set(group.new) else None,
+        cut=group.cut,
+        evicted=group.evicted,
     )
 
 

@@ -46,6 +46,12 @@ def queues(state: ReloadState, world: World) -> dict[int, int]:
     return {entry.cookie: entry.accept_queue or 0 for entries in listening(state, world).values() for entry in entries}
 
 
+def unread(state: ReloadState, world: World, cookies: Collection[int]) -> dict[int, int]:
+    """The bytes that each of these UDP sockets has not read yet, by cookie."""
+    entries = (entry for each in listening(state, world).values() for entry in each if entry.cookie in cookies)
+    return {entry.cookie: entry.receive_queue for entry in entries}
+
+
 def waiting(state: ReloadState, world: World, cookies: Collection[int]) -> Queues:
     """What these listeners hold now."""
     present = queues(state, world)

@@ -15,7 +15,7 @@ from reuseport_tool import records
 from reuseport_tool.errors import Conflict
 from reuseport_tool.kernel.mib import TcpCounters
 from reuseport_tool.kernel.processes import Identity
-from reuseport_tool.models import CanaryStep, Counters, Endpoint, Leftovers, Migrated, Queues, Step, Strategy
+from reuseport_tool.models import CanaryStep, Counters, Endpoint, FlowMode, Leftovers, Migrated, Queues, Step, Strategy
 from reuseport_tool.reload.plan import Plan
 
 ROLL_BACK = "roll back"
@@ -28,6 +28,7 @@ class WayName(enum.StrEnum):
 
     PROGRAM = "program"
     SYSCTL = "sysctl"
+    DATAGRAMS = "datagrams"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,10 @@ class GroupState:
         new: cookies of the new side's listeners, as far as they are known.
         dropped: the new side does not open this group (--drop).
         attached_before: whether our program ran before the reload began.
+        flows: what a UDP group keeps together.
+        counters_at_switch: of the program, when a UDP group was switched.
+        drops_before: datagrams that the old UDP sockets had dropped before the reload.
+        cut, evicted: UDP flows that were alive when the old side was stopped, or that the kernel forgot before.
     """
 
     endpoint: Endpoint
@@ -55,6 +60,11 @@ class GroupState:
     old_generation: int | None = None
     new_generation: int | None = None
     counters_before: Counters | None = None
+    flows: FlowMode = FlowMode.NONE
+    counters_at_switch: Counters | None = None
+    drops_before: int = 0
+    cut: int = 0
+    evicted: int = 0
 
     @property
     def joins(self) -> bool:

@@ -57,7 +57,7 @@ def survey(endpoints: Sequence[Endpoint], plan: Plan, world: World) -> Survey:
         UsageError: --drop names none of the groups, or all.
         MissingCapability: the holders of a listener cannot be seen.
     """
-    present = world.listeners.everything(Protocol.TCP)
+    present = {**world.listeners.everything(Protocol.TCP), **world.listeners.everything(Protocol.UDP)}
     tree = world.processes.tree()
     new = tree.below({plan.new_pid}) if plan.new_pid else set()
     named = _named(endpoints, present)
@@ -79,7 +79,7 @@ def survey(endpoints: Sequence[Endpoint], plan: Plan, world: World) -> Survey:
         groups=_surveyed(old, present, plan, new),
         owners=tree.identities(pid for pid in masters if pid not in forbidden),
         side=tree.identities(side),
-        warnings=(*warnings, *_udp_warnings(side - {1}, world)),
+        warnings=tuple(warnings),
         refusal=refusal,
     )
 
@@ -132,7 +132,10 @@ def _other_groups(
         theirs = tuple(member for member in members if held_by(member, side) and not held_by(member, new))
         if group in old or not theirs:
             continue
-        if any(world.listeners.is_reuseport(member) for member in theirs):
+        if group.protocol is Protocol.UDP:
+            if _is_udp_group(theirs, world):
+                found[group] = theirs
+        elif any(world.listeners.is_reuseport(member) for member in theirs):
             found[group] = theirs
         else:
             warnings.append(
@@ -140,6 +143,14 @@ def _other_groups(
                 "and what waits there is lost"
             )
     return found, warnings
+
+
+def _is_udp_group(members: Sequence[Member], world: World) -> bool:
+    """A UDP socket without SO_REUSEPORT is a client as a rule: a resolver has hundreds of them for a moment each."""
+    infos = world.datagrams.sockets()
+    if not infos:
+        return any(world.listeners.is_reuseport(member) for member in members)
+    return any(infos[member.cookie].group for member in members if member.cookie in infos)
 
 
 def _left_out(plan: Plan, masters: Sequence[int], others: Groups, world: World) -> tuple[Conflict | None, list[str]]:
@@ -231,18 +242,3 @@ def _surveyed(old: Groups, present: Groups, plan: Plan, new: Collection[int]) ->
     if all(group.dropped for group in groups):
         raise UsageError("--drop gives up every group", hint="just stop the server")
     return groups
-
-
-def _udp_warnings(side: Collection[int], world: World) -> list[str]:
-    """The UDP groups of the same processes, which are not handed over."""
-    found = world.listeners.everything(Protocol.UDP)
-    counts = {
-        group: sum(held_by(member, side) for member in members)
-        for group, members in found.items()
-        if any(held_by(member, side) for member in members)
-    }
-    return [
-        f"{group} of the same processes is not handed over: datagrams in its {count} socket{'s' if count > 1 else ''} "
-        "are lost at the stop"
-        for group, count in counts.items()
-    ]

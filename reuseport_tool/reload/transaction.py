@@ -13,21 +13,23 @@ from reuseport_tool.errors import Conflict, MissingCapability, NotFound, ToolErr
 from reuseport_tool.group import journals, places
 from reuseport_tool.kernel import bpffs, capabilities
 from reuseport_tool.kernel.folders import Place
-from reuseport_tool.models import DryRun, Endpoint, PlannedGroup, Queues, Reload, Strategy
+from reuseport_tool.models import DryRun, Endpoint, FlowMode, PlannedGroup, Protocol, Queues, Reload, Strategy
 from reuseport_tool.reload import live, report, rollback, run, sides, survey
 from reuseport_tool.reload import plan as reload_plan
 from reuseport_tool.reload.plan import Plan, Progress
 from reuseport_tool.reload.state import ROLL_BACK, GroupState, ReloadState, WayName, decode
 from reuseport_tool.reload.steps.compare import compare
-from reuseport_tool.reload.survey import Survey
+from reuseport_tool.reload.survey import Survey, Surveyed
 from reuseport_tool.reload.world import World
+
+_DNS_PORTS = (53, 853)
 
 
 def reload(endpoints: Sequence[Endpoint], plan: Plan, root: Path | None, progress: Progress) -> Reload:
     """Replace the server behind every group that the endpoints mean, in all the groups that it serves.
 
     Raises:
-        UsageError: the plan contradicts itself, or an endpoint is UDP.
+        UsageError: the plan contradicts itself, or does not say what a UDP group keeps together.
         NotFound: nothing listens there, or a process of the plan does not exist.
         MissingCapability: also where the old side could not be told to stop.
         Unsupported: the strategy does not work on this kernel.
@@ -79,11 +81,11 @@ def _watch(world: World, found: Survey) -> None:
 
 def begun(endpoints: Sequence[Endpoint], plan: Plan, strategy: Strategy, found: Survey, world: World) -> ReloadState:
     """The first state of a reload."""
-    way = WayName.SYSCTL if strategy is Strategy.SYSCTL else WayName.PROGRAM
     groups = tuple(
         GroupState(
             endpoint=group.endpoint,
-            way=way,
+            way=_way(group.endpoint, strategy),
+            flows=_flows(group, plan, world),
             old=tuple(member.cookie for member in group.old),
             before=tuple(member.cookie for member in group.before),
             dropped=group.dropped,
@@ -108,6 +110,33 @@ def begun(endpoints: Sequence[Endpoint], plan: Plan, strategy: Strategy, found: 
         mib_before=world.traffic.mib(),
         queued=Queues(accept_queue=0, half_open=None),
         warnings=found.warnings,
+    )
+
+
+def _way(group: Endpoint, strategy: Strategy) -> WayName:
+    if group.protocol is Protocol.UDP:
+        return WayName.DATAGRAMS
+    return WayName.SYSCTL if strategy is Strategy.SYSCTL else WayName.PROGRAM
+
+
+def _flows(group: Surveyed, plan: Plan, world: World) -> FlowMode:
+    """What a UDP group keeps together. Raises UsageError where only the operator can know."""
+    if group.endpoint.protocol is not Protocol.UDP or group.dropped:
+        return FlowMode.NONE
+    if plan.run is not None:
+        raise UsageError(
+            f"--run cannot hand over {group.endpoint}: the kernel does not move datagrams from a closed socket",
+            hint="let the new server start beside the old one: -- COMMAND… or --new-pid PID",
+        )
+    mode = plan.flows or world.datagrams.flow_mode(group.endpoint)
+    if mode is not None and (plan.flows is not None or mode is not FlowMode.NONE):
+        return mode
+    if group.endpoint.port in _DNS_PORTS or mode is not None:
+        return FlowMode.NONE
+    raise UsageError(
+        f"say what {group.endpoint} keeps together: a wrong guess loses datagrams without a sign",
+        hint="--flows none where each datagram stands for itself (DNS, statsd, syslog), --flows address where clients "
+        "have a session (QUIC, DTLS, WireGuard, games)",
     )
 
 

@@ -16,12 +16,14 @@ from reuseport_tool.group.discover import Member
 from reuseport_tool.group.pins import Attached, Running
 from reuseport_tool.kernel.commands import Kin, Started
 from reuseport_tool.kernel.diag import BoundSocket
-from reuseport_tool.kernel.iterator import Snapshot
+from reuseport_tool.kernel.flow_map import RawFlow
+from reuseport_tool.kernel.iterator import Snapshot, UdpInfo
 from reuseport_tool.kernel.mib import TcpCounters
 from reuseport_tool.kernel.process_tree import ProcessTree
 from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.kernel.sockets import ListenerOptions
-from reuseport_tool.models import Counters, Endpoint, Resets, Step
+from reuseport_tool.kernel.udp_sent import Sent
+from reuseport_tool.models import Counters, Endpoint, FlowMode, Resets, Step
 from reuseport_tool.reload.state import ReloadState
 
 
@@ -211,6 +213,37 @@ class Traffic(Protocol):
         """Raises Unsupported, MissingCapability."""
 
 
+class Datagrams(Protocol):
+    """UDP sockets and flows, and datagrams of the tool's own."""
+
+    def sockets(self) -> Mapping[int, UdpInfo]:
+        """Every bound UDP socket, by cookie; none where the kernel does not tell."""
+
+    def last_seen(self, cookie: int) -> UdpInfo | None:
+        """A socket as it was at the last look at which it was open."""
+
+    def watch(self, cookies: Collection[int]) -> None:
+        """Count what these sockets send from now on. Raises Unsupported, MissingCapability."""
+
+    def sent(self) -> Mapping[int, Sent]:
+        """What the watched sockets have sent."""
+
+    def barrier(self) -> None:
+        """Return when no datagram is on its way that an earlier choice directed."""
+
+    def flow_mode(self, group: Endpoint) -> FlowMode | None:
+        """What the group keeps together; None where nothing of ours is attached."""
+
+    def flows(self, group: Endpoint) -> Iterable[RawFlow]:
+        """The recorded flows of a group."""
+
+    def offer(self, group: Endpoint, count: int, steered: bool) -> None:
+        """Send empty datagrams, each from a port of its own; `steered` sends them to the canary generation."""
+
+    def ask(self, group: Endpoint, payload: bytes, timeout_s: float, steered: bool) -> None:
+        """Send a datagram until an answer comes. Raises ToolError when none does in time."""
+
+
 class Journal(Protocol):
     """Where the state is saved."""
 
@@ -249,5 +282,6 @@ class World:
     pins: Pins
     processes: Processes
     traffic: Traffic
+    datagrams: Datagrams
     journal: Journal
     tell: Tell

@@ -33,6 +33,8 @@ def _reload(model: models.Reload, console: Console) -> None:
     if model.balance:
         made.add_row("of these", Text(_balance(model.balance)))
     made.add_row("lost", _lost(model.lost, model.resets))
+    for group in model.datagrams:
+        made.add_row("datagrams", _handed_over(group))
     if model.resets and model.resets.accepted:
         text = f"{counted(model.resets.accepted, 'connection')} that a server had accepted: the server's own doing"
         made.add_row("reset", Text(text, style="yellow"))
@@ -45,6 +47,26 @@ def _canary_step(step: models.CanaryStep) -> str:
     total = step.to_new + step.to_old
     share = f"{step.to_new / total:.2%}" if total else "none"
     return f"{step.percent:g} % for {step.duration_s:.1f} s: {step.to_new} of {total} new connections ({share})"
+
+
+def _handed_over(group: models.HandedOver) -> Text:
+    what = "datagrams" if group.flows == models.FlowMode.NONE else "flows"
+    text = f"{group.endpoint}: {_known(group.to_old)} {what} to the old server, {_known(group.to_new)} to the new one"
+    losses = {
+        "bytes unread by the old server": group.unread,
+        "dropped by the old sockets": group.drops_old,
+        "dropped by the new sockets": group.drops_new,
+        "flows cut": group.cut,
+        "flows evicted": group.evicted,
+    }
+    if None in losses.values():
+        return Text(f"{text}; what was lost cannot be seen here", style="yellow")
+    lost = ", ".join(f"{count} {name}" for name, count in losses.items() if count)
+    return Text(f"{text}; {lost or '0 lost'}", style="bold red" if lost else "")
+
+
+def _known(count: int | None) -> str:
+    return "an unknown number of" if count is None else str(count)
 
 
 def _leftovers(left: models.Leftovers) -> Text:

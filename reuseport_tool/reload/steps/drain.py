@@ -5,20 +5,27 @@ from __future__ import annotations
 from reuseport_tool.errors import ToolError, Unsupported
 from reuseport_tool.models import Queues, Strategy
 from reuseport_tool.reload import sides
-from reuseport_tool.reload.state import ReloadState
+from reuseport_tool.reload.state import ReloadState, WayName
+from reuseport_tool.reload.steps import quiet
 from reuseport_tool.reload.world import World
 
 _EMPTY = Queues(accept_queue=0, half_open=0)
 
 
 def is_needed(state: ReloadState) -> bool:
-    """With the strategy drain all groups, else those that the new side gives up."""
-    return state.strategy is Strategy.DRAIN or len(state.kept) < len(state.groups)
+    """All UDP groups; with the strategy drain all groups, else those that the new side gives up."""
+    return state.strategy is Strategy.DRAIN or len(state.kept) < len(state.groups) or bool(quiet.groups(state))
 
 
 def drain(state: ReloadState, world: World) -> ReloadState:
     """Raises ToolError when they still hold connections after the time, Unsupported where that cannot be seen."""
-    groups = [group for group in state.groups if group.dropped or state.strategy is Strategy.DRAIN]
+    state = _drain_connections(state, world)
+    return quiet.become_quiet(state, world) if quiet.groups(state) else state
+
+
+def _drain_connections(state: ReloadState, world: World) -> ReloadState:
+    tcp = [group for group in state.groups if group.way is not WayName.DATAGRAMS]
+    groups = [group for group in tcp if group.dropped or state.strategy is Strategy.DRAIN]
     cookies = {cookie for group in groups for cookie in group.old}
     if not cookies:
         return state

@@ -5,8 +5,11 @@ from __future__ import annotations
 from reuseport_tool.errors import ToolError
 from reuseport_tool.reload import sides, thresholds
 from reuseport_tool.reload.health import AcceptGate
-from reuseport_tool.reload.state import ReloadState
+from reuseport_tool.reload.state import ReloadState, WayName
+from reuseport_tool.reload.steps import quiet
 from reuseport_tool.reload.world import World
+
+_OFFERS, _OFFERS_MAX = 4, 256  # empty datagrams for each new UDP socket, so that every one gets some as a rule
 
 
 def health(state: ReloadState, world: World) -> ReloadState:
@@ -19,19 +22,36 @@ def ask_new(state: ReloadState, world: World, steered: bool) -> None:
     """Raises ToolError when the new generation does not accept, answer, or satisfy the command and counters."""
     plan = state.plan
     if plan.probe:
-        for group in state.kept:
-            world.traffic.probe(group.endpoint, steered)
+        _probe(state, world, steered)
     gate = AcceptGate(set(state.new_cookies), world.clock.now_s)
-    if not world.clock.wait(lambda: gate.passed(sides.queues(state, world)), plan.health_timeout_s):
+    udp = {cookie for group in quiet.groups(state) for cookie in group.new}
+
+    def passed() -> bool:
+        return gate.passed({**sides.queues(state, world), **sides.unread(state, world, udp)})
+
+    if not world.clock.wait(passed, plan.health_timeout_s):
         raise ToolError(
             f"the new server does not accept: {gate.waiting()} after {plan.health_timeout_s:g} s",
             hint="--health-timeout gives it longer; --no-probe opens no connection of the tool's own",
         )
     if plan.health_url:
         world.traffic.ask(plan.health_timeout_s, steered)
+    if plan.health_datagram is not None:
+        for group in quiet.groups(state):
+            if not group.dropped:
+                payload = bytes.fromhex(plan.health_datagram)
+                world.datagrams.ask(group.endpoint, payload, plan.health_timeout_s, steered)
     if plan.health_command:
         world.processes.run(plan.health_command, plan.health_timeout_s, "the health command")
     check_counters(state, world)
+
+
+def _probe(state: ReloadState, world: World, steered: bool) -> None:
+    for group in state.kept:
+        if group.way is WayName.DATAGRAMS:
+            world.datagrams.offer(group.endpoint, min(_OFFERS * len(group.new), _OFFERS_MAX), steered)
+        else:
+            world.traffic.probe(group.endpoint, steered)
 
 
 def check_counters(state: ReloadState, world: World) -> None:

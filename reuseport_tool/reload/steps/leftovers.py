@@ -9,7 +9,7 @@ from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.models import Leftovers
 from reuseport_tool.reload import sides
 from reuseport_tool.reload.saving import save, warn
-from reuseport_tool.reload.state import ReloadState
+from reuseport_tool.reload.state import ReloadState, WayName
 from reuseport_tool.reload.world import OldConnections, World
 
 _TELL_S = 5.0
@@ -29,7 +29,7 @@ def leftovers(state: ReloadState, world: World) -> ReloadState:
             idle_max_s=None,
         )
         return save(state, world, leftovers=nothing)
-    groups = [group.endpoint for group in state.groups]
+    groups = [group.endpoint for group in state.groups if group.way is not WayName.DATAGRAMS]
     try:
         found = _settle(world.traffic.old_connections(groups, side), state, world)
     except (Unsupported, MissingCapability) as error:

@@ -9,6 +9,7 @@ from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.reload import sides, ways
 from reuseport_tool.reload.saving import save, warn
 from reuseport_tool.reload.state import GroupState, ReloadState
+from reuseport_tool.reload.steps import quiet
 from reuseport_tool.reload.survey import untouchable
 from reuseport_tool.reload.world import World
 
@@ -60,6 +61,8 @@ class _Stopping:
 
     def done(self) -> bool:
         """Whether no old listener is open. Workers that outlive their masters are told to stop, too."""
+        if quiet.groups(self._state):
+            self._world.datagrams.sockets()  # their drops and queues go with them
         if not sides.still_listening(self._state, self._world):
             return True
         if self._state.plan.signals and not any(map(self._world.processes.runs, self._state.owners)):

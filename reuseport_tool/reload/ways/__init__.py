@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from reuseport_tool.reload.state import GroupState, ReloadState, WayName
+from reuseport_tool.reload.ways.datagrams import DatagramWay
 from reuseport_tool.reload.ways.program import ProgramWay
 from reuseport_tool.reload.ways.sysctl import SysctlWay
 from reuseport_tool.reload.world import World
@@ -44,7 +45,11 @@ class Way(Protocol):
         """Register listeners that came late, forget the old generation."""
 
 
-_WAYS: dict[WayName, Way] = {WayName.PROGRAM: ProgramWay(), WayName.SYSCTL: SysctlWay()}
+_WAYS: dict[WayName, Way] = {
+    WayName.PROGRAM: ProgramWay(),
+    WayName.SYSCTL: SysctlWay(),
+    WayName.DATAGRAMS: DatagramWay(),
+}
 
 
 def of(group: GroupState) -> Way:

@@ -1,0 +1,120 @@
+"""What the kernel tells of UDP sockets, and datagrams of the tool's own."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack
+
+from reuseport_tool.closing import Closing
+from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
+from reuseport_tool.group import steering
+from reuseport_tool.group.pins import Pins
+from reuseport_tool.group.state import State
+from reuseport_tool.kernel import rcu
+from reuseport_tool.kernel.flow_map import RawFlow
+from reuseport_tool.kernel.iterator import UdpInfo, UdpListeners
+from reuseport_tool.kernel.udp_sent import Sent, SentPackets
+from reuseport_tool.models import Endpoint, FlowMode
+
+_AGAIN_S = 0.5
+
+
+class Datagrams(Closing):
+    """Looks at the calling thread's network namespace. A context manager.
+
+    Args:
+        wait: waits for a condition at most so many seconds; an interrupt may end it with an exception.
+    """
+
+    def __init__(self, pins: Pins, wait: Callable[[Callable[[], bool], float], bool]) -> None:
+        self._pins = pins
+        self._wait = wait
+        self._owned = ExitStack()
+        self._iterator: UdpListeners | None = None
+        self._is_loaded = False
+        self._sent: SentPackets | None = None
+        self._last: dict[int, UdpInfo] = {}
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._owned.close()
+
+    def sockets(self) -> Mapping[int, UdpInfo]:
+        """Every bound UDP socket, by cookie; none where the kernel does not tell."""
+        if not self._is_loaded:
+            self._is_loaded = True
+            with contextlib.suppress(Unsupported, MissingCapability):
+                self._iterator = self._owned.enter_context(UdpListeners())
+        found = self._iterator.read() if self._iterator is not None else {}
+        self._last.update(found)
+        return found
+
+    def last_seen(self, cookie: int) -> UdpInfo | None:
+        """A socket as it was at the last look at which it was open."""
+        return self._last.get(cookie)
+
+    def watch(self, cookies: Collection[int]) -> None:
+        """Count what these sockets send from now on. Raises Unsupported, MissingCapability."""
+        if self._sent is not None:
+            self._sent.close()
+        self._sent = self._owned.enter_context(SentPackets(cookies))
+
+    def sent(self) -> Mapping[int, Sent]:
+        """What the watched sockets have sent."""
+        return self._sent.read() if self._sent is not None else {}
+
+    def barrier(self) -> None:
+        """Return when no datagram is on its way that an earlier choice directed."""
+        rcu.wait_for_readers()
+
+    def flow_mode(self, group: Endpoint) -> FlowMode | None:
+        """What the group keeps together; None where nothing of ours is attached."""
+        opened = self._pins.state(group)
+        return opened.flow_mode if opened is not None else None
+
+    def flows(self, group: Endpoint) -> Iterator[RawFlow]:
+        """The recorded flows of a group."""
+        opened = self._pins.state(group)
+        return opened.flows() if opened is not None else iter(())
+
+    def offer(self, group: Endpoint, count: int, steered: bool) -> None:
+        """Send empty datagrams, each from a port of its own. A server reads them and answers nothing."""
+        for _ in range(count):
+            with contextlib.suppress(OSError), self._client(group, steered) as client:
+                client.send(b"")
+
+    def ask(self, group: Endpoint, payload: bytes, timeout_s: float, steered: bool) -> None:
+        """Send a datagram until an answer comes. Raises ToolError when none does in time."""
+        answered: list[bytes] = []
+        try:
+            with self._client(group, steered) as client:
+                client.settimeout(0)
+
+                def is_answered() -> bool:
+                    with contextlib.suppress(BlockingIOError):
+                        answered.append(client.recv(65535))
+                    return bool(answered)
+
+                left_s = timeout_s
+                while left_s > 0 and not answered:
+                    client.send(payload)
+                    self._wait(is_answered, min(_AGAIN_S, left_s))
+                    left_s -= _AGAIN_S
+        except OSError as error:
+            raise ToolError(f"{group} does not answer the health datagram: {error}") from error
+        if not answered:
+            raise ToolError(f"{group} does not answer the health datagram within {timeout_s:g} s")
+
+    @contextlib.contextmanager
+    def _client(self, group: Endpoint, steered: bool) -> Iterator[socket.socket]:
+        """A socket that is connected to the group; steered, what it sends goes to the canary generation."""
+        family = socket.AF_INET6 if group.is_ipv6 else socket.AF_INET
+        canary: State | None = self._pins.state(group) if steered else None
+        with socket.socket(family, socket.SOCK_DGRAM) as client, ExitStack() as steering_:
+            client.connect((steering.reachable(group), group.port))
+            if canary is not None:
+                source, port = client.getsockname()[:2]
+                steering_.enter_context(canary.steered(str(source).partition("%")[0], port))
+            yield client

@@ -1,0 +1,69 @@
+"""A UDP group: as with ProgramWay, but the kernel moves nothing, so the old sockets are emptied before they close."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from reuseport_tool.errors import Conflict
+from reuseport_tool.models import FlowMode
+from reuseport_tool.reload.state import GroupState, ReloadState
+from reuseport_tool.reload.ways.program import ProgramWay
+from reuseport_tool.reload.world import World
+
+
+class DatagramWay(ProgramWay):
+    """See the protocol Way."""
+
+    def prepare(self, state: ReloadState, group: GroupState, world: World) -> GroupState:
+        """Attach before the new side starts: its bind() alone deals the datagrams of all out anew."""
+        is_first = group.old_generation is None
+        recorded = world.datagrams.flow_mode(group.endpoint) not in (None, FlowMode.NONE)
+        group = super().prepare(state, group, world)
+        if not is_first:
+            return group
+        if group.flows is not FlowMode.NONE:
+            self._check_flows(state, group, recorded)
+            if not recorded:
+                self._record(state, group, world)
+        return dataclasses.replace(group, drops_before=_drops(group, world))
+
+    def _check_flows(self, state: ReloadState, group: GroupState, recorded: bool) -> None:
+        if group.joins:
+            raise Conflict(
+                f"{group.endpoint}: other instances serve beside the old one, and its flows cannot be told from theirs",
+                hint="use --flows none, or reload all instances together",
+            )
+        if not recorded and state.plan.new_pid is not None:
+            raise Conflict(
+                f"{group.endpoint} has not recorded its flows, and the new server has bound already",
+                hint=f"attach {group.endpoint} --flows {group.flows} before the new server starts",
+            )
+
+    def _record(self, state: ReloadState, group: GroupState, world: World) -> None:
+        seconds = state.plan.flow_timeout_s
+        world.tell.note(f"{group.endpoint}: recording flows for {seconds:g} s, because none were recorded before")
+        world.clock.wait(lambda: False, seconds)
+
+    def fill(self, state: ReloadState, group: GroupState, world: World) -> None:
+        """Raises Conflict when the kernel has put the new sockets into another group, and flows are to be kept."""
+        super().fill(state, group, world)
+        infos = world.datagrams.sockets()
+        parts = {infos[cookie].group for cookie in (*group.old, *group.new) if cookie in infos}
+        if len(parts) < 2:
+            return
+        split = f"{group.endpoint}: the kernel keeps the new sockets in another group, because an old one connected"
+        if group.flows is not FlowMode.NONE:
+            raise Conflict(f"{split}: every datagram goes to them already", hint="bind the server to all addresses")
+        world.tell.warn(f"{split}; every datagram goes to them since they were bound")
+        world.pins.attach_again(group.endpoint)
+
+    def switch(self, state: ReloadState, group: GroupState, world: World) -> float | None:
+        """Commit point, and no datagram is on its way to an old socket afterwards, but those of kept flows."""
+        took_us = super().switch(state, group, world)
+        world.datagrams.barrier()
+        return took_us
+
+
+def _drops(group: GroupState, world: World) -> int:
+    infos = world.datagrams.sockets()
+    return sum(infos[cookie].drops for cookie in group.old if cookie in infos)

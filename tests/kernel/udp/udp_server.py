@@ -1,0 +1,63 @@
+"""A UDP server with two workers' sockets: answers each datagram with its name, after a while if so asked.
+
+    udp_server.py PORT NAME [--address A] [--delay S] [--deaf] [--tcp]
+
+It prints "ready", and ends at SIGTERM without looking back, as servers do that know nothing of a reload.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import os
+import select
+import signal
+import socket
+import time
+
+
+def bound(address: str, port: int, kind: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind((address, port))
+    sock.setblocking(False)
+    if kind == socket.SOCK_STREAM:
+        sock.listen(512)
+    return sock
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("port", type=int)
+    parser.add_argument("name")
+    parser.add_argument("--address", default="127.0.0.1")
+    parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--deaf", action="store_true")
+    parser.add_argument("--tcp", action="store_true")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    workers = [bound(options.address, options.port, socket.SOCK_DGRAM) for _ in range(2)]
+    listeners = [bound(options.address, options.port, socket.SOCK_STREAM)] if options.tcp else []
+    print("ready", flush=True)
+    late: collections.deque[tuple[float, socket.socket, bytes, object]] = collections.deque()
+    name = options.name.encode()
+    while True:
+        readable, _, _ = select.select([] if options.deaf else workers + listeners, [], [], 0.005)
+        for sock in readable:
+            with contextlib.suppress(BlockingIOError):
+                if sock in listeners:
+                    client, _ = sock.accept()
+                    client.sendall(name)
+                    client.close()
+                    continue
+                data, source = sock.recvfrom(2048)
+                if data:
+                    late.append((time.monotonic() + options.delay, sock, data, source))
+        while late and late[0][0] <= time.monotonic():
+            _, sock, data, source = late.popleft()
+            sock.sendto(name + b" " + data, source)
+
+
+if __name__ == "__main__":
+    main()
