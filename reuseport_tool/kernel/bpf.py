@@ -1,4 +1,4 @@
-"""bpf(2): maps, pins, object information, run statistics."""
+"""bpf(2) by libbpf: maps, pins, object information, run statistics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import ctypes
 import enum
 import errno
 import os
-import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,32 +15,13 @@ from typing import TypeVar
 from reuseport_tool import names
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Conflict, MissingCapability, ToolError
-from reuseport_tool.kernel import capabilities, libc, rlimit
+from reuseport_tool.kernel import capabilities, libbpf, rlimit
 
 T = TypeVar("T", bound=ctypes.Structure)
 
 _F_NO_PREALLOC = 1
 _TCX_INGRESS, _F_BEFORE = 46, 1 << 3
 _TRACE_ITER = 28  # enum bpf_attach_type
-
-
-class Command(enum.IntEnum):
-    MAP_CREATE = 0
-    MAP_LOOKUP_ELEM = 1
-    MAP_UPDATE_ELEM = 2
-    MAP_DELETE_ELEM = 3
-    MAP_GET_NEXT_KEY = 4
-    OBJ_PIN = 6
-    OBJ_GET = 7
-    PROG_GET_FD_BY_ID = 13
-    MAP_GET_FD_BY_ID = 14
-    OBJ_GET_INFO_BY_FD = 15
-    BTF_LOAD = 18
-    RAW_TRACEPOINT_OPEN = 17
-    MAP_LOOKUP_BATCH = 24
-    LINK_CREATE = 28
-    ITER_CREATE = 33
-    ENABLE_STATS = 32
 
 
 class MapType(enum.IntEnum):
@@ -55,73 +35,24 @@ class MapType(enum.IntEnum):
     RINGBUF = 27
 
 
-class _MapCreate(ctypes.Structure):
+class _MapCreateOpts(ctypes.Structure):
+    """struct bpf_map_create_opts of libbpf up to map_flags."""
+
     _fields_ = [
-        ("map_type", ctypes.c_uint32),
-        ("key_size", ctypes.c_uint32),
-        ("value_size", ctypes.c_uint32),
-        ("max_entries", ctypes.c_uint32),
-        ("map_flags", ctypes.c_uint32),
-        ("inner_map_fd", ctypes.c_uint32),
-        ("numa_node", ctypes.c_uint32),
-        ("map_name", ctypes.c_char * 16),
-        ("map_ifindex", ctypes.c_uint32),
+        ("sz", ctypes.c_size_t),
         ("btf_fd", ctypes.c_uint32),
         ("btf_key_type_id", ctypes.c_uint32),
         ("btf_value_type_id", ctypes.c_uint32),
+        ("btf_vmlinux_value_type_id", ctypes.c_uint32),
+        ("inner_map_fd", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
     ]
 
 
-class _BtfLoad(ctypes.Structure):
-    _fields_ = [
-        ("btf", ctypes.c_uint64),
-        ("btf_log_buf", ctypes.c_uint64),
-        ("btf_size", ctypes.c_uint32),
-        ("btf_log_size", ctypes.c_uint32),
-        ("btf_log_level", ctypes.c_uint32),
-    ]
+class _LinkCreateOpts(ctypes.Structure):
+    """struct bpf_link_create_opts of libbpf up to flags."""
 
-
-class _Element(ctypes.Structure):
-    _fields_ = [
-        ("map_fd", ctypes.c_uint64),
-        ("key", ctypes.c_uint64),
-        ("value", ctypes.c_uint64),
-        ("flags", ctypes.c_uint64),
-    ]
-
-
-class _Object(ctypes.Structure):
-    _fields_ = [("pathname", ctypes.c_uint64), ("bpf_fd", ctypes.c_uint32), ("file_flags", ctypes.c_uint32)]
-
-
-class _Id(ctypes.Structure):
-    _fields_ = [("id", ctypes.c_uint32), ("next_id", ctypes.c_uint32), ("open_flags", ctypes.c_uint32)]
-
-
-class _RawTracepoint(ctypes.Structure):
-    _fields_ = [("name", ctypes.c_uint64), ("prog_fd", ctypes.c_uint32)]
-
-
-class _LinkCreate(ctypes.Structure):
-    _fields_ = [
-        ("prog_fd", ctypes.c_uint32),
-        ("target_fd", ctypes.c_uint32),
-        ("attach_type", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-    ]
-
-
-class _IterCreate(ctypes.Structure):
-    _fields_ = [("link_fd", ctypes.c_uint32), ("flags", ctypes.c_uint32)]
-
-
-class _Info(ctypes.Structure):
-    _fields_ = [("bpf_fd", ctypes.c_uint32), ("info_len", ctypes.c_uint32), ("info", ctypes.c_uint64)]
-
-
-class _EnableStats(ctypes.Structure):
-    _fields_ = [("type", ctypes.c_uint32)]
+    _fields_ = [("sz", ctypes.c_size_t), ("flags", ctypes.c_uint32)]
 
 
 class _MapInfo(ctypes.Structure):
@@ -192,17 +123,13 @@ class Handle(Closing):
         Args:
             path: may lead through /proc/self/fd; `shown` is what a message has instead.
         """
-        name = ctypes.create_string_buffer(os.fsencode(path))
-        attr = _Object(pathname=ctypes.addressof(name), bpf_fd=self.fd)
         with translated(f"pinning {shown or path}"):
-            libc.bpf(Command.OBJ_PIN, attr, "pin")
+            libbpf.call("bpf_obj_pin", self.fd, os.fsencode(path))
 
 
 def _obj_get(path: str, kind: str, shown: str) -> int:
-    name = ctypes.create_string_buffer(os.fsencode(path))
-    attr = _Object(pathname=ctypes.addressof(name))
     try:
-        fd = libc.bpf(Command.OBJ_GET, attr, f"open pin {shown}")
+        fd = libbpf.call("bpf_obj_get", os.fsencode(path), what=f"open pin {shown}")
     except PermissionError as error:
         if os.path.isdir(path):
             raise _not_a(kind, shown) from error
@@ -242,16 +169,9 @@ class Map(Handle):
         max_entries: int = 1,
         inner: Map | None = None,
     ) -> Map:
-        attr = _MapCreate(
-            map_type=kind,
-            key_size=key_size,
-            value_size=value_size,
-            max_entries=max_entries,
-            inner_map_fd=inner.fd if inner else 0,
-            map_name=name.encode()[:15],
-        )
+        opts = _MapCreateOpts(inner_map_fd=inner.fd if inner else 0)
         with translated(f"creating the map {name}"):
-            return cls(_create_map(attr))
+            return cls(_create_map(kind, name, (key_size, value_size, max_entries), opts))
 
     @classmethod
     def create_typed(
@@ -263,19 +183,14 @@ class Map(Handle):
             key_size, value_size: in bytes, multiples of 4.
             locked: the value begins with a struct bpf_spin_lock, which needs it as well.
         """
-        with translated(f"creating the map {name}"), _types(key_size, value_size, locked) as types:
-            attr = _MapCreate(
-                map_type=kind,
-                key_size=key_size,
-                value_size=value_size,
-                max_entries=max_entries,
+        with translated(f"creating the map {name}"), libbpf.types(key_size, value_size, locked=locked) as types:
+            opts = _MapCreateOpts(
                 map_flags=_F_NO_PREALLOC,
-                map_name=name.encode()[:15],
                 btf_fd=types.fd,
-                btf_key_type_id=1 if kind is MapType.SK_STORAGE else 3,
-                btf_value_type_id=5,
+                btf_key_type_id=types.number if kind is MapType.SK_STORAGE else types.key,
+                btf_value_type_id=types.value,
             )
-            return cls(_create_map(attr))
+            return cls(_create_map(kind, name, (key_size, value_size, max_entries), opts))
 
     @classmethod
     def open(cls, path: str, shown: str = "") -> Map:
@@ -285,7 +200,7 @@ class Map(Handle):
     @classmethod
     def by_id(cls, map_id: int) -> Map:
         """BPF_MAP_GET_FD_BY_ID, which wants CAP_SYS_ADMIN."""
-        return cls(libc.bpf(Command.MAP_GET_FD_BY_ID, _Id(id=map_id), f"open map {map_id}"))
+        return cls(libbpf.call("bpf_map_get_fd_by_id", map_id, what=f"open map {map_id}"))
 
     def lookup(self, key: int) -> bytes:
         """The value under a key. Raises OSError (ENOENT for an empty slot)."""
@@ -293,29 +208,23 @@ class Map(Handle):
         if self.type == MapType.PERCPU_ARRAY:
             size = (size + 7) // 8 * 8 * possible_cpus()
         value = ctypes.create_string_buffer(size)
-        self._element(Command.MAP_LOOKUP_ELEM, key, value)
+        libbpf.call("bpf_map_lookup_elem", self.fd, self._key(key), value)
         return value.raw
 
     def update(self, key: int, value: bytes, flags: int = 0) -> None:
-        buffer = ctypes.create_string_buffer(value, len(value))
-        self._element(Command.MAP_UPDATE_ELEM, key, buffer, flags)
+        libbpf.call("bpf_map_update_elem", self.fd, self._key(key), value, flags)
 
     def delete(self, key: int) -> None:
-        self._element(Command.MAP_DELETE_ELEM, key, None)
+        libbpf.call("bpf_map_delete_elem", self.fd, self._key(key))
 
     def every_key(self) -> list[int]:
         """The keys of a hash; one that comes meanwhile may be missing."""
         found: list[int] = []
         following = ctypes.create_string_buffer(self.key_size)
         while True:
-            key = ctypes.create_string_buffer(found[-1].to_bytes(self.key_size, sys.byteorder)) if found else None
-            attr = _Element(
-                map_fd=self.fd,
-                key=ctypes.addressof(key) if key is not None else 0,
-                value=ctypes.addressof(following),
-            )
+            key = self._key(found[-1]) if found else None
             try:
-                libc.bpf(Command.MAP_GET_NEXT_KEY, attr, "next key")
+                libbpf.call("bpf_map_get_next_key", self.fd, key, following)
             except FileNotFoundError:
                 return found
             found.append(int.from_bytes(following.raw, sys.byteorder))
@@ -328,15 +237,20 @@ class Map(Handle):
         with translated("updating a map"):
             self.update(key, value.to_bytes(4, sys.byteorder), flags)
 
-    def _element(self, command: Command, key: int, value: ctypes.Array[ctypes.c_char] | None, flags: int = 0) -> None:
-        key_buffer = ctypes.create_string_buffer(key.to_bytes(self.key_size, sys.byteorder), self.key_size)
-        attr = _Element(
-            map_fd=self.fd,
-            key=ctypes.addressof(key_buffer),
-            value=ctypes.addressof(value) if value is not None else 0,
-            flags=flags,
-        )
-        libc.bpf(command, attr, command.name)
+    def _key(self, key: int) -> bytes:
+        return key.to_bytes(self.key_size, sys.byteorder)
+
+
+def _create_map(kind: MapType, name: str, sizes: tuple[int, int, int], opts: _MapCreateOpts) -> int:
+    """Sizes: of a key, of a value, and the number of entries."""
+    opts.sz = ctypes.sizeof(opts)
+    arguments = (kind, name.encode(), *sizes, ctypes.byref(opts))
+    try:
+        return libbpf.call("bpf_map_create", *arguments)
+    except PermissionError:
+        if not rlimit.lock_more_memory():
+            raise
+        return libbpf.call("bpf_map_create", *arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,7 +277,7 @@ class Program(Handle):
     @classmethod
     def by_id(cls, program_id: int) -> Program:
         """BPF_PROG_GET_FD_BY_ID, which wants CAP_SYS_ADMIN."""
-        return cls(libc.bpf(Command.PROG_GET_FD_BY_ID, _Id(id=program_id), f"open program {program_id}"))
+        return cls(libbpf.call("bpf_prog_get_fd_by_id", program_id, what=f"open program {program_id}"))
 
     def map_ids(self) -> tuple[int, ...]:
         """Of the maps that it uses."""
@@ -385,51 +299,33 @@ class Program(Handle):
         )
 
 
-def _create_map(attr: _MapCreate) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Where a hash's elements are copied to: `count` of them at a time; `place` is the kernel's bookmark (8 bytes)."""
+
+    place: ctypes.Array[ctypes.c_char]
+    keys: ctypes.Array[ctypes.c_char]
+    values: ctypes.Array[ctypes.c_char]
+    count: int
+
+
+def lookup_batch(map_: Map, batch: Batch, *, begun: bool) -> tuple[int, bool]:
+    """BPF_MAP_LOOKUP_BATCH (Linux 5.6). Returns how many elements there are, and whether these were the last."""
+    count = ctypes.c_uint32(batch.count)
+    start = batch.place if begun else None
     try:
-        return libc.bpf(Command.MAP_CREATE, attr, "create map")
-    except PermissionError:
-        if not rlimit.lock_more_memory():
-            raise
-        return libc.bpf(Command.MAP_CREATE, attr, "create map")
-
-
-def _types(key_size: int, value_size: int, locked: bool) -> Handle:
-    """BTF of `int` (1), struct bpf_spin_lock (2), int[] as large as the key (3), int[] for the rest of the value (4),
-    and struct { struct bpf_spin_lock lock; int words[]; } or struct { int words[]; } (5)."""
-    names = b"\0int\0bpf_spin_lock\0val\0value\0lock\0words\0"
-
-    def at(name: bytes) -> int:
-        return names.index(b"\0" + name + b"\0") + 1
-
-    lock = 4 if locked else 0
-    types = struct.pack("=IIII", at(b"int"), 1 << 24, 4, 32)
-    types += struct.pack("=IIIIII", at(b"bpf_spin_lock"), 4 << 24 | 1, 4, at(b"val"), 1, 0)
-    for size in (key_size, value_size - lock):
-        types += struct.pack("=IIIIII", 0, 3 << 24, 0, 1, 1, size // 4)
-    types += struct.pack("=III", at(b"value"), 4 << 24 | (2 if locked else 1), value_size)
-    if locked:
-        types += struct.pack("=III", at(b"lock"), 2, 0)
-    types += struct.pack("=III", at(b"words"), 4, lock * 8)
-    header = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(names))
-    data = ctypes.create_string_buffer(header + types + names, len(header + types + names))
-    return Handle(libc.bpf(Command.BTF_LOAD, _BtfLoad(btf=ctypes.addressof(data), btf_size=len(data)), "load BTF"))
-
-
-def lookup_batch(attr: ctypes.Structure) -> int:
-    """BPF_MAP_LOOKUP_BATCH. Returns 0, or ENOENT when it was the last batch; `count` says how many there are."""
-    try:
-        libc.bpf(Command.MAP_LOOKUP_BATCH, attr, "reading a map")
+        libbpf.call(
+            "bpf_map_lookup_batch", map_.fd, start, batch.place, batch.keys, batch.values, ctypes.byref(count), None
+        )
+    except FileNotFoundError:
+        return count.value, True
     except OSError as error:
-        if error.errno == errno.ENOENT:
-            return errno.ENOENT
         raise translate(error, "reading a map") from error
-    return 0
+    return count.value, False
 
 
 def _object_info(fd: int, info: T) -> T:
-    attr = _Info(bpf_fd=fd, info_len=ctypes.sizeof(info), info=ctypes.addressof(info))
-    libc.bpf(Command.OBJ_GET_INFO_BY_FD, attr, "object information")
+    libbpf.call("bpf_obj_get_info_by_fd", fd, ctypes.byref(info), ctypes.byref(ctypes.c_uint32(ctypes.sizeof(info))))
     return info
 
 
@@ -441,28 +337,25 @@ def possible_cpus() -> int:
 
 def enable_stats() -> Handle:
     """BPF_ENABLE_STATS (Linux 5.8): run statistics are on until the handle is closed, also by death."""
-    return Handle(libc.bpf(Command.ENABLE_STATS, _EnableStats(type=0), "enable BPF statistics"))
+    return Handle(libbpf.call("bpf_enable_stats", 0))
 
 
 def attach_raw_tracepoint(program: Program, name: str) -> Handle:
     """BPF_RAW_TRACEPOINT_OPEN: the program runs at the tracepoint until the handle is closed, also by death."""
-    text = ctypes.create_string_buffer(name.encode())
-    attr = _RawTracepoint(name=ctypes.addressof(text), prog_fd=program.fd)
     with translated(f"tracing {name}"):
-        return Handle(libc.bpf(Command.RAW_TRACEPOINT_OPEN, attr, f"trace {name}"))
+        return Handle(libbpf.call("bpf_raw_tracepoint_open", name.encode(), program.fd))
 
 
 def attach_iterator(program: Program) -> Handle:
     """BPF_LINK_CREATE of an iterator's program (Linux 5.9): what create_iterator() walks by."""
-    attr = _LinkCreate(prog_fd=program.fd, attach_type=_TRACE_ITER)
     with translated("attaching an iterator"):
-        return Handle(libc.bpf(Command.LINK_CREATE, attr, "attach an iterator"))
+        return Handle(libbpf.call("bpf_link_create", program.fd, 0, _TRACE_ITER, None))
 
 
 def create_iterator(link: Handle) -> Handle:
     """BPF_ITER_CREATE: a file that walks once while it is read."""
     with translated("creating an iterator"):
-        return Handle(libc.bpf(Command.ITER_CREATE, _IterCreate(link_fd=link.fd), "create an iterator"))
+        return Handle(libbpf.call("bpf_iter_create", link.fd))
 
 
 class _LinkInfo(ctypes.Structure):
@@ -495,12 +388,12 @@ def attach_tcx(program: Program, device: int) -> Handle:
 
     Raises OSError: EINVAL where the kernel has no tcx.
     """
-    attr = _LinkCreate(prog_fd=program.fd, target_fd=device, attach_type=_TCX_INGRESS, flags=_F_BEFORE)
-    return Handle(libc.bpf(Command.LINK_CREATE, attr, f"attach to device {device}"))
+    opts = _LinkCreateOpts(sz=ctypes.sizeof(_LinkCreateOpts), flags=_F_BEFORE)
+    what = f"attach to device {device}"
+    return Handle(libbpf.call("bpf_link_create", program.fd, device, _TCX_INGRESS, ctypes.byref(opts), what=what))
 
 
 def attach_cgroup(program: Program, cgroup_fd: int, attach_type: int) -> Handle:
     """BPF_LINK_CREATE on a cgroup (Linux 5.7): as attach_raw_tracepoint(); beside other programs there."""
-    attr = _LinkCreate(prog_fd=program.fd, target_fd=cgroup_fd, attach_type=attach_type)
     with translated("attaching a program to a cgroup"):
-        return Handle(libc.bpf(Command.LINK_CREATE, attr, "attach to a cgroup"))
+        return Handle(libbpf.call("bpf_link_create", program.fd, cgroup_fd, attach_type, None))

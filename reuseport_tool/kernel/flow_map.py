@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import socket
 import time
 from collections.abc import Iterator
@@ -39,21 +38,6 @@ class RawFlow:
         )
 
 
-class _Batch(ctypes.Structure):
-    """The part of union bpf_attr for BPF_MAP_LOOKUP_BATCH (Linux 5.6)."""
-
-    _fields_ = [
-        ("in_batch", ctypes.c_uint64),
-        ("out_batch", ctypes.c_uint64),
-        ("keys", ctypes.c_uint64),
-        ("values", ctypes.c_uint64),
-        ("count", ctypes.c_uint32),
-        ("map_fd", ctypes.c_uint32),
-        ("elem_flags", ctypes.c_uint64),
-        ("flags", ctypes.c_uint64),
-    ]
-
-
 def create(entries: int) -> bpf.Map:
     """An empty map of flows."""
     return bpf.Map.create(
@@ -72,22 +56,17 @@ def flows(map_: bpf.Map) -> Iterator[RawFlow]:
 
 
 def _elements(map_: bpf.Map) -> Iterator[tuple[bytes, bytes]]:
-    keys = ctypes.create_string_buffer(_BATCH * FLOW_KEY.size)
-    values = ctypes.create_string_buffer(_BATCH * FLOW_WORD.size)
-    place = ctypes.create_string_buffer(8)
+    batch = bpf.Batch(
+        place=ctypes.create_string_buffer(8),
+        keys=ctypes.create_string_buffer(_BATCH * FLOW_KEY.size),
+        values=ctypes.create_string_buffer(_BATCH * FLOW_WORD.size),
+        count=_BATCH,
+    )
     begun = False
     while True:
-        attr = _Batch(
-            in_batch=ctypes.addressof(place) if begun else 0,
-            out_batch=ctypes.addressof(place),
-            keys=ctypes.addressof(keys),
-            values=ctypes.addressof(values),
-            count=_BATCH,
-            map_fd=map_.fd,
-        )
-        last = bpf.lookup_batch(attr) == errno.ENOENT
-        found_keys, found_values = keys.raw, values.raw
-        for at in range(attr.count):
+        count, last = bpf.lookup_batch(map_, batch, begun=begun)
+        found_keys, found_values = batch.keys.raw, batch.values.raw
+        for at in range(count):
             key = found_keys[at * FLOW_KEY.size : (at + 1) * FLOW_KEY.size]
             yield key, found_values[at * FLOW_WORD.size : (at + 1) * FLOW_WORD.size]
         if last:
