@@ -213,7 +213,8 @@ class Reader:
             except BlockingIOError:
                 return
             connection.give(data)
-            if self._chance.random() < self._traffic.blocking:
+            # With several connections the client might wait for one while we wait for another.
+            if len(self._connections) == 1 and self._chance.random() < self._traffic.blocking:
                 self._take_blocking(connection)
             if not self._traffic.edge or not data:
                 return
