@@ -83,7 +83,9 @@ def roll_back(error: BaseException, state: ReloadState, world: World) -> NoRetur
         if old_is_gone(state, world):
             text = f"{described(error)}; rolled back, but the old side has ended by itself and nobody serves"
     text = "; ".join((text, *problems))
-    done = report.made(state, world, "rolled-back")
+    done = None
+    with contextlib.suppress(Exception):
+        done = report.made(state, world, "rolled-back")
     if isinstance(error, KeyboardInterrupt):
         raise Interrupted(text, report=done) from error
     if isinstance(error, ToolError):

@@ -20,10 +20,10 @@ from reuseport_tool.reload.steps.drain import drain
 from reuseport_tool.reload.steps.health import health
 from reuseport_tool.reload.steps.leftovers import leftovers
 from reuseport_tool.reload.steps.prepare import prepare
-from reuseport_tool.reload.steps.prove import prove
+from reuseport_tool.reload.steps.prove import prove, restore_sysctl
 from reuseport_tool.reload.steps.register import register
 from reuseport_tool.reload.steps.start import start
-from reuseport_tool.reload.steps.stop import stop
+from reuseport_tool.reload.steps.stop import ask, stop
 from reuseport_tool.reload.steps.switch import switch
 from reuseport_tool.reload.world import World
 
@@ -84,8 +84,9 @@ def execute(state: ReloadState, world: World) -> Reload:
         try:
             for stage in _BEFORE:
                 state = _do(stage, state, world)
-            # From here the old side is being stopped: there is no way back.
-            state = save(state, world, step="stop")
+            world.clock.check()
+            with world.clock.held_back():
+                state = ask(state, world)
         except BaseException as error:
             with world.clock.held_back():
                 state = world.journal.last() or state
@@ -142,12 +143,17 @@ def _finish(state: ReloadState, world: World, stages: Sequence[_Stage], errors: 
             state = world.journal.last() or state
             if stage.name == "stop" and rollback.old_serves(state, world):
                 break  # what comes after a stop is not true yet
+    else:
+        with _noted(errors):
+            state = restore_sysctl(state, world)
     with _noted(errors):
         world.listeners.let_go()
-    done = report.made(state, world, "reloaded")
     with _noted(errors):
         world.journal.remove()
-    if errors:
+    done = None
+    with _noted(errors):
+        done = report.made(state, world, "reloaded")
+    if errors or done is None:
         raise _failed(errors[0], done) from errors[0]
     return done
 
@@ -174,7 +180,7 @@ def _go_forward(error: BaseException, state: ReloadState, world: World) -> Reloa
     return _finish(state, world, stages, errors)
 
 
-def _failed(error: BaseException, done: Reload) -> ToolError:
+def _failed(error: BaseException, done: Reload | None) -> ToolError:
     """The error of a run that went to the end, with its report."""
     if isinstance(error, ToolError):
         return ToolError(error.message, hint=error.hint, log=error.log, report=done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 from reuseport_tool.errors import ToolError
@@ -18,37 +19,53 @@ _ORPHANED_S = 1.0  # the owners have ended for so long, and a worker of theirs s
 _OVER_S = 2.0  # as in the step start: --run's command is over, and the server keeps what it has
 
 
+def ask(state: ReloadState, world: World) -> ReloadState:
+    """Tell the old side to stop.
+
+    Raises as long as nothing was sent, so that everything can still be undone. It is noted before, so that no other run
+    rolls back what may have been told, and after: a signal can be sent twice, and never not at all.
+    """
+    plan = state.plan
+    queued = sides.waiting(state, world, state.old_cookies)
+    targets = _targets(state.owners, world) if plan.signals else ()
+    state = save(state, world, step="stop", queued=queued)
+    if plan.stop_command:
+        state = _run_stop_command(plan.stop_command, state, world)
+    for number, process in enumerate(targets):
+        # Point of no return.
+        with contextlib.suppress(Exception) if number else contextlib.nullcontext():
+            world.processes.signal(process, plan.stop_signal)
+    return save(state, world, stop_asked=plan.run is None)
+
+
+def _targets(processes: tuple[Identity, ...], world: World) -> tuple[Identity, ...]:
+    """Those that run and may be signalled."""
+    tree = world.processes.tree()
+    forbidden = untouchable(world, tree)
+    return tuple(process for process in tree.running(processes) if process.pid not in forbidden)
+
+
+def _run_stop_command(command: str, state: ReloadState, world: World) -> ReloadState:
+    """What a command did before it failed nobody knows: the listeners tell."""
+    try:
+        world.processes.run(command, state.plan.stop_timeout_s, "the stop command")
+    except ToolError as error:
+        return warn(state, world, error.message)
+    return state
+
+
 def stop(state: ReloadState, world: World) -> ReloadState:
-    """Raises ToolError when the old side does not stop in time."""
+    """Wait for the end of the old listeners. Raises ToolError when the old side does not stop in time."""
     if state.plan.run is not None:
         state = _let_go(state, world)
     else:
         if not state.stop_asked:
-            state = _ask(state, world)
+            state = ask(state, world)
         if not world.clock.wait(_Stopping(state, world).done, state.plan.stop_timeout_s):
             raise _does_not_stop(state, world)
     state = save(state, world, stopped_at=world.clock.wall_s())
     world.clock.wait(lambda: not sides.half_open_behind(state, world), _HALF_OPEN_S)
     return state
-
-
-def _ask(state: ReloadState, world: World) -> ReloadState:
-    """The signal is noted after it was sent: it can be sent twice, and never not at all."""
-    state = save(state, world, queued=sides.waiting(state, world, state.old_cookies))
-    plan = state.plan
-    if plan.stop_command:
-        world.processes.run(plan.stop_command, plan.stop_timeout_s, "the stop command")
-    else:
-        _signal(state.owners, state, world)
-    return save(state, world, stop_asked=True)
-
-
-def _signal(processes: tuple[Identity, ...], state: ReloadState, world: World) -> None:
-    tree = world.processes.tree()
-    forbidden = untouchable(world, tree)
-    for process in tree.running(processes):
-        if process.pid not in forbidden:
-            world.processes.signal(process, state.plan.stop_signal)
 
 
 class _Stopping:
@@ -71,7 +88,8 @@ class _Stopping:
                 self._orphaned_at = now
             elif self._orphaned_at >= 0 and now - self._orphaned_at >= _ORPHANED_S:
                 self._orphaned_at = -1.0  # once
-                _signal(self._orphans(), self._state, self._world)
+                for process in _targets(self._orphans(), self._world):
+                    self._world.processes.signal(process, self._state.plan.stop_signal)
         return False
 
     def _orphans(self) -> tuple[Identity, ...]:

@@ -111,7 +111,7 @@ BAD_DEPLOYS = {
     "url": (("--health-url", f"http://127.0.0.1:{PORT}/"), ("--http", 500), "status 500"),
     "command": (("--health-command", "false"), (), "health command exited with 1"),
     "closes": (("--step", "20s"), ("--live", 2), "closed again"),
-    "resets": (("--abort-on", "resets=5", "--step", "20s"), ("--reset",), "OutRsts grew by"),
+    "resets": (("--abort-on", "resets=5", "--step", "20s"), ("--reset",), "resets grew by"),
 }
 
 
