@@ -26,7 +26,8 @@ from tests.servers.container import Container, container
 from tests.unit.test_cli import VERBS
 
 CHECKOUT = Path(__file__).parents[2]
-CACHE = Path(os.environ.get("REUSEPORT_TOOL_CACHE", Path.home() / ".cache" / "reuseport-tool")) / "roots"
+# Not the cache of programs, which a test run has for itself.
+CACHE = Path.home() / ".cache" / "reuseport-tool" / "roots"
 MIRROR = "http://deb.debian.org/debian"
 BASE = "systemd,systemd-sysv,dbus,iproute2,nginx,python3"
 LIMIT_S = 540
