@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,3 +112,23 @@ def test_what_the_tool_ends_itself_is_not_the_servers_doing(
     assert report["leftovers"]["ended"] == 4
     assert clients.answers() == {"reset": 4}
     assert report["resets"]["accepted"] == 0
+
+
+# Resets one queued connection on another port of the namespace.
+NOISE = f"""
+import socket
+listener = socket.create_server(("127.0.0.1", {PORT + 1}))
+client = socket.create_connection(("127.0.0.1", {PORT + 1}))
+listener.close()
+try: client.recv(1)
+except ConnectionResetError: pass
+else: raise SystemExit("no reset")
+"""
+
+
+def test_resets_of_others_do_not_abort_a_reload(tool: Tool, server: Callable[..., Any], tmp_path: Path) -> None:
+    server("old")
+    noise = tmp_path / "noise.py"
+    noise.write_text(NOISE)
+    options = ("--abort-on", "resets=1", "--health-command", f"{sys.executable} {noise}")
+    assert tool.ok("reload", PORT, *options, "--", *server_command("new"))["result"] == "reloaded"
