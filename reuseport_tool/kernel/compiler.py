@@ -17,6 +17,7 @@ from reuseport_tool.errors import ProgramRejected, ToolError, Unsupported
 _LIBRARY = "libbcc.so.0"
 _PT_NOTE, _NT_GNU_BUILD_ID = 4, 3
 _LOG_MAX = 1 << 22
+_CAME_TO_AN_END = 77  # no exit code of LLVM
 
 
 def bpf_dir() -> Path:
@@ -47,11 +48,12 @@ class Compiled(Closing):
         self._module.cleanup()  # BCC would keep its own descriptors until the process ends
 
 
-def compile_text(name: str, text: bytes, defines: Mapping[str, int]) -> Compiled:
-    """Compile C text with -D for each define. It includes the headers in bpf_dir() only.
+def compile_text(name: str, text: bytes, defines: Mapping[str, int], beside: Path | None = None) -> Compiled:
+    """Compile C text with -D for each define. It includes the headers in bpf_dir(), and then those in `beside`.
 
     Args:
         name: of the file, for messages.
+        beside: the folder of a stranger's file.
 
     Raises:
         ProgramRejected: it does not compile; the compiler's text is the error's log.
@@ -60,13 +62,16 @@ def compile_text(name: str, text: bytes, defines: Mapping[str, int]) -> Compiled
     bpf_class = _bcc()
     with captured_stderr() as captured, _in_bpf_dir():
         try:
-            return Compiled(bpf_class(text=text, cflags=_cflags(defines)))
+            return Compiled(bpf_class(text=text, cflags=_cflags(defines, beside)))
         except Exception as error:  # BCC raises nothing more specific
             raise _compile_error(name, captured()) from error
 
 
-def try_in_child(name: str, text: bytes, defines: Mapping[str, int]) -> None:
+def try_in_child(name: str, text: bytes, defines: Mapping[str, int], beside: Path | None) -> None:
     """Compile a stranger's text in a child first: LLVM ends the process on code that it cannot express.
+
+    It does so by a signal or, as in Debian 13, by exit(3) and perhaps without a word. So the child has to say that it
+    came to an end.
 
     Raises:
         ProgramRejected: the compiler crashed. Ordinary errors are left for compile_text() to report.
@@ -77,14 +82,14 @@ def try_in_child(name: str, text: bytes, defines: Mapping[str, int]) -> None:
         if child == 0:
             os.dup2(log, 2)
             with contextlib.suppress(Exception), _in_bpf_dir():
-                bpf_class(text=text, cflags=_cflags(defines))
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status):
+                bpf_class(text=text, cflags=_cflags(defines, beside))
+            os._exit(_CAME_TO_AN_END)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code != _CAME_TO_AN_END:
             output = os.pread(log, _LOG_MAX, 0).decode(errors="replace")
-            last = next((line for line in reversed(output.splitlines()) if line.strip()), "no message")
+            words = [line for line in output.splitlines() if line.strip()]
             raise ProgramRejected(
-                f"{name} does not compile: {last}",
+                f"{name} does not compile: {words[-1] if words else f'the compiler ended with {code}'}",
                 hint="BPF has no such instruction on BCC's target (an atomic whose result is used, for example)",
                 log=output,
             )
@@ -141,8 +146,9 @@ def _size_and_time(fd: int) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def _cflags(defines: Mapping[str, int]) -> list[str]:
-    return [f"-I{bpf_dir()}", *(f"-D{name}={value}" for name, value in defines.items())]
+def _cflags(defines: Mapping[str, int], beside: Path | None) -> list[str]:
+    folders = [bpf_dir()] if beside is None else [bpf_dir(), beside]
+    return [*(f"-I{folder}" for folder in folders), *(f"-D{name}={value}" for name, value in defines.items())]
 
 
 def _bcc() -> Any:

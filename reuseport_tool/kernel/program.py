@@ -154,9 +154,10 @@ class Module(Closing):
         name, constants = self._source.path.name, self._source.constants()
         by_another = request.find(None)
         try:
-            if not self._source.is_ours:
-                compiler.try_in_child(name, text, constants)
-            self._compiled = compiler.compile_text(name, text, constants)
+            beside = None if self._source.is_ours else self._source.path.absolute().parent
+            if beside is not None:
+                compiler.try_in_child(name, text, constants, beside)
+            self._compiled = compiler.compile_text(name, text, constants, beside)
         except Unsupported:
             if by_another is None:
                 raise

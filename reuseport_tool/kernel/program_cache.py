@@ -212,10 +212,13 @@ class Request:
 def includes_only_ours(text: bytes) -> bool:
     """Whether a stranger's C text includes our headers only. A word that may be a directive counts as one."""
     joined = text.replace(b"\\\n", b"")
-    return not re.search(rb"include|embed|import|\?\?", _OUR_INCLUDE.sub(b"", joined))
+    if re.search(rb"include|embed|import|\?\?", _PLAIN_INCLUDE.sub(b"", joined)):
+        return False
+    # What is not in our folder is looked for in the folder of the text.
+    return all((compiler.bpf_dir() / match[1].decode()).is_file() for match in _PLAIN_INCLUDE.finditer(joined))
 
 
-_OUR_INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*"[a-z_]+(/[a-z_]+)*\.h"[ \t]*$', re.MULTILINE)
+_PLAIN_INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*"([a-z_]+(?:/[a-z_]+)*\.h)"[ \t]*$', re.MULTILINE)
 
 
 def _headers() -> bytes:

@@ -6,11 +6,11 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from reuseport_tool.errors import MissingCapability, Unsupported
 from reuseport_tool.kernel import bpf, btf, capabilities, sock_diag
-from reuseport_tool.kernel.abi import OUTCOME, TARGET, SocketRecord
+from reuseport_tool.kernel.abi import OUTCOME, TARGET, SocketRecord, TcpState
 from reuseport_tool.kernel.bpf_iterator import BpfIterator
 from reuseport_tool.kernel.program import Source, bpf_dir
 from reuseport_tool.kernel.socket_iterator import tuple_offsets
@@ -18,6 +18,8 @@ from reuseport_tool.models import Protocol
 
 Outcomes = dict[int, int]
 """By cookie 0, or a positive errno. A socket that did not match any more is not in it."""
+
+_LOOK_UPS_MAX = 8192
 
 
 def kfunc() -> int | None:
@@ -62,9 +64,9 @@ def by_netlink(protocol: Protocol, targets: Iterable[SocketRecord], states: int)
     """End the targets one by one, by sock_diag's SOCK_DESTROY (Linux 4.5).
 
     The kernel looks a socket up by its tuple and compares the cookie (inet_diag_find_one_icsk()). The
-    state it does not compare: that is asked for just before. Where several sockets share a tuple (a
-    SO_REUSEPORT group) the look-up may find another socket than the target; then nothing is ended, and
-    the target is not among the outcomes.
+    state it does not compare: that is asked for just before. Among the listeners of a SO_REUSEPORT group the look-up
+    chooses by a hash of the remote end, so remote ports are tried until it finds the target. A socket that is not found
+    is not ended, and is not among the outcomes.
 
     Raises:
         MissingCapability: CAP_NET_ADMIN is needed.
@@ -73,10 +75,21 @@ def by_netlink(protocol: Protocol, targets: Iterable[SocketRecord], states: int)
     outcomes: Outcomes = {}
     with sock_diag.opened() as diag:
         for target in targets:
-            state = _state(diag, protocol, target)
-            if state is not None and states >> state & 1:
-                outcomes[target.cookie] = _checked(_destroy(diag, protocol, target))
+            for found in _look_ups(target):
+                state = _state(diag, protocol, found)
+                if state is not None:
+                    if states >> state & 1:
+                        outcomes[target.cookie] = _checked(_destroy(diag, protocol, found))
+                    break
     return outcomes
+
+
+def _look_ups(target: SocketRecord) -> Iterator[SocketRecord]:
+    """The target with the remote ends by which a look-up may find it."""
+    yield target
+    if target.state == TcpState.LISTEN:
+        for port in range(1, _LOOK_UPS_MAX):
+            yield target._replace(remote_port=port)
 
 
 def _checked(error: int) -> int:

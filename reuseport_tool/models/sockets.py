@@ -79,6 +79,9 @@ class Sockets:
     once. Found in BTF by what Linux 6.16 (UDP) and 6.17 (TCP) added; null where that does not tell."""
     walked: int
     """Sockets that the walk saw."""
+    walks: int = 1
+    """How many walks were merged, by cookie: where the kernel may skip sockets it is walked until nothing new is seen,
+    at most ten times."""
     walk_s: float
     """Time of the walk in the kernel, without /proc."""
     sockets: tuple[Socket, ...]

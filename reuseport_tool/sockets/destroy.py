@@ -88,12 +88,17 @@ def _would_end(chosen: Sequence[Found]) -> list[Ending]:
 
 def end(wanted: Filter, chosen: Sequence[Found], walker: Walker, engine: Engine = Engine.AUTO) -> list[Ending]:
     """End sockets that a walk has found, by their cookies, and look by another walk what is left of them."""
-    end_some = sock_destroy.by_bpf if _engine(engine) is Engine.BPF else sock_destroy.by_netlink
+    by_bpf, states = _engine(engine) is Engine.BPF, _allowed_states(wanted)
     outcomes: sock_destroy.Outcomes = {}
     for protocol in walker.protocols:
         targets = [found.raw for found in chosen if found.protocol is protocol]
-        if targets:
-            outcomes |= end_some(protocol, targets, _allowed_states(wanted))
+        # bpf_sock_destroy() on a listener may sleep under RCU, before the fix of September 2026.
+        for_bpf = [raw for raw in targets if by_bpf and raw.state != TcpState.LISTEN]
+        if for_bpf:
+            outcomes |= sock_destroy.by_bpf(protocol, for_bpf, states & ~(1 << TcpState.LISTEN))
+        others = [raw for raw in targets if raw not in for_bpf]
+        if others:
+            outcomes |= sock_destroy.by_netlink(protocol, others, states)
     left = {raw.cookie: raw for raws in walker.read().values() for raw in raws if not _NEVER >> raw.state & 1}
     return [_ending(found, outcomes.get(found.raw.cookie), left.get(found.raw.cookie)) for found in chosen]
 

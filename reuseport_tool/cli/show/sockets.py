@@ -79,7 +79,8 @@ def _promise(exactly_once: bool | None, protocols: str) -> str:
 def _sockets(model: models.Sockets, console: Console) -> None:
     _write_lines(_socket_lines(model.sockets, console.width), console)
     protocols = " and ".join(protocol.upper() for protocol in model.protocols)
-    text = f"{len(model.sockets)} of {model.walked} sockets. {_promise(model.exactly_once, protocols)}."
+    merged = f", merged from {model.walks} walks" if model.walks > 1 else ""
+    text = f"{len(model.sockets)} of {model.walked} sockets{merged}. {_promise(model.exactly_once, protocols)}."
     say(console, Text(text, style="dim"))
 
 

@@ -229,3 +229,18 @@ def test_the_states_alone_spare_a_listener(world: World) -> None:
     assert number in everything()
     assert sock_destroy.by_bpf(Protocol.TCP, [raw], ALL) == {number: 0}
     assert number not in everything()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "0.0.0.0", "::"])
+def test_one_listener_of_a_group(tool: Tool, address: str) -> None:
+    """By netlink, whose look-up chooses among the listeners by a hash."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with ExitStack() as stack:
+        group = [
+            stack.enter_context(socket.create_server((address, PORT), family=family, reuse_port=True)) for _ in range(9)
+        ]
+        chosen = cookie(group[4])
+        report = tool.ok("destroy", "--cookie", chosen, "--state", "listen", "--yes")
+        assert [ending["result"] for ending in report["endings"]] == ["ended"]
+        left = {entry["cookie"] for entry in tool.ok("sockets", "--state", "listen")["sockets"]}
+        assert left == {cookie(sock) for sock in group} - {chosen}

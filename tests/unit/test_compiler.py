@@ -1,0 +1,44 @@
+"""A compiler that ends the process instead of reporting an error."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from reuseport_tool.errors import ProgramRejected
+from reuseport_tool.kernel import compiler
+
+
+def crash() -> None:
+    os.kill(os.getpid(), signal.SIGABRT)
+
+
+def speak_and_exit() -> None:
+    os.write(2, b"fatal error: error in backend: Invalid usage\n")
+    os._exit(1)
+
+
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [
+        (crash, "the compiler ended with -6"),
+        (lambda: os._exit(1), "the compiler ended with 1"),
+        (lambda: os._exit(0), "the compiler ended with 0"),
+        (speak_and_exit, "error in backend"),
+    ],
+)
+def test_a_compiler_that_ends_the_process(end: Callable[[], None], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "_bcc", lambda: lambda **_: end())
+    with pytest.raises(ProgramRejected, match=says):
+        compiler.try_in_child("bad.c", b"", {}, None)
+
+
+def test_an_ordinary_error_is_left_to_the_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise Exception("does not compile")
+
+    monkeypatch.setattr(compiler, "_bcc", lambda: refuse)
+    compiler.try_in_child("bad.c", b"", {}, None)
