@@ -26,6 +26,7 @@ def lost(resets: Any) -> tuple[int, int]:
     return resets["never_accepted"], resets["accepted"]
 
 
+@pytest.mark.needs("migration by program", "migration wakes readers")
 def test_status_shows_what_the_follower_counted(
     tool: Tool, tmp_path: Path, server: Callable[..., Any], clients: Clients
 ) -> None:

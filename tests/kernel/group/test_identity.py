@@ -85,8 +85,12 @@ def listen_with_mptcp() -> socket.socket:
     return sock
 
 
+BY_SYSCTL = ("reload", "--strategy", "sysctl", "--run", "true")
+
+
 @pytest.mark.parametrize(
-    "words", [("attach",), ("reload", "--run", "true"), ("reload", "--strategy", "sysctl", "--run", "true")]
+    "words",
+    [("attach",), ("reload", "--run", "true"), pytest.param(BY_SYSCTL, marks=pytest.mark.needs("migration by sysctl"))],
 )
 def test_mptcp_is_named_with_the_way_out(tool: Tool, opened: ExitStack, words: tuple[str, ...]) -> None:
     opened.enter_context(listen_with_mptcp())
