@@ -96,7 +96,7 @@ def attach(
         stack.enter_context(folders.lock(pins, lambda _holder: False))
         if plan.engine is Engine.SOLO:
             stack.enter_context(_namespace_of(folder))
-        devices = _devices(plan)
+        devices = kernel.devices_of(plan.engine)
         result = _resume(pins, plan, devices) or _attach_new(pins, plan, devices, fd)
         return AutolowatAttachment(
             cgroup=str(folder),
@@ -149,10 +149,6 @@ def _namespace_of(folder: Path) -> Iterator[None]:
         yield
 
 
-def _devices(plan: Plan) -> list[tc.Device]:
-    return tc.topmost_devices() if plan.engine is Engine.SOLO else []
-
-
 def _resume(pins: Place, plan: Plan, devices: Sequence[tc.Device]) -> str | None:
     """What became of the attachment that is there; None without one. One that was cut off is committed."""
     with suppress(FileNotFoundError), ExitStack() as stack:
@@ -162,7 +158,7 @@ def _resume(pins: Place, plan: Plan, devices: Sequence[tc.Device]) -> str | None
             raise Conflict("AutoLOWAT is attached to this cgroup in another way", hint="run 'autolowat detach' first")
         new = [device for device in devices if not _has_program(pins, device)]
         if new:
-            programs = _load(stack, maps, plan)
+            programs = _load(stack, maps, plan, new)
             _attach_devices(pins / "state", maps, programs, new, pins.name)
         if not maps.is_working():
             _commit(maps)
@@ -191,8 +187,8 @@ def _about(maps: kernel.Maps) -> About:
     return records.decode(About, maps.text().encode())
 
 
-def _load(stack: ExitStack, maps: kernel.Maps, plan: Plan) -> Mapping[str, bpf.Program]:
-    programs = kernel.load(plan.engine, maps, defines(plan))
+def _load(stack: ExitStack, maps: kernel.Maps, plan: Plan, devices: Sequence[tc.Device]) -> Mapping[str, bpf.Program]:
+    programs = kernel.load(plan.engine, maps, defines(plan), devices)
     for program in programs.values():
         stack.callback(program.close)
     return programs
@@ -203,7 +199,7 @@ def _attach_new(pins: Place, plan: Plan, devices: Sequence[tc.Device], cgroup_fd
     about = About(plan=plan, namespace=netns.identity())
     with ExitStack() as stack:
         maps = kernel.Maps.create(stack, plan.engine, plan.ports, records.encode(about).decode())
-        programs = _load(stack, maps, plan)
+        programs = _load(stack, maps, plan, devices)
         aside.make()
         stack.push(lambda kind, *_: _clean(pins) if kind else None)
         for name, entry in maps.by_name().items():

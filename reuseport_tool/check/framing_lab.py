@@ -47,12 +47,9 @@ def programs_at(folder: Path, plan: Plan, at_devices: ExitStack | None = None) -
     with ExitStack() as stack:
         engine = Engine(plan.engine)
         maps = kernel.Maps.create(stack, engine, plan.ports, "")
-        programs = kernel.load(engine, maps, defines(plan))
-        for program in programs.values():
-            stack.callback(program.close)
         fd = cgroup.open_folder(folder)
         stack.callback(os.close, fd)
-        stack.enter_context(kernel.attached(engine, programs, fd, at_devices or stack))
+        stack.enter_context(kernel.attached(engine, maps, defines(plan), fd, at_devices or stack))
         maps.set_working(True)
         yield maps
 

@@ -221,18 +221,21 @@ def source(engine: Engine, defines: Mapping[str, int]) -> Source:
     return _source(engine, {**numbers, **btf.offsets(_NATIVE_OFFSETS), **defines}, tuple(_KFUNCS))
 
 
-def load(engine: Engine, maps: Maps, defines: Mapping[str, int]) -> dict[str, bpf.Program]:
+def load(
+    engine: Engine, maps: Maps, defines: Mapping[str, int], devices: Sequence[tc.Device] = ()
+) -> dict[str, bpf.Program]:
     """Load the programs of an engine, by name.
 
     Args:
         defines: as for source().
+        devices: those that at_device() will be asked for.
 
     Raises:
         Unsupported, MissingCapability, ProgramRejected.
     """
     chosen, functions = source(engine, defines), dict(_PROGRAMS[engine])
-    if engine is Engine.SOLO:
-        functions |= dict.fromkeys(_AT_DEVICES.values(), (ProgramType.SCHED_CLS, AttachType.NONE))
+    for device in devices:
+        functions[_AT_DEVICES[device.has_header]] = (ProgramType.SCHED_CLS, AttachType.NONE)
     kfuncs = {name: btf.function(_KFUNCS[name]) for name in chosen.kfuncs}
     programs = load_all(chosen, functions, maps=maps.linked(), kfuncs=kfuncs)
     return dict(zip(functions, programs, strict=True))
@@ -254,17 +257,26 @@ def at_device(programs: Mapping[str, bpf.Program], device: tc.Device) -> bpf.Pro
     return programs[_AT_DEVICES[device.has_header]]
 
 
+def devices_of(engine: Engine) -> list[tc.Device]:
+    """Where in the calling thread's namespace the engine has a program."""
+    return tc.topmost_devices() if engine is Engine.SOLO else []
+
+
 @contextmanager
 def attached(
-    engine: Engine, programs: Mapping[str, bpf.Program], cgroup_fd: int, at_devices: ExitStack
+    engine: Engine, maps: Maps, defines: Mapping[str, int], cgroup_fd: int, at_devices: ExitStack
 ) -> Iterator[None]:
-    """As attach(), until the end of the block, and at the devices of the calling thread's namespace, until
-    `at_devices` is closed; nothing is pinned."""
+    """Load and attach, until the end of the block, and at the devices of the calling thread's namespace, until
+    `at_devices` is closed; nothing is pinned. Raises as load()."""
     label = f"reuseport_tool_{os.getpid()}"
+    devices = devices_of(engine)
     with ExitStack() as stack:
+        programs = load(engine, maps, defines, devices)
+        for program in programs.values():
+            stack.enter_context(program)
         for link in attach(engine, programs, cgroup_fd).values():
             stack.enter_context(link)
-        for device in tc.topmost_devices() if engine is Engine.SOLO else []:
+        for device in devices:
             program = at_device(programs, device)
             try:
                 at_devices.enter_context(tc.attach_tcx(program, device))

@@ -31,12 +31,9 @@ _PROBE_FRAMING = {
 def _autolowat(engine: Engine) -> str:
     with netns.throw_away(), cgroup.throw_away() as folder, ExitStack() as stack:
         maps = autolowat.Maps.create(stack, engine, [_PORT], "")
-        programs = autolowat.load(engine, maps, _PROBE_FRAMING)
-        for program_ in programs.values():
-            stack.callback(program_.close)
         fd = cgroup.open_folder(folder)
         stack.callback(os.close, fd)
-        stack.enter_context(autolowat.attached(engine, programs, fd, stack))
+        stack.enter_context(autolowat.attached(engine, maps, _PROBE_FRAMING, fd, stack))
         maps.set_working(True)
         lowat = _lowat_of_a_begun_frame()
     if lowat != 4 + 7:

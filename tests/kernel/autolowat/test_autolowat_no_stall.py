@@ -134,6 +134,8 @@ def frames_of(traffic: Traffic, chance: random.Random) -> list[bytes]:
     most = 40 if traffic.chunk < 8 else traffic.largest
     if traffic.receive_buffer and traffic.receive_buffer < 4096:
         most = min(most, 300)  # a byte at a time on the wire, too
+    if not traffic.sack and traffic.lost + traffic.lost_after_tc:
+        most = min(most, 3000)  # without SACK most losses wait for a time-out
     return [
         struct.pack("<II", h % (most + 1), p % (most + 1)) + chance.randbytes(h % (most + 1) + p % (most + 1))
         for h, p in sizes
