@@ -328,10 +328,14 @@ def test_ten_thousand_listeners_through_one_slot(tool: Tool) -> None:
 
 
 def test_a_full_generation_is_told_and_survived(tool: Tool, tmp_path: Path) -> None:
+    """A generation has room for twice as many listeners as there are when it is made."""
     with ExitStack() as stack:
-        for _ in range(CAPACITY_LEAST):
+        for _ in range(CAPACITY_LEAST // 2):
             stack.enter_context(bind())
         with Follower(tool, tmp_path, PORT) as follower:
+            for _ in range(CAPACITY_LEAST // 2):
+                stack.enter_context(bind())
+            follower.await_event("registered", CAPACITY_LEAST)
             with bind():
                 failed = follower.await_event("failed")[0]
                 assert f"no slot {CAPACITY_LEAST}" in failed["detail"]
