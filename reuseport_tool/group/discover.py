@@ -61,7 +61,7 @@ class Found:
 
 def sockets_of(endpoint: Endpoint) -> dict[Endpoint, list[diag.BoundSocket]]:
     """The sockets of each group that the endpoint means, by endpoint; lowest cookie first."""
-    found = _by_group(diag.bound_sockets(endpoint.protocol, endpoint.port))
+    found = _by_group(diag.bound_sockets(endpoint.protocol, endpoint.port, endpoint.address))
     return {group: found[group] for group in endpoint.among(found)}
 
 

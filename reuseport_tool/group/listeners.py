@@ -16,6 +16,8 @@ from reuseport_tool.kernel.iterator import MemberInfo, Snapshot, TcpListeners, U
 from reuseport_tool.kernel.sockets import ListenerOptions
 from reuseport_tool.models import Endpoint, Protocol
 
+_BY_PORT = 4  # more groups than that are found sooner by one look at all of their port
+
 
 class Listeners(Closing):
     """Looks at the calling thread's network namespace. A context manager; closing it lets go of copies."""
@@ -34,6 +36,13 @@ class Listeners(Closing):
         return {found.endpoint: found.members for found in discover.with_holders(discover.all_groups(protocol))}
 
     def on(self, groups: Iterable[Endpoint]) -> Mapping[Endpoint, tuple[BoundSocket, ...]]:
+        """The sockets of these groups, without their holders."""
+        wanted = list(groups)
+        if len(wanted) > _BY_PORT:
+            return {group: entries for group, entries in self.on_ports(wanted).items() if group in wanted}
+        return {group: tuple(discover.sockets_in(group)) for group in wanted}
+
+    def on_ports(self, groups: Iterable[Endpoint]) -> Mapping[Endpoint, tuple[BoundSocket, ...]]:
         """The sockets of these groups and of all others on their ports, without their holders."""
         found: dict[Endpoint, tuple[BoundSocket, ...]] = {}
         for protocol, port in sorted({(group.protocol, group.port) for group in groups}):

@@ -37,8 +37,8 @@ class BoundSocket:
     receive_queue: int = 0
 
 
-def bound_sockets(protocol: Protocol, port: int = 0) -> list[BoundSocket]:
-    """All bound sockets of the protocol, or those on one local port, in the order the kernel gives.
+def bound_sockets(protocol: Protocol, port: int = 0, address: str | None = None) -> list[BoundSocket]:
+    """All bound sockets of the protocol, or those on one local port or address, in the order the kernel gives.
 
     Raises:
         Unsupported: the kernel does not list sockets of the protocol.
@@ -46,7 +46,7 @@ def bound_sockets(protocol: Protocol, port: int = 0) -> list[BoundSocket]:
     """
     return [
         _bound(protocol, record)
-        for record in _dump(protocol, _STATES[protocol], port, _EXTENSIONS[protocol])
+        for record in _dump(protocol, _STATES[protocol], port, _EXTENSIONS[protocol], address)
         if record.port and port in (0, record.port)
     ]
 
@@ -57,12 +57,18 @@ def give_cookies(protocol: Protocol) -> None:
         pass
 
 
-def _dump(protocol: Protocol, states: int, port: int = 0, extensions: int = 0) -> Iterator[sock_diag.Record]:
-    source = (port.to_bytes(2, "big"), bytes(16))
+def _dump(
+    protocol: Protocol, states: int, port: int = 0, extensions: int = 0, address: str | None = None
+) -> Iterator[sock_diag.Record]:
     try:
-        for family in (socket.AF_INET, socket.AF_INET6):
+        for family, bound_to in _hosts(address):
             request = sock_diag.Request(
-                protocol=protocol, family=family, states=states, source=source, extensions=extensions
+                protocol=protocol,
+                family=family,
+                states=states,
+                source=(port.to_bytes(2, "big"), bytes(16)),
+                extensions=extensions,
+                bound_to=bound_to,
             )
             yield from sock_diag.dump(request)
     except OSError as error:
@@ -71,6 +77,14 @@ def _dump(protocol: Protocol, states: int, port: int = 0, extensions: int = 0) -
                 f"the kernel does not list {protocol} sockets", hint=f"it needs the module {protocol}_diag"
             ) from error
         raise ToolError(f"sock_diag failed: {error}", hint="the kernel needs CONFIG_INET_DIAG") from error
+
+
+def _hosts(address: str | None) -> list[tuple[int, bytes]]:
+    """Family and packed address of what is asked for; both families without an address."""
+    if address is None:
+        return [(socket.AF_INET, b""), (socket.AF_INET6, b"")]
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return [(family, socket.inet_pton(family, address))]
 
 
 def _bound(protocol: Protocol, record: sock_diag.Record) -> BoundSocket:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from reuseport_tool.kernel.program import Source, bpf_dir
 from reuseport_tool.kernel.socket_iterator import tuple_offsets
 from reuseport_tool.models import Protocol
 
+_LISTEN, _NEW_SYN_RECV = int(TcpState.LISTEN), int(TcpState.NEW_SYN_RECV)
 _MEMBERSHIP_OFFSETS = {
     "OFF_REUSEPORT_CB": ("sock", "sk_reuseport_cb"),
     "OFF_PROG": ("sock_reuseport", "prog"),
@@ -139,18 +140,44 @@ class TcpListeners(Closing):
 
     def listeners(self) -> Mapping[int, MemberInfo]:
         """The listeners by cookie."""
-        return self.read().listeners
+        return _Infos(
+            {record.cookie: record for record in self._records() if record.state == _LISTEN},
+            _tcp_info,
+        )
 
     def read(self) -> Snapshot:
         """The listeners, and how many request sockets each has."""
         listeners: dict[int, ListenerInfo] = {}
         requests: dict[int, int] = {}
-        for record in map(ListenerRecord._make, LISTENER_RECORD.iter_unpack(self._iterator.read())):
-            if record.state == TcpState.LISTEN:
+        for record in self._records():
+            if record.state == _LISTEN:
                 listeners[record.cookie] = _tcp_info(record)
-            elif record.state == TcpState.NEW_SYN_RECV:
+            elif record.state == _NEW_SYN_RECV:
                 requests[record.cookie] = requests.get(record.cookie, 0) + 1
         return Snapshot(listeners, requests)
+
+    def _records(self) -> Iterator[ListenerRecord]:
+        return map(ListenerRecord._make, LISTENER_RECORD.iter_unpack(self._iterator.read()))
+
+
+class _Infos(Mapping[int, MemberInfo]):
+    """What is known of many sockets, made when it is asked for: mostly that is of the few of one group."""
+
+    def __init__(self, records: Mapping[int, ListenerRecord], make: Callable[[ListenerRecord], MemberInfo]) -> None:
+        self._records = records
+        self._make = make
+
+    def __getitem__(self, cookie: int) -> MemberInfo:
+        return self._make(self._records[cookie])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __contains__(self, cookie: object) -> bool:
+        return cookie in self._records
 
 
 class UdpListeners(Closing):

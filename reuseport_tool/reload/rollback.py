@@ -38,7 +38,7 @@ def trace(error: BaseException) -> str:
 
 def _alive(state: ReloadState, world: World, group: GroupState) -> tuple[bool, bool]:
     """Whether a group has an old listener or another instance's that serves, and whether it has a new one."""
-    present = {entry.cookie for entry in sides.listening(state, world)[group.endpoint]}
+    present = {entry.cookie for entry in sides.listening(state, world, [group.endpoint])[group.endpoint]}
     old = present.intersection((*group.old, *group.others))
     if state.plan.run is not None:
         old &= sides.held_by_others(state, world) | set(group.others)

@@ -35,10 +35,21 @@ def _roots(state: ReloadState) -> list[Identity]:
     return [process for process in (state.started, state.given) if process is not None]
 
 
-def listening(state: ReloadState, world: World) -> dict[Endpoint, tuple[BoundSocket, ...]]:
-    """The sockets of the groups as they are now."""
-    present = world.listeners.on(group.endpoint for group in state.groups)
-    return {group.endpoint: present.get(group.endpoint, ()) for group in state.groups}
+def listening(
+    state: ReloadState, world: World, groups: Collection[Endpoint] | None = None
+) -> dict[Endpoint, tuple[BoundSocket, ...]]:
+    """The sockets of the groups, or of some of them, as they are now."""
+    wanted = [group.endpoint for group in state.groups] if groups is None else list(groups)
+    present = world.listeners.on(wanted)
+    return {group: present.get(group, ()) for group in wanted}
+
+
+def _groups_of(state: ReloadState, cookies: Collection[int]) -> list[Endpoint]:
+    """The groups that have some of these listeners: to look at them alone keeps the cost linear."""
+    asked = set(cookies)
+    found = [group for group in state.groups if not asked.isdisjoint((*group.old, *group.before, *group.new))]
+    known = {cookie for group in found for cookie in (*group.old, *group.before, *group.new)}
+    return [group.endpoint for group in (found if asked <= known else state.groups)]
 
 
 def queues(state: ReloadState, world: World) -> dict[int, int]:
@@ -78,7 +89,10 @@ def half_open_behind(state: ReloadState, world: World) -> int | None:
 
 def members_of(state: ReloadState, world: World, cookies: Collection[int]) -> tuple[Member, ...]:
     """Those of these listeners that are open, with their holders."""
-    entries = [entry for each in listening(state, world).values() for entry in each if entry.cookie in cookies]
+    if not cookies:
+        return ()
+    present = listening(state, world, _groups_of(state, cookies))
+    entries = [entry for each in present.values() for entry in each if entry.cookie in cookies]
     return world.listeners.with_holders(entries, None)
 
 
@@ -106,7 +120,7 @@ class Newcomers:
     def look(self) -> dict[Endpoint, tuple[int, ...]]:
         """The new side's listeners in each group that it is to take over: their cookies."""
         groups = {group.endpoint for group in self._state.kept}
-        present = self._world.listeners.on(groups)
+        present = self._world.listeners.on_ports(groups)
         members = self._holders([entry for entries in present.values() for entry in entries])
         mine = self._mine(members)
         self.wrong = {
@@ -170,7 +184,7 @@ def new_side(state: ReloadState, world: World) -> ReloadState:
 
 def serving(state: ReloadState, world: World, group: GroupState) -> bool:
     """Whether one of the new listeners of a group is open."""
-    return bool(set(group.new) & {entry.cookie for entry in listening(state, world)[group.endpoint]})
+    return bool(set(group.new) & {entry.cookie for entry in listening(state, world, [group.endpoint])[group.endpoint]})
 
 
 def owners(state: ReloadState, world: World, cookies: Collection[int]) -> tuple[int, ...]:

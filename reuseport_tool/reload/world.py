@@ -56,7 +56,10 @@ class Listeners(Protocol):
         """Every bound socket of the namespace, with the processes that hold it."""
 
     def on(self, groups: Iterable[Endpoint]) -> Mapping[Endpoint, tuple[BoundSocket, ...]]:
-        """The sockets of these groups, and of all others on their ports; without their holders, which is cheaper."""
+        """The sockets of these groups; without their holders, which is cheaper."""
+
+    def on_ports(self, groups: Iterable[Endpoint]) -> Mapping[Endpoint, tuple[BoundSocket, ...]]:
+        """The sockets of these groups, and of all others on their ports."""
 
     def with_holders(self, sockets: Collection[BoundSocket], among: Collection[int] | None) -> tuple[Member, ...]:
         """The same with the processes that hold them, of all processes or of these."""

@@ -37,7 +37,11 @@ def _warn_of_others(state: ReloadState, world: World) -> ReloadState:
     """Name the listeners that came meanwhile and are not the new side's."""
     known = {cookie for group in state.groups for cookie in (*group.old, *group.before, *group.new)}
     for group in state.groups:
-        entries = [entry for entry in sides.listening(state, world)[group.endpoint] if entry.cookie not in known]
+        entries = [
+            entry
+            for entry in sides.listening(state, world, [group.endpoint])[group.endpoint]
+            if entry.cookie not in known
+        ]
         members = world.listeners.with_holders(entries, None)
         pids = sorted({holder.pid for member in members for holder in member.holders})
         if pids:
