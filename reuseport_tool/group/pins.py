@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -38,6 +40,9 @@ class Running:
     known: bool = True
 
 
+_SAME_LOOK_S = 0.05
+
+
 class Pins(Closing):
     """The open pins. A context manager; closing it leaves them."""
 
@@ -53,6 +58,7 @@ class Pins(Closing):
         self._listeners: dict[Protocol, Listeners | None] = {Protocol.TCP: listeners}
         self._stack = ExitStack()
         self._open: dict[Endpoint, State] = {}
+        self._looks: dict[Protocol, tuple[float, Mapping[int, MemberInfo]]] = {}
 
     def close(self) -> None:
         """Close all of them."""
@@ -80,6 +86,7 @@ class Pins(Closing):
 
     def attach(self, group: Endpoint, members: Sequence[Member]) -> Attached:
         """Attach our program and register the members, as far as that is not done. Raises as attach_group()."""
+        self._looks.clear()
         if members:
             self._forget(group)
             found = Found(group, tuple(members))
@@ -96,15 +103,23 @@ class Pins(Closing):
 
     def running(self, group: Endpoint) -> Running:
         """Which program runs for it now."""
-        found = discover.now(group)
+        cookies = [entry.cookie for entry in discover.sockets_in(group)]
         opened = self.state(group)
-        listeners = self._iterator(group)
-        attached = attach.attached_program(found, listeners)
-        known = listeners is not None and bool(found.members)
+        attached = attach.program_of(cookies, self._same_look(group, cookies))
+        known = self._iterator(group) is not None and bool(cookies)
         return Running(ours=opened is not None and attached == opened.policy().id, program_id=attached, known=known)
+
+    def _same_look(self, group: Endpoint, cookies: Collection[int]) -> Mapping[int, MemberInfo]:
+        """What the iterator told a moment ago: a walk takes 12 ms, and the groups are asked for one after another."""
+        taken_s, infos = self._looks.get(group.protocol, (-math.inf, {}))
+        if time.monotonic() - taken_s > _SAME_LOOK_S or not all(cookie in infos for cookie in cookies):
+            infos = self._infos(group)
+            self._looks[group.protocol] = time.monotonic(), infos
+        return infos
 
     def attach_again(self, group: Endpoint) -> None:
         """Put the pinned program in the place of another one, in every part of a group that has split."""
+        self._looks.clear()
         with discover.descriptors(discover.present(group).members) as fds:
             for fd in attach.one_of_each(fds, self._infos(group)):
                 sockets.attach_program(fd, self._must(group).program)
