@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -31,13 +33,11 @@ def _reload(model: models.Reload, console: Console) -> None:
     made.add_row("waiting", Text(_queues(model.queued_at_stop)))
     made.add_row("migrated", Text(_moved(model.migrated)))
     if model.balance:
-        made.add_row("of these", Text(_balance(model.balance)))
+        for name, text in _balance(model.balance):
+            made.add_row(f"  {name}", Text(text))
     made.add_row("lost", _lost(model.lost, model.resets))
     for group in model.datagrams:
         made.add_row("datagrams", _handed_over(group))
-    if model.resets and model.resets.accepted:
-        text = f"{counted(model.resets.accepted, 'connection')} that a server had accepted: the server's own doing"
-        made.add_row("reset", Text(text, style="yellow"))
     if model.leftovers and model.leftovers.connections:
         made.add_row("leftovers", _leftovers(model.leftovers))
     put(console, made)
@@ -96,12 +96,14 @@ def _moved(moved: models.Migrated) -> str:
     )
 
 
-def _balance(balance: models.Balance) -> str:
-    later = f", and {balance.later} that came later" if balance.later else ""
-    return (
-        f"{balance.moved} moved, {balance.old_side} answered by the old side, {balance.lost} lost, "
-        f"{balance.half_open} still half-open{later}"
-    )
+def _balance(balance: models.Balance) -> Iterator[tuple[str, str]]:
+    """What became of those that waited, and of those that came until the old listeners closed. It adds up."""
+    if balance.later:
+        yield "came later", f"{balance.later}, before the old listeners closed"
+    yield "= moved", f"{balance.moved} to another listener"
+    yield "+ old side", f"{balance.old_side} answered by the old side, or given up by their clients"
+    yield "+ lost", f"{balance.lost} reset"
+    yield "+ half-open", f"{balance.half_open} still wait for the final ACK"
 
 
 def _lost(lost: models.Lost, resets: models.Resets | None) -> Text:
@@ -111,14 +113,21 @@ def _lost(lost: models.Lost, resets: models.Resets | None) -> Text:
     if resets is None:
         known = f"unknown, as resets cannot be seen here; {lost.migrate_failures} migrations failed{drops}"
         return Text(known, style="bold red" if lost.migrate_failures else "yellow")
+    own = _own_doing(resets.accepted)
     if not resets.lost and not lost.migrate_failures:
-        return Text(f"0 lost{drops}", style="bold green" if not drops else "yellow")
+        return Text(f"0 lost{own}{drops}", style="yellow" if own or drops else "bold green")
     refused = "an unknown number of" if resets.refused is None else str(resets.refused)
     return Text(
         f"{resets.lost} lost: {resets.never_accepted} waited for accept(), {resets.handshakes} for their final ACK, "
-        f"{refused} SYNs were refused; {lost.migrate_failures} migrations failed{drops}",
+        f"{refused} SYNs were refused; {lost.migrate_failures} migrations failed{own}{drops}",
         style="bold red",
     )
+
+
+def _own_doing(accepted: int) -> str:
+    if not accepted:
+        return ""
+    return f"; {counted(accepted, 'connection')} reset after a server had accepted them: the server's own doing"
 
 
 @table.register
