@@ -21,7 +21,7 @@ from reuseport_tool.kernel.program import AttachType, ProgramType, Source, load
 from reuseport_tool.models import Engine
 from tests.tool import Tool
 
-pytestmark = [pytest.mark.needs("AutoLOWAT solo"), pytest.mark.vm]
+pytestmark = pytest.mark.needs("AutoLOWAT solo")
 
 PORT = 9000
 FRAME = rpc_frame(100, 150)
@@ -76,6 +76,7 @@ def tc_says(*words: str) -> list[str]:
     return subprocess.run(["tc", *words], capture_output=True, text=True, check=True).stdout.splitlines()
 
 
+@pytest.mark.vm
 def test_attach_and_detach_leave_the_device_as_it_was(group: Path, root_folder: Path, way: str) -> None:
     before = qdiscs(), filters()
     assert attach(group, root_folder) == "attached"
@@ -88,6 +89,7 @@ def test_attach_and_detach_leave_the_device_as_it_was(group: Path, root_folder: 
     assert not follows()
 
 
+@pytest.mark.vm
 def test_programs_of_others_stay_and_see_every_packet(group: Path, root_folder: Path, way: str) -> None:
     with ExitStack() as stack:
         theirs = [stack.enter_context(_counter(stack)) for _ in range(2)]
