@@ -20,12 +20,14 @@ from reuseport_tool.group.discover import Member
 from reuseport_tool.group.pins import Attached, Running
 from reuseport_tool.kernel.commands import Kin, Started
 from reuseport_tool.kernel.diag import BoundSocket
-from reuseport_tool.kernel.iterator import ListenerInfo, Snapshot
+from reuseport_tool.kernel.flow_map import RawFlow
+from reuseport_tool.kernel.iterator import ListenerInfo, Snapshot, UdpInfo
 from reuseport_tool.kernel.mib import TcpCounters
 from reuseport_tool.kernel.process_tree import ProcessTree, Row
 from reuseport_tool.kernel.processes import Holder, Identity
 from reuseport_tool.kernel.sockets import ListenerOptions
-from reuseport_tool.models import Counters, Endpoint, Protocol, Resets, Step, parse_endpoint
+from reuseport_tool.kernel.udp_sent import Sent
+from reuseport_tool.models import Counters, Endpoint, FlowMode, Protocol, Resets, Step, parse_endpoint
 from reuseport_tool.reload.state import ReloadState, decode, encode
 from reuseport_tool.reload.world import World
 
@@ -87,13 +89,12 @@ class Pin:
 
 
 class FakeWorld:
-    """The state of everything, and the eight parts of a World over it."""
+    """The state of everything, and the parts of a World over it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
         self.procs: dict[int, Proc] = {}
         self.socks: dict[int, Sock] = {}
-        self.udp: dict[Endpoint, set[int]] = {}
         self.pins: dict[Endpoint, Pin] = {}
         self.programs: dict[Endpoint, int] = {}
         self.copies: set[int] = set()
@@ -238,6 +239,7 @@ class FakeWorld:
             "pins": FakePins(self),
             "processes": FakeProcesses(self),
             "traffic": FakeTraffic(self),
+            "datagrams": FakeDatagrams(self),
             "journal": FakeJournal(self),
             "tell": FakeTell(self),
         }
@@ -324,20 +326,16 @@ class FakeListeners:
 
     def everything(self, protocol: Protocol) -> Mapping[Endpoint, tuple[Member, ...]]:
         found: dict[Endpoint, list[Member]] = {}
-        if protocol is Protocol.UDP:
-            for endpoint, pids in self._world.udp.items():
-                sock = Sock(endpoint, 0, pids)
-                found[endpoint] = [Member(self._bound(sock), tuple(Holder(pid, 3) for pid in pids))]
-        else:
-            for cookie, sock in self._world.socks.items():
+        for cookie, sock in self._world.socks.items():
+            if sock.endpoint.protocol is protocol:
                 found.setdefault(sock.endpoint, []).append(self._member(cookie))
         return {endpoint: tuple(members) for endpoint, members in found.items()}
 
     def on(self, groups: Iterable[Endpoint]) -> Mapping[Endpoint, tuple[BoundSocket, ...]]:
-        ports = {each.port for each in groups}
+        ports = {(each.protocol, each.port) for each in groups}
         found: dict[Endpoint, list[BoundSocket]] = {}
         for sock in self._world.socks.values():
-            if sock.endpoint.port in ports:
+            if (sock.endpoint.protocol, sock.endpoint.port) in ports:
                 found.setdefault(sock.endpoint, []).append(self._bound(sock))
         return {endpoint: tuple(entries) for endpoint, entries in found.items()}
 
@@ -578,6 +576,63 @@ class FakeTraffic:
 
     def old_connections(self, groups: Sequence[Endpoint], side: Collection[Identity]) -> FakeConnections:
         return FakeConnections(self._world)
+
+
+class FakeDatagrams:
+    """UDP sockets that read at once; what they send is not counted before a test says so."""
+
+    def __init__(self, world: FakeWorld) -> None:
+        self._world = world
+
+    def sockets(self) -> Mapping[int, UdpInfo]:
+        return {cookie: udp_info(sock) for cookie, sock in self._world.socks.items() if is_udp(sock)}
+
+    def last_seen(self, cookie: int) -> UdpInfo | None:
+        return self.sockets().get(cookie)
+
+    def watch(self, cookies: Collection[int]) -> None:
+        pass
+
+    def sent(self) -> Mapping[int, Sent]:
+        return {}
+
+    def barrier(self) -> None:
+        pass
+
+    def flow_mode(self, endpoint: Endpoint) -> FlowMode | None:
+        return FlowMode.NONE if endpoint in self._world.pins else None
+
+    def flows(self, endpoint: Endpoint) -> Iterable[RawFlow]:
+        return ()
+
+    def offer(self, endpoint: Endpoint, count: int, steered: bool) -> None:
+        pass
+
+    def ask(self, endpoint: Endpoint, payload: bytes, timeout_s: float, steered: bool) -> None:
+        if not self._world.url_answers:
+            raise ToolError("no answer")
+
+
+def is_udp(sock: Sock) -> bool:
+    return sock.endpoint.protocol is Protocol.UDP
+
+
+def udp_info(sock: Sock) -> UdpInfo:
+    return UdpInfo(
+        cookie=sock.cookie,
+        group=1,
+        program_id=None,
+        index=None,
+        group_size=1,
+        is_connected=False,
+        local=b"",
+        local_port=sock.endpoint.port,
+        remote=b"",
+        remote_port=0,
+        receive_queue=sock.queue,
+        send_queue=0,
+        drops=0,
+    )
 
 
 class FakeJournal:

@@ -98,10 +98,31 @@ def test_drops_that_make_no_sense() -> None:
 def test_what_is_lost_with_the_server_is_said_before() -> None:
     world = scene()
     world.listen(OLD, ADMIN, reuseport=False)
-    world.udp[group("udp://127.0.0.1:53")] = {OLD}
     report = go(world)
     assert any("9000" in warning and "SO_REUSEPORT" in warning for warning in report.warnings)
-    assert any("udp://127.0.0.1:53" in warning for warning in report.warnings)
+
+
+DNS = group("udp://127.0.0.1:53")
+
+
+def test_udp_groups_of_the_same_server() -> None:
+    world = scene(behaviour=opens(WEB, DNS))
+    world.listen(OLD, DNS)
+    report = go(world)
+    assert report.groups == (str(WEB), str(DNS))
+    assert served_by(world, DNS) == served_by(world) == {200}
+    assert world.lost == 0
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_udp_group_is_rolled_back(attached: bool) -> None:
+    world = scene(WEB, DNS, behaviour=opens(WEB, DNS), attached=attached, queue=0)
+    world.failing_hooks = {"check"}
+    with pytest.raises(RolledBack):
+        go(world, health_command="check")
+    assert served_by(world, DNS) == served_by(world) == {OLD}
+    assert not others(world)
+    assert (DNS in world.pins) is attached
 
 
 def test_nothing_listens_there() -> None:
