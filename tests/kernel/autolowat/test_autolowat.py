@@ -299,6 +299,39 @@ def test_only_the_boundaries_of_long_frames_are_marked(root: None) -> None:
         assert maps.count(kernel.MARKS) - before == marks + 2
 
 
+@pytest.mark.parametrize(("ecn", "timestamps", "follows"), [(0, 0, True), (0, 1, True), (1, 1, True), (1, 0, False)])
+def test_each_way_to_mark(root: None, ecn: int, timestamps: int, follows: bool) -> None:
+    """With ECN the ECE bit has a meaning, and without timestamps there is nothing else to change: not followed."""
+    plan = Plan(engine=Engine.SOLO, framing="rpc", ports=(PORT,))
+    with framing_lab.attached(plan) as maps:
+        Path("/proc/sys/net/ipv4/tcp_ecn").write_text(str(ecn))
+        Path("/proc/sys/net/ipv4/tcp_timestamps").write_text(str(timestamps))
+        with framing_lab.pair(port=PORT) as pair:
+            for begin, end in CUT:
+                assert not pair.is_ready()
+                pair.send(FRAME[begin:end])
+                if not follows:
+                    break
+            assert pair.is_ready()
+            assert maps.count(kernel.MARKS) == (2 if follows else 0)
+            assert maps.count(kernel.OPTED_IN) == (2 if follows else 0)
+
+
+def test_an_application_opts_in_a_connection_from_before(root: None) -> None:
+    """It knows that a frame begins where it has read everything. Before Linux 6.12 the socket stays a plain one."""
+    plan = Plan(engine=Engine.SOLO, framing="rpc", ports=())
+    with netns.throw_away(), cgroup.throw_away() as folder, framing_lab.pair() as pair:
+        pair.send(b"anything")
+        pair.server.recv(8)
+        with framing_lab.programs_at(folder, plan) as maps:
+            pair.opt_in()
+            pair.send(FRAME[:100])
+            followed = maps.count(kernel.OPTED_IN) == 1
+            assert pair.lowat() == (len(FRAME) if followed else 1)
+            pair.send(FRAME[100:])
+            assert pair.is_ready()
+
+
 def test_a_reader_that_is_behind_costs_no_marks(root: None) -> None:
     """While whole frames wait there is nothing to ask for: HTTP/2's HEADERS and then a DATA frame of many segments."""
     plan = Plan(engine=Engine.SOLO, framing="rpc", ports=(PORT,))
