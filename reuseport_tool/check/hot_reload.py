@@ -22,7 +22,7 @@ from reuseport_tool.check import lab, redistribution
 from reuseport_tool.check.lab import Lab
 from reuseport_tool.check.trial import MIGRATING, RELOADS, SYNACK_RETRIES, WITH_PROGRAM, Cell, Missed, Trial
 from reuseport_tool.errors import Interrupted, MissingCapability, ToolError, Unsupported
-from reuseport_tool.group import attach
+from reuseport_tool.group import policy as policies
 from reuseport_tool.kernel import mib, netns
 from reuseport_tool.kernel.packets import Client, Family
 from reuseport_tool.models import Case, CheckHotReload, ConnectionState, Counters, Way
@@ -76,7 +76,7 @@ def check(
 
 def _require_migration(ways: Iterable[Way]) -> None:
     needing = [way for way in ways if way in MIGRATING]
-    if needing and not attach.can_migrate():
+    if needing and not policies.can_migrate():
         raise Unsupported(
             "the kernel has no migration of connections (BPF_SK_REUSEPORT_SELECT_OR_MIGRATE)",
             hint="it came with Linux 5.14; the other ways can be checked alone: --strategy bpf-drain",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Conflict, Unsupported
-from reuseport_tool.group import attach
+from reuseport_tool.group import policy as policies
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpffs, folders, sockets, wchan
 from reuseport_tool.kernel.folders import Place
@@ -142,7 +142,7 @@ class Lab:
         """
         with ExitStack() as stack:
             with self._loading:
-                maps, program = attach.load_policy(policy, stack)
+                maps, program = policies.load_policy(policy, stack)
             opened = maps.pin(self._pins / name, program)
             opened.create_generation(1)
             for fd in fds:

@@ -11,7 +11,7 @@ from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.cli.types import DURATION, ENDPOINT
 from reuseport_tool.errors import UsageError
 from reuseport_tool.group import attach
-from reuseport_tool.group.attach import FlowChoice
+from reuseport_tool.group.policy import FlowChoice
 from reuseport_tool.kernel.flow_map import ENTRIES
 from reuseport_tool.models import Endpoint, FlowMode, Policy
 

@@ -7,6 +7,7 @@ from reuseport_tool.follow.decide import Action, Look, Seen, act, sort
 from reuseport_tool.follow.owners import Owners
 from reuseport_tool.follow.reporter import Reporter
 from reuseport_tool.group import attach, discover, kinship, places
+from reuseport_tool.group import policy as policies
 from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.kinship import Family
 from reuseport_tool.group.state import State
@@ -26,7 +27,7 @@ class Registrar:
 
     def __init__(
         self,
-        chosen: attach.ChosenPolicy,
+        chosen: policies.ChosenPolicy,
         listeners: iterator.Listeners | None,
         owners: Owners,
         report: Reporter,
@@ -52,7 +53,7 @@ class Registrar:
             case Action.ATTACH:
                 self._attach(group, folder, entries, self._chosen, first)
             case Action.RENEW:
-                self._attach(group, folder, entries, attach.ChosenPolicy(None, None), first)
+                self._attach(group, folder, entries, policies.ChosenPolicy(None, None), first)
 
     def _snapshot(self, folder: Place, entries: list[BoundSocket], first: bool) -> Look:
         attached, working = State.exists(folder), False
@@ -69,7 +70,7 @@ class Registrar:
         )
 
     def _attach(
-        self, group: Endpoint, folder: Place, entries: list[BoundSocket], chosen: attach.ChosenPolicy, first: bool
+        self, group: Endpoint, folder: Place, entries: list[BoundSocket], chosen: policies.ChosenPolicy, first: bool
     ) -> None:
         members = tuple(Member(entry, self._owners.of(entry.cookie)) for entry in entries)
         try:

@@ -23,7 +23,8 @@ from reuseport_tool.follow.registrar import Registrar, unregistered
 from reuseport_tool.follow.reporter import Reporter, Tell
 from reuseport_tool.follow.resets import ShownResets
 from reuseport_tool.follow.wakeups import Wakeups
-from reuseport_tool.group import attach, discover, places
+from reuseport_tool.group import discover, places
+from reuseport_tool.group import policy as policies
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpffs, folders, iterator, notify
 from reuseport_tool.kernel.diag import BoundSocket
@@ -44,11 +45,11 @@ def follow(endpoint: Endpoint, policy: Policy | None, source: Path | None, root:
     Raises:
         Conflict, ToolError, ProgramRejected, MissingCapability, Unsupported: the first look failed.
     """
-    attach.check_source(source)
+    policies.check_source(source)
     folder = bpffs.find_or_mount(root)
     with Wakeups() as wakeups, ListenEvents(endpoint.protocol, [endpoint.port]) as events, ExitStack() as stack:
         listeners = stack.enter_context(iterator.listeners_of(endpoint.protocol))
-        chosen = stack.enter_context(attach.ChosenPolicy(policy, source))
+        chosen = stack.enter_context(policies.ChosenPolicy(policy, source))
         chosen.prepare()
         resets = stack.enter_context(ShownResets(endpoint))
         follower = _Follower(endpoint, folder, chosen, listeners, tell, wakeups, resets)
@@ -87,7 +88,7 @@ class _Follower:
         self,
         endpoint: Endpoint,
         root: Path,
-        chosen: attach.ChosenPolicy,
+        chosen: policies.ChosenPolicy,
         listeners: iterator.Listeners | None,
         tell: Tell,
         wakeups: Wakeups,

@@ -6,28 +6,16 @@ import contextlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
-from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Conflict, ToolError, UsageError
 from reuseport_tool.group import discover, places, state
+from reuseport_tool.group import policy as policies
 from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.state import State
-from reuseport_tool.kernel import bpf, bpffs, flow_map, iterator, program, sockets
+from reuseport_tool.kernel import bpf, bpffs, iterator, sockets
 from reuseport_tool.kernel.folders import Place
-from reuseport_tool.kernel.program import AttachType, ProgramType
-from reuseport_tool.models import Attached, AttachReport, Endpoint, FlowMode, Policy, Protocol
-
-_NAME_MAX = 15  # BPF_OBJ_NAME_LEN - 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlowChoice:
-    """Whether UDP groups shall keep flows, and how many can be recorded."""
-
-    mode: FlowMode
-    entries: int = flow_map.ENTRIES
+from reuseport_tool.models import Attached, AttachReport, Endpoint, Policy, Protocol
 
 
 def attach(
@@ -36,7 +24,7 @@ def attach(
     source: Path | None,
     root: Path | None,
     wait_s: float = 0.0,
-    flows: FlowChoice | None = None,
+    flows: policies.FlowChoice | None = None,
 ) -> AttachReport:
     """Attach to every group that the endpoint means.
 
@@ -54,14 +42,14 @@ def attach(
         ToolError: a listener without SO_REUSEPORT.
         ProgramRejected, MissingCapability, Unsupported: from loading.
     """
-    check_source(source)
+    policies.check_source(source)
     if flows is not None and endpoint.protocol is not Protocol.UDP:
         raise UsageError("--flows is for UDP: a TCP connection stays with its socket by itself")
     found = discover.groups(endpoint)
     folder = bpffs.find_or_mount(root)
     results: list[Attached] = []
     with (
-        ChosenPolicy(policy, source, flows) as chosen,
+        policies.ChosenPolicy(policy, source, flows) as chosen,
         iterator.listeners_of(endpoint.protocol) as listeners,
         _locked(folder, [group.endpoint for group in found], wait_s) as locked,
     ):
@@ -100,12 +88,6 @@ def told_after(results: list[Attached]) -> Iterator[None]:
         raise
 
 
-def check_source(source: Path | None) -> None:
-    """Raises UsageError when there is no such file."""
-    if source is not None and not source.is_file():
-        raise UsageError(f"no such file: {source}")
-
-
 def report(group: Found, opened: State, result: str, registered: list[int], duration_s: float) -> Attached:
     return Attached(
         endpoint=str(group.endpoint),
@@ -120,7 +102,7 @@ def report(group: Found, opened: State, result: str, registered: list[int], dura
 
 def attach_group(
     group: Found,
-    chosen: ChosenPolicy,
+    chosen: policies.ChosenPolicy,
     folder: Place,
     *,
     infos: Mapping[int, iterator.MemberInfo],
@@ -236,7 +218,7 @@ def _describe(program_id: int) -> str:
 
 
 def _attach_new(
-    chosen: ChosenPolicy, fds: dict[int, int], infos: Mapping[int, iterator.MemberInfo], folder: Place
+    chosen: policies.ChosenPolicy, fds: dict[int, int], infos: Mapping[int, iterator.MemberInfo], folder: Place
 ) -> tuple[State, str, list[int]]:
     with ExitStack() as stack:
         maps, loaded = chosen.fresh(stack)
@@ -252,138 +234,10 @@ def _attach_new(
         return opened, "attached", registered
 
 
-class ChosenPolicy(Closing):
-    """The policy that was asked for, compiled once for any number of groups. A context manager.
-
-    It can migrate where the kernel can (SELECT_OR_MIGRATE, Linux 5.14).
-
-    Args:
-        policy, source: a policy of ours, or the C file of one's own. Neither keeps what a group has, and
-            means `hash` where it has none.
-        flows: None keeps what a group has, and means none where it has no program.
-    """
-
-    def __init__(self, policy: Policy | None, source: Path | None, flows: FlowChoice | None = None) -> None:
-        self._policy = policy
-        self._source = source
-        self._flows = flows
-        self._path = source or program.bpf_dir() / "policy" / f"{(policy or Policy.HASH).value.replace('-', '_')}.c"
-        self._modules: dict[tuple[bool, bool], program.Module] = {}
-        self._spare: tuple[ExitStack, state.NewState, bpf.Program] | None = None
-
-    def keeps(self, present: str | None, flows: FlowMode = FlowMode.NONE) -> bool:
-        """Whether a group with this policy (None for one that is not ours) and these flows has what was asked for."""
-        return self._source is None and self._policy in (None, present) and not self.changes_flows(flows)
-
-    def changes_flows(self, present: FlowMode) -> bool:
-        """Whether a group is to keep flows from now on, or to keep them no more."""
-        return self._flows is not None and self._flows.mode is not present
-
-    @property
-    def flow_entries(self) -> int:
-        """How many flows a group that is to keep them can record; 0 where none are asked for."""
-        return 0 if self._flows is None or self._flows.mode is FlowMode.NONE else self._flows.entries
-
-    def following(self, present: str) -> ChosenPolicy:
-        """What to load over a group with this policy, where only its flows are to change."""
-        if self._source is not None or self._policy is not None or present not in tuple(Policy):
-            return self
-        return ChosenPolicy(Policy(present), None, self._flows)
-
-    def prepare(self) -> None:
-        """Load it now for the next group that has none, so that fresh() has nothing to compile or to verify.
-
-        Raises what load() raises.
-        """
-        if self._spare is None:
-            with ExitStack() as stack:
-                maps, loaded = self._load_fresh(stack)
-                self._spare = stack.pop_all(), maps, loaded
-
-    def fresh(self, stack: ExitStack) -> tuple[state.NewState, bpf.Program]:
-        """It over maps of its own; `stack` closes them unless its caller pops it. Raises what load() raises."""
-        if self._spare is None:
-            return self._load_fresh(stack)
-        (opened, maps, loaded), self._spare = self._spare, None
-        stack.push(opened)
-        return maps, loaded
-
-    def _load_fresh(self, stack: ExitStack) -> tuple[state.NewState, bpf.Program]:
-        maps = state.new_maps(stack, self.flow_entries)
-        return maps, stack.enter_context(self.load(state.link(maps.maps)))
-
-    def load(self, maps: Mapping[str, int]) -> bpf.Program:
-        """Load it over the maps that state.link() names.
-
-        Raises:
-            UsageError: the name of `source` cannot name a program.
-            ProgramRejected, MissingCapability, Unsupported: from compiling and loading.
-        """
-        try:
-            return self._load(True, AttachType.SK_REUSEPORT_SELECT_OR_MIGRATE, maps)
-        except ToolError:
-            if can_migrate():
-                raise
-        return self._load(False, AttachType.SK_REUSEPORT_SELECT, maps)
-
-    def _load(self, migrating: bool, attach_type: AttachType, maps: Mapping[str, int]) -> bpf.Program:
-        module = self._module(migrating, state.FLOW_MAPS[0] in maps)
-        return module.load(self._path.stem, ProgramType.SK_REUSEPORT, attach_type, maps=maps)
-
-    def _module(self, migrating: bool, keeps_flows: bool) -> program.Module:
-        wanted = migrating, keeps_flows
-        if wanted not in self._modules:
-            if self._source is not None:
-                _check_name(self._source)
-            source = policy_source(self._path, migrating, self._source is None, keeps_flows)
-            self._modules[wanted] = program.Module(source)
-        return self._modules[wanted]
-
-    def close(self) -> None:
-        """Forget the compiled code; what was loaded of it lives on, but for what no group took."""
-        if self._spare is not None:
-            self._spare[0].close()
-        while self._modules:
-            self._modules.popitem()[1].close()
-
-
-def policy_source(
-    path: Path, migrating: bool = True, is_ours: bool = True, keeps_flows: bool = False
-) -> program.Source:
-    """What a policy is compiled from."""
-    defines = {**state.DEFINES, **({"MIGRATE": 1} if migrating else {}), **({"FLOWS": 1} if keeps_flows else {})}
-    maps = (*state.MAPS, *state.FLOW_MAPS) if keeps_flows else state.MAPS
-    return program.Source(path=path, defines=defines, maps=maps, is_ours=is_ours)
-
-
-def _check_name(source: Path) -> None:
-    if not source.stem.isidentifier() or len(source.stem) > _NAME_MAX:
-        raise UsageError(
-            f"{source.name} cannot name a program",
-            hint=f"the file's name is the program's: a C identifier of at most {_NAME_MAX} characters",
-        )
-
-
-def load_policy(policy: Policy, stack: ExitStack) -> tuple[state.NewState, bpf.Program]:
-    """Compile a policy of ours and load it over fresh maps; see ChosenPolicy.fresh()."""
-    with ChosenPolicy(policy, None) as chosen:
-        return chosen.fresh(stack)
-
-
-def can_migrate() -> bool:
-    """Whether the kernel knows programs of attach type SELECT_OR_MIGRATE. Raises MissingCapability."""
-    from reuseport_tool.probes import programs  # only where a program was refused
-
-    try:
-        return programs.loads_migrating_program()
-    except OSError as error:
-        raise bpf.translate(error, "loading a BPF program") from error
-
-
 def _reattach(
     opened: State,
     attached: int | None,
-    chosen: ChosenPolicy,
+    chosen: policies.ChosenPolicy,
     fds: dict[int, int],
     infos: Mapping[int, iterator.MemberInfo],
 ) -> str:
@@ -404,7 +258,7 @@ def _reattach(
     return "replaced" if attached is not None else "attached"
 
 
-def _change_flows(opened: State, attached: int | None, chosen: ChosenPolicy, fds: list[int]) -> str:
+def _change_flows(opened: State, attached: int | None, chosen: policies.ChosenPolicy, fds: list[int]) -> str:
     """The maps of flows are there before the program that uses them, and go after it."""
     plain = {name: fd for name, fd in opened.link().items() if name not in state.FLOW_MAPS}
     if chosen.flow_entries:

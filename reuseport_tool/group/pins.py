@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import NotFound
 from reuseport_tool.group import attach, discover, places, state
+from reuseport_tool.group import policy as policies
 from reuseport_tool.group.detach import take_off
 from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.state import State
@@ -49,9 +50,9 @@ class Pins(Closing):
     def __init__(
         self,
         folders: Mapping[Endpoint, Place],
-        chosen: attach.ChosenPolicy,
+        chosen: policies.ChosenPolicy,
         listeners: TcpListeners | None,
-        chosen_udp: attach.ChosenPolicy,
+        chosen_udp: policies.ChosenPolicy,
     ) -> None:
         self._folders = folders
         self._chosen = {Protocol.TCP: chosen, Protocol.UDP: chosen_udp}

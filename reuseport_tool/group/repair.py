@@ -16,6 +16,7 @@ from pathlib import Path
 
 from reuseport_tool.errors import Conflict, MissingCapability, ToolError, Unsupported
 from reuseport_tool.group import attach, discover, places, state
+from reuseport_tool.group import policy as policies
 from reuseport_tool.group.discover import Found
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpf, bpffs, capabilities, folders, iterator
@@ -39,7 +40,7 @@ def repair(endpoint: Endpoint, root: Path | None, wait_s: float = 0.0) -> Attach
     found = discover.groups(endpoint)
     folder = bpffs.find_or_mount(root)
     results: list[Attached] = []
-    with attach.ChosenPolicy(None, None) as chosen, iterator.listeners_of(endpoint.protocol) as listeners:
+    with policies.ChosenPolicy(None, None) as chosen, iterator.listeners_of(endpoint.protocol) as listeners:
         if listeners is None:
             raise Unsupported("the kernel does not tell which program runs", hint="'detach' takes it off all the same")
         for group in found:

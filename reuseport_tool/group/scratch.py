@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from reuseport_tool.group import attach
+from reuseport_tool.group import policy as policies
 from reuseport_tool.group.state import GENERATIONS, State, new_sockarray
 from reuseport_tool.kernel import bpf
 from reuseport_tool.kernel.folders import Place
@@ -24,7 +24,7 @@ class Scratch:
 
     def __init__(self, stack: ExitStack, policy: Policy) -> None:
         self._stack = stack
-        made, self.program = attach.load_policy(policy, stack)
+        made, self.program = policies.load_policy(policy, stack)
         self._maps = made.maps
         self._state = State(Place(Path()), self._maps, self.program)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from reuseport_tool.autolowat import attachment, framing
 from reuseport_tool.errors import ProgramRejected, ToolError, Unsupported
-from reuseport_tool.group import attach
+from reuseport_tool.group import policy as policies
 from reuseport_tool.kernel import (
     autolowat,
     btf_cache,
@@ -71,7 +71,7 @@ def _compiled(name: str, make: Callable[[], Source]) -> CompiledProgram:
 def _own(path: Path) -> Source:
     if not path.is_file():
         raise ProgramRejected(f"no such file: {path}")
-    return attach.policy_source(path, is_ours=False)
+    return policies.policy_source(path, is_ours=False)
 
 
 def _all() -> Iterator[tuple[str, Callable[[], Source]]]:
@@ -79,7 +79,7 @@ def _all() -> Iterator[tuple[str, Callable[[], Source]]]:
     for policy, flows in itertools.product(Policy, (False, True)):
         path = program.bpf_dir() / "policy" / f"{policy.value.replace('-', '_')}.c"
         name = f"policy {policy}" + (" with flows" if flows else "")
-        yield name, lambda path=path, flows=flows: attach.policy_source(path, keeps_flows=flows)  # type: ignore[misc]
+        yield name, lambda path=path, flows=flows: policies.policy_source(path, keeps_flows=flows)  # type: ignore[misc]
     for ordered in (False, True):
         suffix = ", ordered" if ordered else ""
         yield f"TCP listeners{suffix}", lambda ordered=ordered: iterator.source(ordered=ordered)  # type: ignore[misc]

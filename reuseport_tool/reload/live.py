@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 
 from reuseport_tool.errors import Unsupported
-from reuseport_tool.group import attach, journals, steering
+from reuseport_tool.group import journals, steering
+from reuseport_tool.group import policy as policies
 from reuseport_tool.group.journals import Header
 from reuseport_tool.group.listeners import Listeners
 from reuseport_tool.group.pins import Pins
@@ -139,9 +140,9 @@ def world(plan: Plan, folders: Mapping[Endpoint, Place], progress: Progress, sta
     listeners = None
     with contextlib.suppress(Unsupported):
         listeners = stack.enter_context(TcpListeners())
-    chosen = stack.enter_context(attach.ChosenPolicy(plan.policy, None))
-    flows = None if plan.flows is None else attach.FlowChoice(mode=plan.flows)
-    chosen_udp = stack.enter_context(attach.ChosenPolicy(plan.policy, None, flows))
+    chosen = stack.enter_context(policies.ChosenPolicy(plan.policy, None))
+    flows = None if plan.flows is None else policies.FlowChoice(mode=plan.flows)
+    chosen_udp = stack.enter_context(policies.ChosenPolicy(plan.policy, None, flows))
     pins = stack.enter_context(Pins(folders, chosen, listeners, chosen_udp))
     datagrams = stack.enter_context(Datagrams(pins, clock.wait))
     return World(

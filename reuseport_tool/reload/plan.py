@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reuseport_tool.errors import NotFound, Unsupported, UsageError
-from reuseport_tool.group import attach
+from reuseport_tool.group import policy as policies
 from reuseport_tool.kernel import processes
 from reuseport_tool.models import Endpoint, FlowMode, Policy, Protocol, Step, Strategy
 from reuseport_tool.probes import features
@@ -183,7 +183,7 @@ def choose_strategy(plan: Plan, warn: Callable[[str], None]) -> Strategy:
     works = features.migration_works()
     if works is None:
         warn("it could not be tried whether this kernel migrates and wakes: that takes CAP_SYS_ADMIN")
-        works = attach.can_migrate()
+        works = policies.can_migrate()
     if plan.strategy in (Strategy.MIGRATE, Strategy.SYSCTL) and not works:
         raise Unsupported(
             f"the kernel cannot migrate connections, which --strategy {plan.strategy} needs",

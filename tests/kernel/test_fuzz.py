@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reuseport_tool.cli.main import run
-from reuseport_tool.group import attach, places, state
+from reuseport_tool.group import places, state
+from reuseport_tool.group import policy as policies
 from reuseport_tool.kernel import bpf, bpffs, bytecode, loopback, netns, sockets
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.models import Endpoint, Policy, Protocol
@@ -75,7 +76,7 @@ class Stage:
         self.pins = pins
         self.folder = places.group_folder(pins, GROUP)
         self.listener = stack.enter_context(loopback.listener(PORT))
-        self._maps, self._program = attach.load_policy(Policy.HASH, stack)
+        self._maps, self._program = policies.load_policy(Policy.HASH, stack)
 
     def fresh(self) -> None:
         """Attached, with an empty generation 1."""

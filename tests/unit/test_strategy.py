@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from reuseport_tool.errors import Unsupported
-from reuseport_tool.group import attach
+from reuseport_tool.group import policy as policies
 from reuseport_tool.models import Strategy
 from reuseport_tool.reload import plan as reload_plan
 from reuseport_tool.reload.plan import Plan, choose_strategy
@@ -37,7 +37,7 @@ def test_strategy(
 ) -> None:
     monkeypatch.setattr(reload_plan.features, "migration_works", lambda: works)
     monkeypatch.setattr(reload_plan.features, "migration_wakes", lambda: wakes)
-    monkeypatch.setattr(attach, "can_migrate", lambda: True)
+    monkeypatch.setattr(policies, "can_migrate", lambda: True)
     warnings: list[str] = []
     assert choose_strategy(Plan(strategy=asked), warnings.append) is taken
     assert bool(warnings) is warned

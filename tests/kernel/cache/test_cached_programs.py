@@ -16,7 +16,7 @@ from reuseport_tool.autolowat import attachment
 from reuseport_tool.autolowat.attachment import Plan
 from reuseport_tool.errors import Unsupported
 from reuseport_tool.group import state
-from reuseport_tool.group.attach import ChosenPolicy, policy_source
+from reuseport_tool.group.policy import ChosenPolicy, policy_source
 from reuseport_tool.kernel import (
     autolowat,
     bpf,

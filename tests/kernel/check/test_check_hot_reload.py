@@ -20,7 +20,7 @@ from reuseport_tool.check.lab import Server
 from reuseport_tool.check.trial import Cell, Missed, Trial
 from reuseport_tool.cli.main import run
 from reuseport_tool.errors import Unsupported
-from reuseport_tool.group import attach
+from reuseport_tool.group import policy as policies
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpffs, mib, netns, sockets, sysctl
 from reuseport_tool.kernel.folders import Place
@@ -179,7 +179,7 @@ def test_a_state_that_slipped_away_is_tried_again(pins: Path, monkeypatch: pytes
 
 
 def test_a_kernel_without_migration_is_named(pins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attach, "can_migrate", lambda: False)
+    monkeypatch.setattr(policies, "can_migrate", lambda: False)
     with pytest.raises(Unsupported, match="SELECT_OR_MIGRATE"):
         check_hot_reload.check(pins)
     assert check_hot_reload.check(pins, 1, [Way.CLOSE]).ok
