@@ -332,6 +332,10 @@ class FakeListeners:
         return {endpoint: tuple(members) for endpoint, members in found.items()}
 
     def on(self, groups: Iterable[Endpoint]) -> Mapping[Endpoint, tuple[BoundSocket, ...]]:
+        wanted = set(groups)
+        return {group: entries for group, entries in self.on_ports(wanted).items() if group in wanted}
+
+    def on_ports(self, groups: Iterable[Endpoint]) -> Mapping[Endpoint, tuple[BoundSocket, ...]]:
         ports = {(each.protocol, each.port) for each in groups}
         found: dict[Endpoint, list[BoundSocket]] = {}
         for sock in self._world.socks.values():
