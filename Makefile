@@ -9,6 +9,9 @@ PACKAGES := python3-bpfcc python3-venv nginx-light haproxy
 # For the tests: a Go server, a systemd in a container, and a second reader of the kernel's types.
 TEST_PACKAGES := golang-go systemd-container bpftool
 
+# For `make dns`.
+DNS_PACKAGES := dnsperf unbound knot dnsdist
+
 # In a VM or in CI a kernel test that cannot run is an error; "skip" lets it be skipped with its reason.
 export REUSEPORT_TOOL_KERNEL_TESTS ?= require
 
@@ -83,6 +86,11 @@ test-trixie: ## The suite in a debootstrap'ed Debian 13 (as root, minutes). TARG
 # Installing caddy and pgbouncer starts them as services where systemd runs: use a machine that serves nobody.
 RECIPE_PACKAGES := apache2-bin media-types uwsgi-core uwsgi-plugin-python3 caddy pgbouncer \
 	$(if $(shell command -v npm),,npm)
+.PHONY: dns
+dns: setup ## unbound, Knot DNS and dnsdist under load, restarted and reloaded (installs them; ten minutes, as root)
+	$(call install_packages,$(DNS_PACKAGES))
+	$(PY) -m tests.servers.dns
+
 .PHONY: recipes
 recipes: setup ## The recipes of servers that no other test runs, with and without the tool (installs them; ten minutes)
 	$(call install_packages,$(RECIPE_PACKAGES))

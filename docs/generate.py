@@ -49,6 +49,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
         models.AutolowatDetached,
         models.AutolowatStatus,
     ),
+    "check udp-reload": (models.CheckUdpReload,),
     "check rpc-framing": (models.CheckRpcFraming,),
     "bench rpc-framing": (models.BenchRpcFraming,),
 }

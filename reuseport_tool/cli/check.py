@@ -1,4 +1,4 @@
-"""check hot-reload|rpc-framing"""
+"""check hot-reload|udp-reload|rpc-framing"""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import click
 
 from reuseport_tool.check import hot_reload as check_hot_reload
 from reuseport_tool.check import rpc_framing as check_rpc_framing
+from reuseport_tool.check import udp_reload as check_udp_reload
 from reuseport_tool.cli import show
 from reuseport_tool.cli.compat import VerbGroup
 from reuseport_tool.cli.context import Context, examples, pass_context
@@ -52,6 +53,24 @@ def hot_reload(ctx: Context, connections: int, ways: tuple[str, ...]) -> int:
     chosen = [Way(way) for way in ways] or list(Way)
     with show.progress("cases") as progress:
         report = check_hot_reload.check(ctx.bpffs, connections, chosen, progress)
+    show.result(report, ctx.json)
+    return 0 if report.ok else 1
+
+
+@command.command(
+    "udp-reload",
+    epilog=examples("reuseport-tool check udp-reload", "reuseport-tool --json check udp-reload")
+    + "\n\nExits with 0 only if every case came out as expected.",
+)
+@pass_context
+def udp_reload(ctx: Context) -> int:
+    """Reload UDP servers of several kinds under load, and count the datagrams that nobody answers.
+
+    Each case runs this tool as an operator does, in a network namespace of its own. The arm "plain" restarts the server
+    without it.
+    """
+    with show.progress("cases") as progress:
+        report = check_udp_reload.check(ctx.bpffs, progress)
     show.result(report, ctx.json)
     return 0 if report.ok else 1
 

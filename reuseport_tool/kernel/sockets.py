@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import socket
+import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,10 +15,14 @@ from reuseport_tool.errors import NotFound, Unsupported
 from reuseport_tool.kernel import bpf
 
 # include/uapi/asm-generic/socket.h and include/uapi/linux/tcp.h
+SO_ATTACH_REUSEPORT_CBPF = 51
 SO_ATTACH_REUSEPORT_EBPF = 52
 SO_COOKIE = 57
 SO_DETACH_REUSEPORT_BPF = 68
 TCP_SAVE_SYN = 27
+
+# struct sock_filter and struct sock_fprog of include/uapi/linux/filter.h
+_FILTER, _PROGRAM, _BPF_RET = struct.Struct("=HBBI"), struct.Struct("HxxxxxxP"), 0x06
 
 
 @contextlib.contextmanager
@@ -43,6 +49,13 @@ def is_reuseport(fd: int) -> bool:
 def attach_program(fd: int, program: bpf.Program) -> None:
     """SO_ATTACH_REUSEPORT_EBPF: the program decides for the whole group of this socket from now on."""
     _group_option(fd, SO_ATTACH_REUSEPORT_EBPF, program.fd, "attaching a program to a group")
+
+
+def attach_filter(fd: int, index: int) -> None:
+    """SO_ATTACH_REUSEPORT_CBPF: a classic BPF filter that always chooses socks[index], as servers attach them."""
+    code = ctypes.create_string_buffer(_FILTER.pack(_BPF_RET, 0, 0, index), _FILTER.size)
+    with _borrowed(fd) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, _PROGRAM.pack(1, ctypes.addressof(code)))
 
 
 def detach_program(fd: int) -> None:

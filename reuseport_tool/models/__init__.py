@@ -37,10 +37,12 @@ if TYPE_CHECKING:
         Case,
         CheckHotReload,
         CheckRpcFraming,
+        CheckUdpReload,
         ConnectionState,
         FramingCase,
         Move,
         Redistribution,
+        UdpCase,
         Way,
     )
     from reuseport_tool.models.doctor import Capability, Doctor, Feature
@@ -105,6 +107,7 @@ __all__ = [
     "Case",
     "CheckHotReload",
     "CheckRpcFraming",
+    "CheckUdpReload",
     "CloseSize",
     "CompiledProgram",
     "ConnectionState",
@@ -171,6 +174,7 @@ __all__ = [
     "Step",
     "Strategy",
     "Transaction",
+    "UdpCase",
     "Way",
     "parse_endpoint",
 ]

@@ -138,3 +138,41 @@ class CheckRpcFraming:
     """One entry for each case and family."""
     duration_s: float
     """Duration of everything."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UdpCase:
+    """One case of `check udp-reload`."""
+
+    name: str
+    """The kind of server, or what goes wrong."""
+    family: str
+    """`ipv4` or `ipv6`."""
+    flows: str
+    """`plain` (a restart without the tool), the value of `--flows`, or `-` where it was not given."""
+    expected: str
+    """`survive`, `lose`, `reported` (exit 1), `refused` (exit 2 or 7) or `rolled back` (exit 8)."""
+    datagrams: int
+    """Datagrams that the clients sent."""
+    lost: int
+    """Datagrams that nobody answered."""
+    ok: bool
+    """The case came out as expected."""
+    duration_s: float
+    """Duration of the case."""
+    detail: str = ""
+    """What was not as expected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckUdpReload:
+    """What `check udp-reload` found."""
+
+    kernel: str
+    """The kernel's release."""
+    ok: bool
+    """Every case came out as expected."""
+    cases: tuple[UdpCase, ...]
+    """The cases."""
+    duration_s: float
+    """Duration of the check."""

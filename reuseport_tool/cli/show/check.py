@@ -86,3 +86,24 @@ def _check_rpc_framing(model: models.CheckRpcFraming, console: Console) -> None:
     put(console, made)
     verdict = "every case came out as expected" if model.ok else "FAILED"
     say(console, f"{model.kernel}, engine {model.engine}: {verdict}, {model.duration_s:.1f} s")
+
+
+@table.register
+def _check_udp_reload(model: models.CheckUdpReload, console: Console) -> None:
+    numbers = ("datagrams", "lost", "time")
+    made = make_table("case", "", "flows", *numbers, "expected", right=numbers)
+    for case in model.cases:
+        duration = f"{case.duration_s:.1f} s"
+        style = "" if case.ok else "red"
+        row(
+            made,
+            *(case.name, case.family, case.flows, case.datagrams, case.lost, duration, case.expected),
+            style=style,
+        )
+    put(console, made)
+    for case in model.cases:
+        if not case.ok:
+            say(console, Text(f"{case.name} {case.family} {case.flows}: ", style="red") + Text(case.detail))
+    wrong = sum(not case.ok for case in model.cases)
+    verdict = Text(f"failed: {wrong} not as expected", style="bold red") if wrong else Text("ok", style="bold green")
+    console.print(verdict + Text(f", {len(model.cases)} cases on Linux {model.kernel} in {model.duration_s:.1f} s"))

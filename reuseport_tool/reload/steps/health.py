@@ -7,9 +7,8 @@ from reuseport_tool.reload import sides, thresholds
 from reuseport_tool.reload.health import AcceptGate
 from reuseport_tool.reload.state import ReloadState, WayName
 from reuseport_tool.reload.steps import quiet
+from reuseport_tool.reload.ways.datagrams import OFFERS, OFFERS_MAX
 from reuseport_tool.reload.world import World
-
-_OFFERS, _OFFERS_MAX = 4, 256  # empty datagrams for each new UDP socket, so that every one gets some as a rule
 
 
 def health(state: ReloadState, world: World) -> ReloadState:
@@ -49,7 +48,7 @@ def ask_new(state: ReloadState, world: World, steered: bool) -> None:
 def _probe(state: ReloadState, world: World, steered: bool) -> None:
     for group in state.kept:
         if group.way is WayName.DATAGRAMS:
-            world.datagrams.offer(group.endpoint, min(_OFFERS * len(group.new), _OFFERS_MAX), steered)
+            world.datagrams.offer(group.endpoint, min(OFFERS * len(group.new), OFFERS_MAX), steered)
         else:
             world.traffic.probe(group.endpoint, steered)
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
-from reuseport_tool.errors import Conflict
+from reuseport_tool.errors import Conflict, ToolError
 from reuseport_tool.models import FlowMode
+from reuseport_tool.reload import sides
+from reuseport_tool.reload.health import AcceptGate
 from reuseport_tool.reload.state import GroupState, ReloadState
 from reuseport_tool.reload.ways.program import ProgramWay
 from reuseport_tool.reload.world import World
+
+OFFERS, OFFERS_MAX = 4, 256
+"""Empty datagrams for each new socket, so that every one gets some as a rule."""
 
 
 class DatagramWay(ProgramWay):
@@ -58,10 +63,35 @@ class DatagramWay(ProgramWay):
         world.pins.attach_again(group.endpoint)
 
     def switch(self, state: ReloadState, group: GroupState, world: World) -> float | None:
-        """Commit point, and no datagram is on its way to an old socket afterwards, but those of kept flows."""
+        """Commit point, and no datagram is on its way to an old socket afterwards, but those of kept flows.
+
+        What a new socket does not read is lost, so that it must show that it reads before it gets anything.
+        """
+        if not self.is_switched(group, world) and not state.plan.canary:
+            _be_ready(state, group, world)
         took_us = super().switch(state, group, world)
         world.datagrams.barrier()
         return took_us
+
+
+def _be_ready(state: ReloadState, group: GroupState, world: World) -> None:
+    """Raises ToolError when a new socket does not read, or does not answer --health-datagram."""
+    plan = state.plan
+    if group.new_generation is None or not (plan.probe or plan.health_datagram):
+        return
+    world.pins.share(group.endpoint, group.new_generation, 0.0)
+    if plan.probe:
+        world.datagrams.offer(group.endpoint, min(OFFERS * len(group.new), OFFERS_MAX), steered=True)
+        gate = AcceptGate(set(group.new), world.clock.now_s)
+        if not world.clock.wait(lambda: gate.passed(sides.unread(state, world, group.new)), plan.health_timeout_s):
+            raise ToolError(
+                f"the new server does not read its sockets on {group.endpoint}: {gate.waiting()} "
+                f"after {plan.health_timeout_s:g} s",
+                hint="--health-timeout gives it longer; --no-probe sends no datagram of the tool's own",
+            )
+    if plan.health_datagram:
+        payload = bytes.fromhex(plan.health_datagram)
+        world.datagrams.ask(group.endpoint, payload, plan.health_timeout_s, steered=True)
 
 
 def _drops(group: GroupState, world: World) -> int:
