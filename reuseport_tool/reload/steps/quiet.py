@@ -22,7 +22,7 @@ def groups(state: ReloadState) -> tuple[GroupState, ...]:
 
 def become_quiet(state: ReloadState, world: World) -> ReloadState:
     """Wait until stopping the old side loses no datagram; at the end of --drain-timeout say what is cut."""
-    waited = groups(state)
+    waited = [group for group in groups(state) if not group.dropped]  # one that is given up is served to the end
     cookies = {cookie for group in waited for cookie in group.old}
     try:
         world.datagrams.watch(cookies)

@@ -77,7 +77,7 @@ class DatagramWay(ProgramWay):
 def _be_ready(state: ReloadState, group: GroupState, world: World) -> None:
     """Raises ToolError when a new socket does not read, or does not answer --health-datagram."""
     plan = state.plan
-    if group.new_generation is None or not (plan.probe or plan.health_datagram):
+    if group.new_generation is None or not (plan.probe or plan.health_datagram is not None):
         return
     world.pins.share(group.endpoint, group.new_generation, 0.0)
     if plan.probe:
@@ -89,7 +89,7 @@ def _be_ready(state: ReloadState, group: GroupState, world: World) -> None:
                 f"after {plan.health_timeout_s:g} s",
                 hint="--health-timeout gives it longer; --no-probe sends no datagram of the tool's own",
             )
-    if plan.health_datagram:
+    if plan.health_datagram is not None:
         payload = bytes.fromhex(plan.health_datagram)
         world.datagrams.ask(group.endpoint, payload, plan.health_timeout_s, steered=True)
 
