@@ -165,9 +165,10 @@ def source() -> Source:
 
 @functools.cache
 def sees_packets_without_socket() -> bool | None:
-    """Whether the tracepoint is reached where no socket is, as from Linux 6.10 on; None where it cannot be tried.
+    """Whether the tracepoint is reached where no whole socket is, as from Linux 6.10 on; None where it cannot be tried.
 
-    If not, refused SYNs are not seen, and of handshakes only those whose final ACK finds another listener.
+    If not, refused SYNs and resets out of TIME_WAIT are not seen, and of handshakes only those whose final ACK finds
+    another listener.
     """
     try:
         with netns.throw_away(), ResetCounter([_PROBED_PORT], finds_out=False) as counter:

@@ -17,7 +17,8 @@ class Resets:
     refused: int | None
     """Their SYN found no listener: lost. Null where the kernel does not show it (before Linux 6.10)."""
     accepted: int
-    """A server had accepted them, and closed them with unread data or before its client was done: its own doing."""
+    """A server had accepted them, and closed them with unread data or before its client was done: its own doing. Before
+    Linux 6.10 those that a server had closed properly, and that then got more data, may be missing."""
 
     @property
     def lost(self) -> int:
