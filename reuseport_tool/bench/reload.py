@@ -203,9 +203,8 @@ def bench(
     samples = {arm.name: _Samples() for arm in _ARMS if _absent(arm) == ""}
     with room.descriptors(max(queued) + bench_close.SPARE_FDS), netns.throw_away(), lab.private_pins(root) as pins:
         sysctl.write("net.core.somaxconn", "4096")
-        order = random.Random(0)
-        for _ in range(rounds):
-            for arm in order.sample(_ARMS, len(_ARMS)):
+        for order in _orders(rounds):
+            for arm in order:
                 if arm.name in samples:
                     _turn(arm, clients, Path(str(pins)), samples[arm.name])
             on_round()
@@ -221,6 +220,12 @@ def bench(
         closes=closes,
         duration_s=duration_s,
     )
+
+
+def _orders(rounds: int) -> Iterator[list[_Arm]]:
+    """The arms of each round, in an order that changes."""
+    chance = random.Random(0)
+    return (chance.sample(_ARMS, len(_ARMS)) for _ in range(rounds))
 
 
 def _absent(arm: _Arm) -> str:

@@ -60,7 +60,7 @@ class Trial:
         self.clients: list[Client] = []
         self._lab = opened
         self._stack = stack
-        self._sysctls()
+        _write_sysctls(cell)
         self._wire = stack.enter_context(Wire(cell.family, lab.PORT))
         self.old = stack.enter_context(Server("A", lab.listener(cell.family)))
         self.new: Server | None = None
@@ -69,13 +69,6 @@ class Trial:
         if cell.way in WITH_PROGRAM:
             name = f"{cell.state}_{cell.family}_{cell.way}"
             self._state = stack.enter_context(opened.attach(name, Policy.HASH, [self.old.listener.fileno()]))
-
-    def _sysctls(self) -> None:
-        sysctl.write("net.ipv4.tcp_fastopen", str(_TFO_WITHOUT_COOKIE))
-        if self.cell.way is Way.SYSCTL:
-            sysctl.write(sysctl.TCP_MIGRATE_REQ, "1")
-        if self.cell.way is Way.BPF_DRAIN:
-            sysctl.write("net.ipv4.tcp_synack_retries", str(SYNACK_RETRIES))
 
     def wait(self, condition: Callable[[], bool], timeout_s: float | None = None, interval_s: float = 0.02) -> bool:
         """As Wire.wait(). Raises Interrupted when the whole check ends early."""
@@ -181,6 +174,14 @@ class Trial:
 
     def _concluded(self) -> bool:
         return all(client.concluded for client in self.clients)
+
+
+def _write_sysctls(cell: Cell) -> None:
+    sysctl.write("net.ipv4.tcp_fastopen", str(_TFO_WITHOUT_COOKIE))
+    if cell.way is Way.SYSCTL:
+        sysctl.write(sysctl.TCP_MIGRATE_REQ, "1")
+    if cell.way is Way.BPF_DRAIN:
+        sysctl.write("net.ipv4.tcp_synack_retries", str(SYNACK_RETRIES))
 
 
 def _close(trial: Trial) -> None:
