@@ -152,8 +152,8 @@ class Pins(Closing):
         return frozenset(cookie for _, cookie in opened.slots(generation))
 
     def make(self, group: Endpoint, generation: int) -> None:
-        """Make an empty generation."""
-        self._must(group).create_generation(generation)
+        """Make an empty generation, large enough for all sockets of the group."""
+        self._must(group).create_generation(generation, len(discover.sockets_in(group)))
 
     def put(self, group: Endpoint, generation: int, members: Sequence[Member]) -> None:
         """Register listeners, one descriptor at a time; a follower may have registered them elsewhere."""

@@ -23,6 +23,7 @@ def run(tool: Tool, cache: Path, *arguments: object) -> subprocess.CompletedProc
     return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False, env=environment)
 
 
+@pytest.mark.usefixtures("end_owners")
 def test_a_filled_folder_is_all_that_is_needed(tool: Tool, server: Start, tmp_path: Path) -> None:
     own = tmp_path / "mine.c"
     own.write_text('#include "reuseport.h"\nREUSEPORT_POLICY(mine)\n{\n\treturn 0;\n}\n')

@@ -5,14 +5,15 @@ from __future__ import annotations
 import select
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from reuseport_tool.group.state import CAPACITY_LEAST
 from reuseport_tool.kernel import rlimit
-from tests.kernel.conftest import PORT
+from tests.kernel.conftest import PORT, server_command
 from tests.tool import Tool
 
 MANY = 2 * CAPACITY_LEAST + 96
@@ -70,6 +71,19 @@ def test_a_generation_is_as_large_as_it_must_be(tool: Tool, room: ExitStack) -> 
     assert counters(tool) == (400, 0)
     slots = {entry["slot"] for entry in tool.ok("status", PORT)["groups"][0]["listeners"]}
     assert slots == set(range(MANY))
+
+
+@pytest.mark.usefixtures("end_owners")
+def test_a_reload_makes_room_for_all_of_the_new_side(
+    tool: Tool, room: ExitStack, server: Callable[..., object], tmp_path: Path
+) -> None:
+    many = CAPACITY_LEAST + 8
+    server("one", "--listeners", many)
+    command = server_command("two", "--listeners", many)
+    report = tool.ok("reload", PORT, "--output", tmp_path / "log", "--listeners", many, "--", *command)
+    assert report["result"] == "reloaded"
+    listeners = tool.ok("status", PORT)["groups"][0]["listeners"]
+    assert sum(entry["flag"] == "working" for entry in listeners) == many
 
 
 @pytest.mark.parametrize("left", [0, 1, CAPACITY_LEAST - 1])
