@@ -12,8 +12,8 @@
  *    or nothing.
  * 5. A SYN arrives at a port where nobody listens. Before Linux 6.10 the tracepoint is not reached without a socket.
  *
- * Packets that were on their way when their connection was reset look like 4. So whose connection was reset is
- * remembered, and not counted again.
+ * Packets that were on their way when their connection was reset, or had ended, look like 4: for example the answer to a
+ * FIN that was sent twice. So which connection was reset or ended is remembered, and not counted again.
  */
 #include "abi.h"
 #include "fields.h"
@@ -157,5 +157,24 @@ int tcp_resets(u64 *ctx)
 		/* Who closes a connection runs; what answers a packet runs in whatever process was interrupted. */
 		count(connection.local_port, kind, skb ? 0 : process_id(*watched));
 	bpf_map_update_elem(MAP(SEEN_FD), &connection, &now, BPF_ANY);
+	return 0;
+}
+
+/* The raw tracepoint inet_sock_set_state: the socket, its old and its new state. */
+int tcp_ended(u64 *ctx)
+{
+	struct connection connection = {};
+	u64 place, now = bpf_ktime_get_ns();
+	void *sk = (void *)ctx[0];
+	int before = (int)ctx[1];
+
+	if ((int)ctx[2] != BPF_TCP_CLOSE || before == BPF_TCP_LISTEN)
+		return 0;
+	if (before == BPF_TCP_SYN_SENT || before == BPF_TCP_SYN_RECV)
+		return 0;
+	read_socket(&connection, sk);
+	place = (u64)network_namespace(sk, NULL) << 16 | connection.local_port;
+	if (bpf_map_lookup_elem(MAP(WATCHED_FD), &place))
+		bpf_map_update_elem(MAP(SEEN_FD), &connection, &now, BPF_ANY);
 	return 0;
 }

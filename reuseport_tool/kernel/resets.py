@@ -21,6 +21,7 @@ from reuseport_tool.models import Resets
 from reuseport_tool.models.proof import PortResets
 
 _TRACEPOINT = "tcp_send_reset"
+_STATES, _ENDED = "inet_sock_set_state", "tcp_ended"
 _LATE_NS = 60 * 10**9  # for so long packets of a connection that was reset may still come
 _PLACES_MAX, _COUNTS_MAX, _SEEN_MAX, _CONNECTION_SIZE = 1024, 8192, 16384, 20
 _PROBED_PORT = 1  # of a namespace where nothing listens
@@ -132,7 +133,7 @@ class ResetCounter(Closing):
             maps = new_maps(stack)
             self._watched, self.counts = maps["WATCHED_FD"], Counts(maps["COUNTS_FD"])
             self.counts.begin(finds_out and sees_packets_without_socket())
-            stack.enter_context(_attach({name: entry.fd for name, entry in maps.items()}))
+            _attach({name: entry.fd for name, entry in maps.items()}, stack)
             self._owned = stack.pop_all()
         self.watch(ports)
 
@@ -213,7 +214,9 @@ def _packed(value: int) -> bytes:
     return value.to_bytes(8, sys.byteorder)
 
 
-def _attach(maps: dict[str, int]) -> bpf.Handle:
+def _attach(maps: dict[str, int], stack: ExitStack) -> None:
+    """First what sees connections end, so that none of them is taken for a handshake."""
     code = source()
-    with load(code, code.path.stem, ProgramType.RAW_TRACEPOINT, AttachType.NONE, maps=maps) as program:
-        return bpf.attach_raw_tracepoint(program, _TRACEPOINT)
+    for function, tracepoint in ((_ENDED, _STATES), (code.path.stem, _TRACEPOINT)):
+        with load(code, function, ProgramType.RAW_TRACEPOINT, AttachType.NONE, maps=maps) as program:
+            stack.enter_context(bpf.attach_raw_tracepoint(program, tracepoint))

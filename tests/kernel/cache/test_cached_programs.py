@@ -112,6 +112,7 @@ def _programs() -> Iterator[tuple[str, Source, str, ProgramType, AttachType]]:
     yield "listen", events, events.path.stem, ProgramType.RAW_TRACEPOINT, AttachType.NONE
     counting = resets.source()
     yield "resets", counting, counting.path.stem, ProgramType.RAW_TRACEPOINT, AttachType.NONE
+    yield "resets of ended", counting, "tcp_ended", ProgramType.RAW_TRACEPOINT, AttachType.NONE
     events = listen_events.udp_source()
     for hook in (AttachType.CGROUP_INET4_POST_BIND, AttachType.CGROUP_INET6_POST_BIND):
         yield f"bind {hook}", events, events.path.stem, ProgramType.CGROUP_SOCK, hook
