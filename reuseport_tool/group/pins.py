@@ -44,34 +44,19 @@ class Running:
 _SAME_LOOK_S = 0.05
 
 
-class Pins(Closing):
-    """The open pins. A context manager; closing it leaves them."""
+class Generations(Closing):
+    """The open pins of several groups, and the generations in them. A context manager; closing it leaves the pins."""
 
-    def __init__(
-        self,
-        folders: Mapping[Endpoint, Place],
-        chosen: policies.ChosenPolicy,
-        listeners: TcpListeners | None,
-        chosen_udp: policies.ChosenPolicy,
-    ) -> None:
+    def __init__(self, folders: Mapping[Endpoint, Place]) -> None:
         self._folders = folders
-        self._chosen = {Protocol.TCP: chosen, Protocol.UDP: chosen_udp}
-        self._listeners: dict[Protocol, Listeners | None] = {Protocol.TCP: listeners}
         self._stack = ExitStack()
         self._open: dict[Endpoint, State] = {}
-        self._looks: dict[Protocol, tuple[float, Mapping[int, MemberInfo]]] = {}
 
     def close(self) -> None:
         """Close all of them."""
         while self._open:
             self._open.popitem()[1].close()
         self._stack.close()
-
-    def _iterator(self, group: Endpoint) -> Listeners | None:
-        """That of the group's protocol, loaded when it is needed. Raises MissingCapability."""
-        if group.protocol not in self._listeners:
-            self._listeners[group.protocol] = self._stack.enter_context(listeners_of(group.protocol))
-        return self._listeners[group.protocol]
 
     def state(self, group: Endpoint) -> State | None:
         """The pins of one group, None where there are none."""
@@ -85,6 +70,74 @@ class Pins(Closing):
             raise NotFound(f"no program of this tool is attached to {group}")
         return found
 
+    def _forget(self, group: Endpoint) -> None:
+        opened = self._open.pop(group, None)
+        if opened is not None:
+            opened.close()
+
+    def working(self, group: Endpoint) -> int:
+        """The number of the working generation."""
+        return self._must(group).working
+
+    def generations(self, group: Endpoint) -> tuple[int, ...]:
+        """Their numbers."""
+        return tuple(self._must(group).generations())
+
+    def cookies(self, group: Endpoint, generation: int) -> frozenset[int]:
+        """The open listeners of a generation; none where there is no such generation."""
+        opened = self._must(group)
+        if generation not in opened.generations():
+            return frozenset()
+        return frozenset(cookie for _, cookie in opened.slots(generation))
+
+    def make(self, group: Endpoint, generation: int) -> None:
+        """Make an empty generation, large enough for all sockets of the group."""
+        self._must(group).create_generation(generation, len(discover.sockets_in(group)))
+
+    def take_out(self, group: Endpoint, cookies: Collection[int]) -> None:
+        """Take listeners out of all generations."""
+        for cookie in cookies:
+            self._must(group).release(cookie)
+
+    def remove(self, group: Endpoint, generation: int) -> None:
+        """Remove a generation."""
+        self._must(group).remove_generation(generation)
+
+    def switch(self, group: Endpoint, generation: int) -> float:
+        """Make a generation the working one, end a canary. Returns the microseconds of the commit."""
+        return self._must(group).switch(generation)
+
+    def share(self, group: Endpoint, generation: int, percent: float) -> None:
+        """Give a generation beside the working one this share of the new connections."""
+        self._must(group).share(generation, round(percent / 100 * state.SHARES))
+
+    def canary(self, group: Endpoint) -> tuple[int, float] | None:
+        """Number and percent of the generation beside the working one."""
+        found = self._must(group).canary
+        return (found[0], found[1] / state.SHARES * 100) if found else None
+
+
+class Pins(Generations):
+    """The same with the programs of the groups."""
+
+    def __init__(
+        self,
+        folders: Mapping[Endpoint, Place],
+        chosen: policies.ChosenPolicy,
+        listeners: TcpListeners | None,
+        chosen_udp: policies.ChosenPolicy,
+    ) -> None:
+        super().__init__(folders)
+        self._chosen = {Protocol.TCP: chosen, Protocol.UDP: chosen_udp}
+        self._listeners: dict[Protocol, Listeners | None] = {Protocol.TCP: listeners}
+        self._looks: dict[Protocol, tuple[float, Mapping[int, MemberInfo]]] = {}
+
+    def _iterator(self, group: Endpoint) -> Listeners | None:
+        """That of the group's protocol, loaded when it is needed. Raises MissingCapability."""
+        if group.protocol not in self._listeners:
+            self._listeners[group.protocol] = self._stack.enter_context(listeners_of(group.protocol))
+        return self._listeners[group.protocol]
+
     def attach(self, group: Endpoint, members: Sequence[Member]) -> Attached:
         """Attach our program and register the members, as far as that is not done. Raises as attach_group()."""
         self._looks.clear()
@@ -96,11 +149,6 @@ class Pins(Closing):
             )
         opened = self._must(group)
         return Attached(working=opened.working, counters=opened.counters())
-
-    def _forget(self, group: Endpoint) -> None:
-        opened = self._open.pop(group, None)
-        if opened is not None:
-            opened.close()
 
     def running(self, group: Endpoint) -> Running:
         """Which program runs for it now."""
@@ -128,33 +176,6 @@ class Pins(Closing):
     def _infos(self, group: Endpoint) -> Mapping[int, MemberInfo]:
         return infos_of(self._iterator(group))
 
-    def detach(self, group: Endpoint) -> None:
-        """Give the group back to the kernel, unless the program is another one by now, and remove the pins."""
-        running = self.running(group)
-        if running.ours or not running.known:
-            take_off(discover.now(group))
-        self._forget(group)
-        places.clean(self._folders[group])
-
-    def working(self, group: Endpoint) -> int:
-        """The number of the working generation."""
-        return self._must(group).working
-
-    def generations(self, group: Endpoint) -> tuple[int, ...]:
-        """Their numbers."""
-        return tuple(self._must(group).generations())
-
-    def cookies(self, group: Endpoint, generation: int) -> frozenset[int]:
-        """The open listeners of a generation; none where there is no such generation."""
-        opened = self._must(group)
-        if generation not in opened.generations():
-            return frozenset()
-        return frozenset(cookie for _, cookie in opened.slots(generation))
-
-    def make(self, group: Endpoint, generation: int) -> None:
-        """Make an empty generation, large enough for all sockets of the group."""
-        self._must(group).create_generation(generation, len(discover.sockets_in(group)))
-
     def put(self, group: Endpoint, generation: int, members: Sequence[Member]) -> None:
         """Register listeners, one descriptor at a time; a follower may have registered them elsewhere."""
         opened = self._must(group)
@@ -164,27 +185,13 @@ class Pins(Closing):
                 opened.release(member.cookie)
                 opened.add(generation, fds[member.cookie])
 
-    def take_out(self, group: Endpoint, cookies: Collection[int]) -> None:
-        """Take listeners out of all generations."""
-        for cookie in cookies:
-            self._must(group).release(cookie)
-
-    def remove(self, group: Endpoint, generation: int) -> None:
-        """Remove a generation."""
-        self._must(group).remove_generation(generation)
-
-    def switch(self, group: Endpoint, generation: int) -> float:
-        """Make a generation the working one, end a canary. Returns the microseconds of the commit."""
-        return self._must(group).switch(generation)
-
-    def share(self, group: Endpoint, generation: int, percent: float) -> None:
-        """Give a generation beside the working one this share of the new connections."""
-        self._must(group).share(generation, round(percent / 100 * state.SHARES))
-
-    def canary(self, group: Endpoint) -> tuple[int, float] | None:
-        """Number and percent of the generation beside the working one."""
-        found = self._must(group).canary
-        return (found[0], found[1] / state.SHARES * 100) if found else None
+    def detach(self, group: Endpoint) -> None:
+        """Give the group back to the kernel, unless the program is another one by now, and remove the pins."""
+        running = self.running(group)
+        if running.ours or not running.known:
+            take_off(discover.now(group))
+        self._forget(group)
+        places.clean(self._folders[group])
 
     def counters(self, group: Endpoint) -> Counters | None:
         """None where nothing of ours is pinned."""

@@ -59,8 +59,8 @@ def adopting() -> Iterator[None]:
         libc.set_child_subreaper(False)
 
 
-class Processes:
-    """The processes of this machine, and the commands of one run.
+class Commands:
+    """The commands of one run.
 
     Args:
         wait: waits for a condition at most so many seconds; an interrupt may end it with an exception.
@@ -71,6 +71,87 @@ class Processes:
         self._wait = wait
         self._limits = limits
         self._popen: subprocess.Popen[bytes] | None = None
+
+    def start(self, command: Sequence[str] | str, output: Path | None, token: str) -> Started:
+        """The process of a command, which does nothing before release(), in a session of its own.
+
+        Its output goes to `output`; without one to our stderr if that is a terminal, else to the journal or a file.
+
+        Raises UsageError when it cannot be started.
+        """
+        argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+        shown = command if isinstance(command, str) else " ".join(command)
+        if shutil.which(argv[0]) is None:
+            raise UsageError(f"cannot start {shown}: no such program")
+        with contextlib.ExitStack() as files:
+            try:
+                target, name = _output(output, Path(argv[0]).name, files)
+                self._popen = subprocess.Popen(
+                    ["/bin/sh", "-c", _GATE, "sh", *argv],
+                    stdin=subprocess.PIPE,
+                    stdout=target,
+                    stderr=target,
+                    start_new_session=True,
+                    preexec_fn=self._restore,
+                    env={**os.environ, MARK: token},
+                )
+            except (OSError, ValueError) as error:
+                raise UsageError(f"cannot start {shown}: {error}") from error
+        found = processes.identity(self._popen.pid)
+        assert found is not None, "a child is there until it is waited for"
+        return Started(identity=found, output=name)
+
+    def _restore(self) -> None:
+        """A command gets none of our capabilities, and the limit of open files that we were started with."""
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._limits)
+        capabilities.lower_ambient()
+
+    def release(self) -> None:
+        """Let the command run."""
+        assert self._popen is not None
+        assert self._popen.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._popen.stdin as gate:
+            gate.write(b"\n")
+
+    def exit_code(self) -> int | None:
+        """None while it runs, and where another run started it."""
+        return self._popen.poll() if self._popen else None
+
+    def run(self, command: str, timeout_s: float, doing: str) -> None:
+        """Run a command by the shell; at the end of its time all that descends from it is ended.
+
+        Raises ToolError when it fails or takes too long.
+        """
+        with tempfile.TemporaryFile() as output:
+            target = sys.stderr.fileno() if _is_terminal() else output.fileno()
+            popen = subprocess.Popen(
+                command,
+                shell=True,
+                stdin=subprocess.DEVNULL,
+                stdout=target,
+                stderr=target,
+                start_new_session=True,
+                preexec_fn=self._restore,
+            )
+            try:
+                in_time = self._wait(lambda: popen.poll() is not None, timeout_s)
+            except BaseException:
+                _end_group(popen)
+                raise
+            finally:
+                _pass_on(output)
+            if not in_time:
+                _end_group(popen)
+                raise ToolError(f"{doing} took longer than {timeout_s:g} s: {command}")
+        if popen.returncode:
+            raise ToolError(f"{doing} exited with {popen.returncode}: {command}")
+
+
+class Processes(Commands):
+    """The same, and all processes of this machine."""
+
+    def __init__(self, wait: Callable[[Callable[[], bool], float], bool], limits: tuple[int, int]) -> None:
+        super().__init__(wait, limits)
         tree = ProcessTree.read()
         self._bystanders = set(tree.identities(tree.below({os.getpid()}) - {os.getpid()}))
 
@@ -125,51 +206,6 @@ class Processes:
                     found.add(pid)
         return found
 
-    def start(self, command: Sequence[str] | str, output: Path | None, token: str) -> Started:
-        """The process of a command, which does nothing before release(), in a session of its own.
-
-        Its output goes to `output`; without one to our stderr if that is a terminal, else to the journal or a file.
-
-        Raises UsageError when it cannot be started.
-        """
-        argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
-        shown = command if isinstance(command, str) else " ".join(command)
-        if shutil.which(argv[0]) is None:
-            raise UsageError(f"cannot start {shown}: no such program")
-        with contextlib.ExitStack() as files:
-            try:
-                target, name = _output(output, Path(argv[0]).name, files)
-                self._popen = subprocess.Popen(
-                    ["/bin/sh", "-c", _GATE, "sh", *argv],
-                    stdin=subprocess.PIPE,
-                    stdout=target,
-                    stderr=target,
-                    start_new_session=True,
-                    preexec_fn=self._restore,
-                    env={**os.environ, MARK: token},
-                )
-            except (OSError, ValueError) as error:
-                raise UsageError(f"cannot start {shown}: {error}") from error
-        found = processes.identity(self._popen.pid)
-        assert found is not None, "a child is there until it is waited for"
-        return Started(identity=found, output=name)
-
-    def _restore(self) -> None:
-        """A command gets none of our capabilities, and the limit of open files that we were started with."""
-        resource.setrlimit(resource.RLIMIT_NOFILE, self._limits)
-        capabilities.lower_ambient()
-
-    def release(self) -> None:
-        """Let the command run."""
-        assert self._popen is not None
-        assert self._popen.stdin is not None
-        with contextlib.suppress(BrokenPipeError), self._popen.stdin as gate:
-            gate.write(b"\n")
-
-    def exit_code(self) -> int | None:
-        """None while it runs, and where another run started it."""
-        return self._popen.poll() if self._popen else None
-
     def signal(self, process: Identity, number: int) -> None:
         """Send a signal, with 0 only try. One that is gone is no error. Raises MissingCapability."""
         with contextlib.suppress(NotFound):
@@ -179,35 +215,6 @@ class Processes:
                     held.signal(number)
             finally:
                 held.close()
-
-    def run(self, command: str, timeout_s: float, doing: str) -> None:
-        """Run a command by the shell; at the end of its time all that descends from it is ended.
-
-        Raises ToolError when it fails or takes too long.
-        """
-        with tempfile.TemporaryFile() as output:
-            target = sys.stderr.fileno() if _is_terminal() else output.fileno()
-            popen = subprocess.Popen(
-                command,
-                shell=True,
-                stdin=subprocess.DEVNULL,
-                stdout=target,
-                stderr=target,
-                start_new_session=True,
-                preexec_fn=self._restore,
-            )
-            try:
-                in_time = self._wait(lambda: popen.poll() is not None, timeout_s)
-            except BaseException:
-                _end_group(popen)
-                raise
-            finally:
-                _pass_on(output)
-            if not in_time:
-                _end_group(popen)
-                raise ToolError(f"{doing} took longer than {timeout_s:g} s: {command}")
-        if popen.returncode:
-            raise ToolError(f"{doing} exited with {popen.returncode}: {command}")
 
 
 def _listed(folder: str) -> list[str]:
