@@ -74,7 +74,6 @@ def _locked_survey(
 
 
 def _watch(world: World, found: Survey) -> None:
-    assert isinstance(world.traffic, live.Traffic)
     groups = [group.endpoint for group in found.groups]
     world.traffic.begin(groups, [group.endpoint for group in found.groups if not group.dropped])
 
@@ -209,7 +208,6 @@ def _restored(
         if found.begun_at != first.begun_at:
             raise Conflict(f"another reload of {endpoint} was interrupted meanwhile", hint="look at it with: status")
         world = live.world(found.plan, folders, progress, stack)
-        assert isinstance(world.traffic, live.Traffic)
         world.traffic.begin(list(folders), [group.endpoint for group in found.kept])
         yield dataclasses.replace(found, resumed=True), world
 

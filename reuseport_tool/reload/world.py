@@ -194,6 +194,9 @@ class OldConnections(Protocol):
 class Traffic(Protocol):
     """Connections of the tool's own, what the kernel counts of all, and what it does with them."""
 
+    def begin(self, groups: Sequence[Endpoint], kept: Sequence[Endpoint]) -> None:
+        """Count resets from now on. Raises UsageError where --health-url leads to none of the groups that are kept."""
+
     def probe(self, group: Endpoint, steered: bool) -> None:
         """Leave a connection to be accepted; `steered` sends it to the canary generation."""
 

@@ -559,6 +559,9 @@ class FakeTraffic:
     def __init__(self, world: FakeWorld) -> None:
         self._world = world
 
+    def begin(self, groups: Sequence[Endpoint], kept: Sequence[Endpoint]) -> None:
+        pass
+
     def probe(self, endpoint: Endpoint, steered: bool) -> None:
         pass
 
