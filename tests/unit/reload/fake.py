@@ -260,9 +260,9 @@ class Tapped:
         if isinstance(self._part, FakeJournal) and name == "remove":
             return method  # nothing could be done about it
 
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
             self._world.tap(name)
-            return method(*arguments)
+            return method(*arguments, **named)
 
         return call
 
