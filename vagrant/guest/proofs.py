@@ -14,6 +14,8 @@ that the kernel promises that.
 
 destroy: `reuseport-tool destroy` ends an accepted connection, and nothing else; the engine that it took.
 
+rpc-framing: `reuseport-tool check rpc-framing --engine solo` says "ok".
+
 Each argument is a proof and what it must find. The findings go to $VM_RESULTS/proofs.json, and the
 exit status is 1 when one is not as expected.
 """
@@ -82,6 +84,19 @@ def hot_reload() -> tuple[str, str]:
         return "ok", text
     asleep = all(case["woken"] is False and case["survived"] == case["connections"] for case in wrong)
     return ("asleep" if wrong and asleep else "wrong"), text
+
+
+def rpc_framing() -> tuple[str, str]:
+    done = subprocess.run(
+        [TOOL, "--json", "check", "rpc-framing", "--engine", "solo"], capture_output=True, text=True, check=False
+    )
+    if done.returncode == UNSUPPORTED:
+        return "unsupported", json.loads(done.stderr)["message"]
+    if done.returncode not in (0, 1):
+        return "broken", done.stderr.strip()
+    report = json.loads(done.stdout)
+    wrong = [f"{case['name']} {case['family']}: {case['detail']}" for case in report["cases"] if not case["ok"]]
+    return ("wrong" if wrong else "ok"), "; ".join(wrong[:3]) or f"{len(report['cases'])} cases"
 
 
 def exactly_once() -> tuple[str, str]:
@@ -178,6 +193,7 @@ PROOFS: dict[str, Callable[[], tuple[str, str]]] = {
     "migration": migration,
     "wakes": wakes,
     "hot-reload": hot_reload,
+    "rpc-framing": rpc_framing,
     "exactly-once": exactly_once,
     "destroy": destroy,
     "rcvq": rcvq.prove,
