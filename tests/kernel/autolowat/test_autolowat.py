@@ -103,8 +103,7 @@ def test_native_on_a_kernel_without_the_hook(tool: Tool, group: Path) -> None:
         assert "BPF_SOCK_OPS_RCVQ_CB" in tool.fails(4, *words, "--engine", "native")["message"]
 
 
-@pytest.mark.vm
-@pytest.mark.parametrize("engine", Engine)
+@pytest.mark.parametrize("engine", [pytest.param(Engine.NATIVE, marks=pytest.mark.vm), Engine.SOLO])
 def test_every_case_of_the_check(root: None, engine: Engine) -> None:
     if not is_here(engine):
         return
@@ -231,8 +230,7 @@ def test_detach_lowers_every_mark(tool: Tool, group: Path) -> None:
         assert pair.is_ready()
 
 
-@pytest.mark.vm
-@pytest.mark.parametrize("engine", Engine)
+@pytest.mark.parametrize("engine", [pytest.param(Engine.NATIVE, marks=pytest.mark.vm), Engine.SOLO])
 @pytest.mark.parametrize("foreign", ["client", "server"])
 def test_a_peer_without_the_tool(root: None, engine: Engine, foreign: str) -> None:
     """One end is outside of the cgroup: frames arrive both ways, and only the end inside is followed."""
@@ -376,8 +374,7 @@ def answer_a_few(pair: Pair) -> None:
         pair.client.recv(8, socket.MSG_WAITALL)
 
 
-@pytest.mark.vm
-@pytest.mark.parametrize("engine", Engine)
+@pytest.mark.parametrize("engine", [pytest.param(Engine.NATIVE, marks=pytest.mark.vm), Engine.SOLO])
 def test_a_blocking_reader_that_takes_a_little_and_then_much(root: None, engine: Engine) -> None:
     """recv() looks at the mark when it is called: one that is too high then is not mended by lowering it later."""
     if not is_here(engine):

@@ -76,7 +76,6 @@ def tc_says(*words: str) -> list[str]:
     return subprocess.run(["tc", *words], capture_output=True, text=True, check=True).stdout.splitlines()
 
 
-@pytest.mark.vm
 def test_attach_and_detach_leave_the_device_as_it_was(group: Path, root_folder: Path, way: str) -> None:
     before = qdiscs(), filters()
     assert attach(group, root_folder) == "attached"
@@ -89,7 +88,6 @@ def test_attach_and_detach_leave_the_device_as_it_was(group: Path, root_folder: 
     assert not follows()
 
 
-@pytest.mark.vm
 def test_programs_of_others_stay_and_see_every_packet(group: Path, root_folder: Path, way: str) -> None:
     with ExitStack() as stack:
         theirs = [stack.enter_context(_counter(stack)) for _ in range(2)]

@@ -375,8 +375,7 @@ def drive(line: Wire, seen: Callable[[Traffic, Outcome], None]) -> None:
     property_()
 
 
-@pytest.mark.vm
-@pytest.mark.parametrize("engine", Engine)
+@pytest.mark.parametrize("engine", [pytest.param(Engine.NATIVE, marks=pytest.mark.vm), Engine.SOLO])
 def test_no_reader_stalls(line: Wire, engine: Engine) -> None:
     if engine not in engines():
         assert engine is Engine.NATIVE

@@ -75,7 +75,6 @@ def read_by_events(server: socket.socket, size: int, chunk: int) -> bytes:
     return got
 
 
-@pytest.mark.vm
 @pytest.mark.parametrize("address", ADDRESSES.values(), ids=ADDRESSES)
 def test_the_first_segment_is_lost(line: Wire, engine: Engine, address: str) -> None:
     if not is_here(engine):
@@ -123,7 +122,6 @@ def test_copies_that_are_thrown_away(line: Wire, engine: Engine, fresh: bool, ch
             assert read_by_events(server, len(frame), chunk) == frame
 
 
-@pytest.mark.vm
 def test_a_header_that_lies(line: Wire, engine: Engine) -> None:
     """The copy says that the frame has 32,768 bytes; a reader that believed it would wait for them."""
     if not is_here(engine):
@@ -144,7 +142,6 @@ def test_a_header_that_lies(line: Wire, engine: Engine) -> None:
             assert read_by_events(server, len(frame), 4096) == frame
 
 
-@pytest.mark.vm
 @pytest.mark.parametrize("taken", [0, 4])
 def test_a_socket_becomes_a_blocking_one(line: Wire, engine: Engine, taken: int) -> None:
     if not is_here(engine):
