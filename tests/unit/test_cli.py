@@ -305,7 +305,7 @@ RESULTS = [
             balance=models.Balance(waiting=11, later=0, moved=3, old_side=1, lost=5, half_open=2),
             resets=models.Resets(never_accepted=3, handshakes=2, refused=0, accepted=4),
         ),
-        ["2 migrations failed", "5 lost", "3 moved", "4 connections"],
+        ["2 migrations failed", "5 lost", "3 to another listener", "4 connections"],
     ),
 ]
 
