@@ -88,7 +88,6 @@ def attach_foreign(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, struct.pack("HxxxxxxP", 1, ctypes.addressof(code)))
 
 
-@pytest.mark.vm
 @pytest.mark.parametrize("family", ADDRESSES)
 @pytest.mark.parametrize("protocol", KINDS)
 @pytest.mark.parametrize("count", [3, 7])

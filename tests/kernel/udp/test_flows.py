@@ -77,7 +77,6 @@ def table(tool: Tool, at: str) -> dict:  # type: ignore[type-arg]
     return tool.ok("status", at)["groups"][0]["flows"]
 
 
-@pytest.mark.vm
 @pytest.mark.parametrize("family", ADDRESSES)
 def test_flows_stay_over_a_switch_and_new_ones_go_to_the_new_generation(
     tool: Tool, member: Member, family: int

@@ -121,7 +121,6 @@ def reload(tool: Tool, *options: object, new: tuple[object, ...] = ()) -> tuple[
     return done.code, json.loads(done.out) if done.out else None, done.err
 
 
-@pytest.mark.vm
 @pytest.mark.parametrize("address", ADDRESSES)
 @pytest.mark.parametrize("delay_s", [0.0, 0.4])
 def test_none_loses_nothing(tool: Tool, server: Start, address: str, delay_s: float) -> None:

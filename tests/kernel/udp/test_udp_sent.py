@@ -18,7 +18,6 @@ def _cookie(sock: socket.socket) -> int:
     return int(struct.unpack("Q", sock.getsockopt(socket.SOL_SOCKET, 57, 8))[0])
 
 
-@pytest.mark.vm
 @pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
 def test_only_what_a_watched_socket_sends_is_counted(in_netns: None, family: int, address: str) -> None:
     with socket.socket(family, socket.SOCK_DGRAM) as watched, socket.socket(family, socket.SOCK_DGRAM) as other:
