@@ -37,6 +37,9 @@ class BoundSocket:
     receive_queue: int = 0
 
 
+_MAPPED = bytes(10) + b"\xff\xff"  # before an IPv4 address: ::ffff:0:0/96
+
+
 def bound_sockets(protocol: Protocol, port: int = 0, address: str | None = None) -> list[BoundSocket]:
     """All bound sockets of the protocol, or those on one local port or address, in the order the kernel gives.
 
@@ -80,11 +83,18 @@ def _dump(
 
 
 def _hosts(address: str | None) -> list[tuple[int, bytes]]:
-    """Family and packed address of what is asked for; both families without an address."""
+    """Family and packed address of what is asked for; both families without an address.
+
+    An IPv4 address and the IPv6 address that maps it are two groups, and whoever names one may mean the other.
+    """
     if address is None:
         return [(socket.AF_INET, b""), (socket.AF_INET6, b"")]
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    return [(family, socket.inet_pton(family, address))]
+    if ":" not in address:
+        packed = socket.inet_pton(socket.AF_INET, address)
+        return [(socket.AF_INET, packed), (socket.AF_INET6, _MAPPED + packed)]
+    packed = socket.inet_pton(socket.AF_INET6, address)
+    ipv4 = [(socket.AF_INET, packed[len(_MAPPED) :])] if packed.startswith(_MAPPED) else []
+    return [*ipv4, (socket.AF_INET6, packed)]
 
 
 def _bound(protocol: Protocol, record: sock_diag.Record) -> BoundSocket:

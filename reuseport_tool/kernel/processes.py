@@ -45,13 +45,12 @@ def holders(inodes: Collection[int], among: Iterable[int] | None = None) -> dict
 
 
 def _descriptors(among: Iterable[int] | None) -> Iterable[tuple[int, int, int]]:
-    """(inode, pid, fd) of sockets, by the iterator or by /proc."""
-    if among is None:
-        iterator = _iterator()
-        if iterator is not None:
-            return iterator.read()
-        among = pids()
-    return ((inode, pid, fd) for pid in among for inode, fd in _socket_fds(pid))
+    """(inode, pid, fd) of sockets, by the iterator or by /proc, whose descriptors not everybody may read."""
+    chosen = None if among is None else set(among)
+    iterator = _iterator()
+    if iterator is not None:
+        return [held for held in iterator.read() if chosen is None or held[1] in chosen]
+    return ((inode, pid, fd) for pid in (pids() if chosen is None else chosen) for inode, fd in _socket_fds(pid))
 
 
 @functools.cache

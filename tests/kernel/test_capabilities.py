@@ -27,12 +27,13 @@ STRANGER = 4343
 USER = 4242 if all(path.stat().st_mode & 0o1 for path in Path(sys.executable).absolute().parents) else 0
 
 BPF = ("bpf", "perfmon")
-SEE = ("sys_ptrace", "dac_read_search")
+TAKE = ("sys_ptrace",)  # a descriptor of another user's process
+SEE = ("sys_ptrace", "dac_read_search")  # who holds it, where no iterator over descriptors may be loaded
 NEW = ("--output", "/dev/null", "--", *server_command("new"))
 # What each takes for a server of the tool's own user, and what more for that of another user.
 VERBS: dict[str, tuple[tuple[object, ...], tuple[str, ...], tuple[str, ...]]] = {
-    "attach": (("attach", PORT), BPF, SEE),
-    "detach": (("detach", PORT), BPF, SEE),
+    "attach": (("attach", PORT), BPF, TAKE),
+    "detach": (("detach", PORT), (), SEE),
     "map add": (("map", "add", PORT), (), SEE),
     "map remove": (("map", "remove", PORT, "--generation", 1, "--slot", 0), (), ()),
     "map switch": (("map", "switch", PORT, 1), (), ()),
@@ -40,7 +41,7 @@ VERBS: dict[str, tuple[tuple[object, ...], tuple[str, ...], tuple[str, ...]]] = 
     "status": (("status", PORT), (), ()),
     "reload": (("reload", PORT, *NEW), BPF, ()),
     "reload sysctl": (("reload", PORT, "--strategy", "sysctl", *NEW), (*BPF, "net_admin"), ()),
-    "reload --new-pid": (("reload", PORT, "--new-pid", "{new}", "--old-pid", "{old}"), BPF, (*SEE, "kill")),
+    "reload --new-pid": (("reload", PORT, "--new-pid", "{new}", "--old-pid", "{old}"), BPF, (*TAKE, "kill")),
     "migrate-req": (("migrate-req", "on"), ("net_admin",), ()),
     "sockets": (("sockets", "--pid", "{old}"), BPF, ()),
     "destroy": (("destroy", "--endpoint", PORT, "--state", "established", "--yes"), BPF, ()),

@@ -23,6 +23,7 @@ ROUNDS = 3
 CLIENTS = 128
 QUEUED = 32
 LIMIT_S = 30
+_SIGNAL_SETS = ("SigBlk", "SigCgt")
 
 
 @pytest.fixture
@@ -46,6 +47,14 @@ def master(folder: Path) -> int:
     return int((folder / "pid").read_text())
 
 
+def obeys(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal and lets it in: haproxy's master ignores SIGUSR2 while it starts."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    sets = {name: int(value, 16) for name, _, value in (line.partition(":") for line in lines) if name in _SIGNAL_SETS}
+    bit = 1 << (number - 1)
+    return bool(sets["SigCgt"] & bit) and not sets["SigBlk"] & bit
+
+
 def workers() -> set[int]:
     return {holder.pid for member in servers.listeners() for holder in member.holders}
 
@@ -56,6 +65,7 @@ def test_a_reload_of_the_master_keeps_the_listener(front: Server, tmp_path: Path
         for _ in range(ROUNDS):
             restart.await_queue(QUEUED)
             before = workers()
+            assert wait_until(lambda: obeys(master(tmp_path), signal.SIGUSR2), LIMIT_S)
             os.kill(master(tmp_path), signal.SIGUSR2)
             assert wait_until(lambda old=before: bool(workers() - old - {master(tmp_path)}), LIMIT_S)  # type: ignore[misc]
         ledger = load.stop()
