@@ -11,7 +11,9 @@ What stands on the command line, and in the environment, comes before what is in
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +22,8 @@ from typing import Any
 
 import click
 
-from reuseport_tool.errors import UsageError
+from reuseport_tool.errors import Conflict, UsageError
+from reuseport_tool.kernel.program_cache import is_private
 
 FOLDER = Path("/etc/reuseport-tool")
 # A name begins with a letter, which no endpoint does but one with a protocol or a bracket.
@@ -55,9 +58,13 @@ def find(argument: str, folder: Path | None = None) -> Path | None:
 
 
 def read(file: Path, command: click.Command) -> DeployFile:
-    """Raises UsageError for a file that is not TOML, or says what no option is for."""
+    """Raises UsageError for a file that is not TOML, or says what no option is for.
+
+    Raises:
+        Conflict: somebody else could have written it: its commands run with our rights.
+    """
     try:
-        content = tomllib.loads(file.read_text())
+        content = tomllib.loads(_text(file))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{file}: {error}") from error
     options = _options(command)
@@ -76,6 +83,18 @@ def read(file: Path, command: click.Command) -> DeployFile:
             if name not in _OWN
         },
     )
+
+
+def _text(file: Path) -> str:
+    with file.open(encoding="utf-8") as opened:
+        status = os.fstat(opened.fileno())
+        if not is_private(status, stat.S_IFREG):
+            raise Conflict(
+                f"{file} belongs to uid {status.st_uid} and has the mode {stat.S_IMODE(status.st_mode):04o}: "
+                "others could have written its commands",
+                hint=f"look at it, then: chown {os.geteuid()} {file}; chmod go-w {file}",
+            )
+        return opened.read()
 
 
 def _options(command: click.Command) -> dict[str, click.Option]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from reuseport_tool.cli import deploy_file, main
-from reuseport_tool.errors import NotFound
+from reuseport_tool.errors import Conflict, NotFound
 from reuseport_tool.models import Endpoint
 from reuseport_tool.reload import transaction
 from reuseport_tool.reload.plan import Hook, Plan
@@ -117,3 +117,14 @@ def test_a_missing_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str
 def test_a_file_names_its_endpoints_itself(folder: Path) -> None:
     (folder / "web.toml").write_text(FILE)
     assert main.run(["reload", "web", "8080"]) == 2
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o664, 0o602])
+def test_a_file_that_others_can_write_is_refused(
+    folder: Path, begun: list[object], capsys: pytest.CaptureFixture[str], mode: int
+) -> None:
+    (folder / "web.toml").write_text(FILE)
+    (folder / "web.toml").chmod(mode)
+    assert main.run(["reload", "web"]) == Conflict.exit_code
+    assert f"{mode:04o}" in capsys.readouterr().err
+    assert not begun
