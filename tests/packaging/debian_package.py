@@ -28,7 +28,6 @@ from tests.unit.test_cli import VERBS
 CHECKOUT = Path(__file__).parents[2]
 # Not the cache of programs, which a test run has for itself.
 CACHE = Path.home() / ".cache" / "reuseport-tool" / "roots"
-MIRROR = "http://deb.debian.org/debian"
 BASE = "systemd,systemd-sysv,dbus,iproute2,nginx,python3"
 LIMIT_S = 540
 MANY, FEW = 4, 1
@@ -49,7 +48,7 @@ def base_root(suite: str) -> Path:
     if not made.exists():
         subprocess.run(["rm", "-rf", root], check=True)
         root.mkdir(parents=True)
-        words = ["debootstrap", "--variant=minbase", f"--include={BASE}", suite, root, MIRROR]
+        words = ["debootstrap", "--variant=minbase", f"--include={BASE}", suite, root]
         subprocess.run(words, check=True, timeout=LIMIT_S, stdout=subprocess.DEVNULL)
         made.touch()
     return root
