@@ -213,12 +213,14 @@ def test_a_roll_back_is_reported(tool: Tool, server: Start, clients: Clients) ->
 def test_what_the_new_side_had_queued_goes_back(tool: Tool, server: Start, clients: Clients, tmp_path: Path) -> None:
     """The new side is deaf: connections that reached it before the roll-back are answered by the old."""
     server("old")
-    connected = tmp_path / "connected"
-    health = ("--health-command", f"{until(connected)}; false", "--health-timeout", 60)
+    asked, connected = tmp_path / "asked", tmp_path / "connected"
+    health = ("--health-command", f"touch {asked}; {until(connected)}; false", "--health-timeout", 60)
     process = subprocess.Popen(
         tool.command("reload", PORT, "--no-probe", *health, "--", *server_command("new", "--deaf"))
     )
-    assert wait_until(lambda: tool.ok("status", PORT)["groups"][0]["working_generation"] == 2, 30)
+    # Before that the reload waits for the new queues to be empty, which those of a deaf server would never be again.
+    assert wait_until(asked.exists, 30)
+    assert tool.ok("status", PORT)["groups"][0]["working_generation"] == 2
     clients.connect(10)
     connected.touch()
     assert process.wait(timeout=60) == 8
