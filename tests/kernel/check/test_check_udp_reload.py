@@ -1,21 +1,10 @@
-"""`check udp-reload`: every case comes out as expected, and a case that does not is said."""
+"""`check udp-reload`: a case that does not come out as expected is said. tests/check_udp runs the cases."""
 
 from __future__ import annotations
 
 import pytest
 
-from reuseport_tool.check.udp_reload import STORIES, Story, Trial
-from tests.tool import Tool
-
-
-@pytest.mark.needs("TCP iterator", "detach from a group")
-def test_every_case_is_as_expected(tool: Tool) -> None:
-    report = tool.run("check", "udp-reload").json
-    assert [case for case in report["cases"] if not case["ok"]] == []
-    assert report["ok"]
-    assert len(report["cases"]) == 2 * len(STORIES)
-    assert all(case["lost"] for case in report["cases"] if case["expected"] == "lose")
-    assert {case["flows"] for case in report["cases"]} >= {"plain", "none", "address"}
+from reuseport_tool.check.udp_reload import Story, Trial
 
 
 @pytest.mark.parametrize(
