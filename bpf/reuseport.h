@@ -36,7 +36,7 @@
 
 #define REUSEPORT_DROP 0xffffffffU
 
-/* Kept in step with reuseport_tool/group/state.py, which passes them on. */
+/* Kept in step with reuseport_tool/group/layout.py, which passes them on. */
 #ifndef GENERATIONS
 #error "GENERATIONS comes from the tool"
 #endif

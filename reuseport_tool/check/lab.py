@@ -143,11 +143,11 @@ class Lab:
         with ExitStack() as stack:
             with self._loading:
                 maps, program = policies.load_policy(policy, stack)
-            opened = maps.pin(self._pins / name, program)
-            opened.create_generation(1)
+            opened = State.create(self._pins / name, maps, program)
+            opened.generations.create(1)
             for fd in fds:
-                opened.add(1, fd)
-            opened.switch(1)
+                opened.generations[1].add(fd)
+            opened.choice.switch(1)
             sockets.attach_program(fds[0], program)
             stack.pop_all()
             return opened

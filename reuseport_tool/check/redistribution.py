@@ -64,10 +64,10 @@ class _Scene:
         self._state = stack.enter_context(opened.attach(f"redistribution_{way}", Policy.ROUND_ROBIN, fds))
         self._queue_on(_OLD)
         self._listen(_NEW, stack)
-        self._state.create_generation(2)
+        self._state.generations.create(2)
         for name in _NEW:
-            self._state.add(2, self._servers[name].listener.fileno())
-        self._state.switch(2)
+            self._state.generations[2].add(self._servers[name].listener.fileno())
+        self._state.choice.switch(2)
         self._queue_on(_NEW)
         if way is Way.SYSCTL:  # the program has dealt out the requests, the kernel moves them
             sockets.detach_program(fds[0])

@@ -112,9 +112,9 @@ class Trial:
         """
         self.new = self._stack.enter_context(Server("B", listening or lab.listener(self.cell.family)))
         if self._state:
-            self._state.create_generation(2)
-            self._state.add(2, self.new.listener.fileno())
-            self._state.switch(2)
+            self._state.generations.create(2)
+            self._state.generations[2].add(self.new.listener.fileno())
+            self._state.choice.switch(2)
         self.new.watch()
         new = self.new
         if not self.wait(lambda: new.asleep() or new.woken.is_set()):

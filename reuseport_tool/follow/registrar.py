@@ -59,7 +59,7 @@ class Registrar:
         attached, working = State.exists(folder), False
         if attached:
             with State.open(folder) as opened:
-                working = opened.has_listeners(opened.working)
+                working = opened.generations.working.has_listeners()
         return Look(
             first=first,
             listeners=len(entries),
@@ -90,16 +90,16 @@ class Registrar:
         with opened:
             self.attached.add(group)
             if result != "unchanged":
-                self._report.attached(group, opened.working, result)
-            slots = {cookie: slot for slot, cookie in opened.slots(opened.working)}
+                self._report.attached(group, opened.choice.working, result)
+            slots = {cookie: slot for slot, cookie in opened.generations.working.slots()}
             for cookie in cookies:
-                self._report.registered(group, opened.working, slots.get(cookie), cookie)
+                self._report.registered(group, opened.choice.working, slots.get(cookie), cookie)
             left = [entry.cookie for entry in unregistered(folder, entries)]
             self._report.left_alone(group, [cookie for cookie in left if self._owners.of(cookie)])
 
     def _join(self, group: Endpoint, opened: State, entries: list[BoundSocket]) -> None:
         """Register the working generation's new listeners."""
-        known, families = opened.registered(), self._families(opened)
+        known, families = opened.generations.registered(), self._families(opened)
         new = {entry.cookie: entry for entry in entries if entry.cookie not in known}
         chosen = sort([self._seen(cookie, families) for cookie in new])
         for cookie in chosen.wait:
@@ -115,23 +115,23 @@ class Registrar:
     def _register(self, group: Endpoint, opened: State, member: Member) -> None:
         try:
             with discover.descriptors([member]) as fds:
-                slot = opened.add(opened.working, fds[member.cookie])
+                slot = opened.generations.working.add(fds[member.cookie])
         except NotFound as error:
             self.obstacle = error.message
         except ToolError as error:
             self._report.failed(group, error.message, member.cookie)
         else:
-            self._report.registered(group, opened.working, slot, member.cookie)
+            self._report.registered(group, opened.choice.working, slot, member.cookie)
 
     def _belongs(self, opened: State, cookie: int) -> bool:
-        if not opened.has_listeners(opened.working):
+        if not opened.generations.working.has_listeners():
             return True
         return kinship.belongs(self._owners.pids([cookie]), *self._families(opened))
 
     def _families(self, opened: State) -> tuple[Family, Family]:
         """Of the working generation, and of all others that still have listeners."""
-        by_generation = {number: opened.slots(number) for number in opened.generations()}
-        working = [cookie for _, cookie in by_generation.pop(opened.working, [])]
+        by_generation = opened.generations.slots()
+        working = [cookie for _, cookie in by_generation.pop(opened.choice.working, [])]
         others = [cookie for slots in by_generation.values() for _, cookie in slots]
         return Family.of(self._owners.pids(working)), Family.of(self._owners.pids(others))
 
@@ -140,7 +140,7 @@ def unregistered(folder: Place, entries: list[BoundSocket]) -> list[BoundSocket]
     """Those that are in no generation. None where nothing is attached."""
     try:
         with State.open(folder) as opened:
-            known = opened.registered()
+            known = opened.generations.registered()
     except NotFound:  # detached meanwhile
         return []
     return [entry for entry in entries if entry.cookie not in known]

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from reuseport_tool.errors import Conflict, ToolError, UsageError
-from reuseport_tool.group import discover, places, state
+from reuseport_tool.group import discover, layout, places
 from reuseport_tool.group import policy as policies
 from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.state import State
@@ -42,9 +42,7 @@ def attach(
         ToolError: a listener without SO_REUSEPORT.
         ProgramRejected, MissingCapability, Unsupported: from loading.
     """
-    policies.check_source(source)
-    if flows is not None and endpoint.protocol is not Protocol.UDP:
-        raise UsageError("--flows is for UDP: a TCP connection stays with its socket by itself")
+    _check(endpoint, source, flows)
     found = discover.groups(endpoint)
     folder = bpffs.find_or_mount(root)
     results: list[Attached] = []
@@ -57,12 +55,24 @@ def attach(
         present = discover.all_present(endpoint, list(locked))
         infos = iterator.infos_of(listeners)
         for group in present:
-            start = time.perf_counter()
             with told_after(results):
-                opened, result, registered = attach_group(group, chosen, locked[group.endpoint], infos=infos)
-            with opened:
-                results.append(report(group, opened, result, registered, time.perf_counter() - start))
+                results.append(_attach_present(group, chosen, locked[group.endpoint], infos))
     return AttachReport(attached=tuple(results))
+
+
+def _attach_present(
+    group: Found, chosen: policies.ChosenPolicy, folder: Place, infos: Mapping[int, iterator.MemberInfo]
+) -> Attached:
+    start = time.perf_counter()
+    opened, result, registered = attach_group(group, chosen, folder, infos=infos)
+    with opened:
+        return report(group, opened, result, registered, time.perf_counter() - start)
+
+
+def _check(endpoint: Endpoint, source: Path | None, flows: policies.FlowChoice | None) -> None:
+    policies.check_source(source)
+    if flows is not None and endpoint.protocol is not Protocol.UDP:
+        raise UsageError("--flows is for UDP: a TCP connection stays with its socket by itself")
 
 
 @contextlib.contextmanager
@@ -93,7 +103,7 @@ def report(group: Found, opened: State, result: str, registered: list[int], dura
         endpoint=str(group.endpoint),
         result=result,
         program=opened.policy(),
-        generation=opened.working,
+        generation=opened.choice.working,
         registered=tuple(registered),
         pins=str(opened.folder / "state"),
         duration_s=round(duration_s, 4),
@@ -222,11 +232,11 @@ def _attach_new(
 ) -> tuple[State, str, list[int]]:
     with ExitStack() as stack:
         maps, loaded = chosen.fresh(stack)
-        opened = maps.pin(folder, loaded)
+        opened = State.create(folder, maps, loaded)
         stack.callback(places.clean, folder)
-        opened.create_generation(1, max(len(fds), *(infos[cookie].group_size for cookie in fds if cookie in infos), 0))
+        opened.generations.create(1, max(len(fds), *(infos[cookie].group_size for cookie in fds if cookie in infos), 0))
         registered = _mirror(opened, 1, fds, infos)
-        opened.switch(1)
+        opened.choice.switch(1)
         # Commit point: from here the program decides for the group.
         for fd in one_of_each(fds, infos):
             sockets.attach_program(fd, loaded)
@@ -244,12 +254,12 @@ def _reattach(
     """Bring an existing state up to date: another policy, or a group, or a part of it, that came after its pins."""
     bare = {cookie: fd for cookie, fd in fds.items() if cookie not in infos or infos[cookie].program_id is None}
     present = opened.policy().policy
-    if chosen.keeps(present, opened.flow_mode):
+    if chosen.keeps(present, opened.flows.mode):
         for fd in one_of_each(bare, infos):
             sockets.attach_program(fd, opened.program)
         # What the kernel does not tell of was attached before, as far as our pins say.
         return "attached" if bare.keys() & infos.keys() else "unchanged"
-    if chosen.changes_flows(opened.flow_mode):
+    if chosen.changes_flows(opened.flows.mode):
         return _change_flows(opened, attached, chosen.following(present or ""), one_of_each(fds, infos))
     with chosen.load(opened.link()) as replacement:
         if attached is not None and replacement.info().tag == opened.program.info().tag:
@@ -260,13 +270,13 @@ def _reattach(
 
 def _change_flows(opened: State, attached: int | None, chosen: policies.ChosenPolicy, fds: list[int]) -> str:
     """The maps of flows are there before the program that uses them, and go after it."""
-    plain = {name: fd for name, fd in opened.link().items() if name not in state.FLOW_MAPS}
+    plain = {name: fd for name, fd in opened.link().items() if name not in layout.FLOW_MAPS}
     if chosen.flow_entries:
-        opened.add_flows(chosen.flow_entries)
+        opened.flows.add(chosen.flow_entries)
     with chosen.load(opened.link() if chosen.flow_entries else plain) as replacement:
         _replace(opened, replacement, fds)
     if not chosen.flow_entries:
-        opened.remove_flows()
+        opened.flows.remove()
     return "replaced" if attached is not None else "attached"
 
 
@@ -279,17 +289,19 @@ def _replace(opened: State, replacement: bpf.Program, fds: list[int]) -> None:
 
 def _register(opened: State, fds: dict[int, int], renew: bool) -> list[int]:
     """Put the listeners that are in no generation yet into the working one."""
-    known = opened.registered()
+    known = opened.generations.registered()
     new = {cookie: fd for cookie, fd in fds.items() if cookie not in known}
     if not new:
         return []
-    if not opened.has_listeners(opened.working) and (renew or opened.working not in opened.generations()):
-        number = opened.next_generation()
-        opened.create_generation(number, len(new))
+    generations = opened.generations
+    exists = opened.choice.working in generations.numbers()
+    if not generations.working.has_listeners() and (renew or not exists):
+        number = generations.next()
+        generations.create(number, len(new))
         registered = _fill(opened, number, new)
-        opened.switch(number)
+        opened.choice.switch(number)
         return registered
-    return _fill(opened, opened.working, new)
+    return _fill(opened, opened.choice.working, new)
 
 
 def _mirror(opened: State, generation: int, fds: dict[int, int], infos: Mapping[int, iterator.MemberInfo]) -> list[int]:
@@ -302,11 +314,11 @@ def _mirror(opened: State, generation: int, fds: dict[int, int], infos: Mapping[
     if len({infos[cookie].group for cookie in fds if cookie in infos}) != 1 or None in places:
         return _fill(opened, generation, fds)
     for (_, fd), place in zip(fds.items(), places, strict=True):
-        opened.add(generation, fd, place)
-    opened.widen(generation, max(infos[cookie].group_size for cookie in fds))
+        opened.generations[generation].add(fd, place)
+    opened.generations[generation].widen(max(infos[cookie].group_size for cookie in fds))
     return list(fds)
 
 
 def _fill(opened: State, generation: int, fds: dict[int, int]) -> list[int]:
-    opened.add_all(generation, fds.values())
+    opened.generations[generation].add_all(fds.values())
     return list(fds)

@@ -14,13 +14,13 @@ from reuseport_tool.models import Endpoint, Flow, FlowMode, Flows, FlowTable
 
 def table(opened: State) -> FlowTable | None:
     """How full the map of a group is; None where it keeps no flows."""
-    counters = opened.flow_counters()
+    counters = opened.flows.counters()
     if counters is None:
         return None
     return FlowTable(
-        mode=opened.flow_mode,
-        flows=sum(1 for _ in opened.flows()),
-        capacity=opened.flow_capacity,
+        mode=opened.flows.mode,
+        flows=sum(1 for _ in opened.flows.recorded()),
+        capacity=opened.flows.capacity,
         counters=counters,
     )
 
@@ -40,8 +40,12 @@ def list_flows(endpoint: Endpoint, root: Path | None, generation: int | None, li
     keeps = False
     for group in places.pinned(folder, endpoint):
         with State.open(places.group_folder(folder, group)) as opened:
-            keeps |= opened.flow_mode is not FlowMode.NONE
-            found += [(raw.idle_s, _flow(group, raw)) for raw in opened.flows() if generation in (None, raw.generation)]
+            keeps |= opened.flows.mode is not FlowMode.NONE
+            found += [
+                (raw.idle_s, _flow(group, raw))
+                for raw in opened.flows.recorded()
+                if generation in (None, raw.generation)
+            ]
     if not keeps:
         raise NotFound(f"no group of {endpoint} keeps flows", hint=f"attach {endpoint} --flows address")
     return Flows(flows=tuple(flow for _, flow in sorted(found, key=lambda entry: entry[0])[:limit]))

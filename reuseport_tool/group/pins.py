@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import NotFound
-from reuseport_tool.group import attach, discover, places, state
+from reuseport_tool.group import attach, choice, discover, places
 from reuseport_tool.group import policy as policies
 from reuseport_tool.group.detach import take_off
 from reuseport_tool.group.discover import Found, Member
@@ -44,7 +44,7 @@ class Running:
 _SAME_LOOK_S = 0.05
 
 
-class Generations(Closing):
+class OpenPins(Closing):
     """The open pins of several groups, and the generations in them. A context manager; closing it leaves the pins."""
 
     def __init__(self, folders: Mapping[Endpoint, Place]) -> None:
@@ -77,47 +77,47 @@ class Generations(Closing):
 
     def working(self, group: Endpoint) -> int:
         """The number of the working generation."""
-        return self._must(group).working
+        return self._must(group).choice.working
 
     def generations(self, group: Endpoint) -> tuple[int, ...]:
         """Their numbers."""
-        return tuple(self._must(group).generations())
+        return tuple(self._must(group).generations.numbers())
 
     def cookies(self, group: Endpoint, generation: int) -> frozenset[int]:
         """The open listeners of a generation; none where there is no such generation."""
         opened = self._must(group)
-        if generation not in opened.generations():
+        if generation not in opened.generations.numbers():
             return frozenset()
-        return frozenset(cookie for _, cookie in opened.slots(generation))
+        return frozenset(cookie for _, cookie in opened.generations[generation].slots())
 
     def make(self, group: Endpoint, generation: int) -> None:
         """Make an empty generation, large enough for all sockets of the group."""
-        self._must(group).create_generation(generation, len(discover.sockets_in(group)))
+        self._must(group).generations.create(generation, len(discover.sockets_in(group)))
 
     def take_out(self, group: Endpoint, cookies: Collection[int]) -> None:
         """Take listeners out of all generations."""
         for cookie in cookies:
-            self._must(group).release(cookie)
+            self._must(group).generations.release(cookie)
 
     def remove(self, group: Endpoint, generation: int) -> None:
         """Remove a generation."""
-        self._must(group).remove_generation(generation)
+        self._must(group).generations.remove(generation)
 
     def switch(self, group: Endpoint, generation: int) -> float:
         """Make a generation the working one, end a canary. Returns the microseconds of the commit."""
-        return self._must(group).switch(generation)
+        return self._must(group).choice.switch(generation)
 
     def share(self, group: Endpoint, generation: int, percent: float) -> None:
         """Give a generation beside the working one this share of the new connections."""
-        self._must(group).share(generation, round(percent / 100 * state.SHARES))
+        self._must(group).choice.share(generation, round(percent / 100 * choice.SHARES))
 
     def canary(self, group: Endpoint) -> tuple[int, float] | None:
         """Number and percent of the generation beside the working one."""
-        found = self._must(group).canary
-        return (found[0], found[1] / state.SHARES * 100) if found else None
+        found = self._must(group).choice.canary
+        return (found[0], found[1] / choice.SHARES * 100) if found else None
 
 
-class Pins(Generations):
+class Pins(OpenPins):
     """The same with the programs of the groups."""
 
     def __init__(
@@ -148,7 +148,7 @@ class Pins(Generations):
                 found, self._chosen[group.protocol], self._folders[group], infos=self._infos(group)
             )
         opened = self._must(group)
-        return Attached(working=opened.working, counters=opened.counters())
+        return Attached(working=opened.choice.working, counters=opened.counters())
 
     def running(self, group: Endpoint) -> Running:
         """Which program runs for it now."""
@@ -182,8 +182,8 @@ class Pins(Generations):
         infos = self._infos(group) if len(members) > 1 else {}
         for member in attach.in_order(members, infos):
             with discover.descriptors([member]) as fds:
-                opened.release(member.cookie)
-                opened.add(generation, fds[member.cookie])
+                opened.generations.release(member.cookie)
+                opened.generations[generation].add(fds[member.cookie])
 
     def detach(self, group: Endpoint) -> None:
         """Give the group back to the kernel, unless the program is another one by now, and remove the pins."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import ToolError, UsageError
-from reuseport_tool.group import state
+from reuseport_tool.group import layout
 from reuseport_tool.kernel import bpf, flow_map, program
 from reuseport_tool.kernel.program import AttachType, ProgramType
 from reuseport_tool.models import FlowMode, Policy
@@ -48,7 +48,7 @@ class ChosenPolicy(Closing):
         self._flows = flows
         self._path = source or program.bpf_dir() / "policy" / f"{(policy or Policy.HASH).value.replace('-', '_')}.c"
         self._modules: dict[tuple[bool, bool], program.Module] = {}
-        self._spare: tuple[ExitStack, state.NewState, bpf.Program] | None = None
+        self._spare: tuple[ExitStack, dict[str, bpf.Map], bpf.Program] | None = None
 
     def keeps(self, present: str | None, flows: FlowMode = FlowMode.NONE) -> bool:
         """Whether a group with this policy (None for one that is not ours) and these flows has what was asked for."""
@@ -79,7 +79,7 @@ class ChosenPolicy(Closing):
                 maps, loaded = self._load_fresh(stack)
                 self._spare = stack.pop_all(), maps, loaded
 
-    def fresh(self, stack: ExitStack) -> tuple[state.NewState, bpf.Program]:
+    def fresh(self, stack: ExitStack) -> tuple[dict[str, bpf.Map], bpf.Program]:
         """It over maps of its own; `stack` closes them unless its caller pops it. Raises what load() raises."""
         if self._spare is None:
             return self._load_fresh(stack)
@@ -87,12 +87,12 @@ class ChosenPolicy(Closing):
         stack.push(opened)
         return maps, loaded
 
-    def _load_fresh(self, stack: ExitStack) -> tuple[state.NewState, bpf.Program]:
-        maps = state.new_maps(stack, self.flow_entries)
-        return maps, stack.enter_context(self.load(state.link(maps.maps)))
+    def _load_fresh(self, stack: ExitStack) -> tuple[dict[str, bpf.Map], bpf.Program]:
+        maps = layout.new_maps(stack, self.flow_entries)
+        return maps, stack.enter_context(self.load(layout.link(maps)))
 
     def load(self, maps: Mapping[str, int]) -> bpf.Program:
-        """Load it over the maps that state.link() names.
+        """Load it over the maps that layout.link() names.
 
         Raises:
             UsageError: the name of `source` cannot name a program.
@@ -106,7 +106,7 @@ class ChosenPolicy(Closing):
         return self._load(False, AttachType.SK_REUSEPORT_SELECT, maps)
 
     def _load(self, migrating: bool, attach_type: AttachType, maps: Mapping[str, int]) -> bpf.Program:
-        module = self._module(migrating, state.FLOW_MAPS[0] in maps)
+        module = self._module(migrating, layout.FLOW_MAPS[0] in maps)
         return module.load(self._path.stem, ProgramType.SK_REUSEPORT, attach_type, maps=maps)
 
     def _module(self, migrating: bool, keeps_flows: bool) -> program.Module:
@@ -130,8 +130,8 @@ def policy_source(
     path: Path, migrating: bool = True, is_ours: bool = True, keeps_flows: bool = False
 ) -> program.Source:
     """What a policy is compiled from."""
-    defines = {**state.DEFINES, **({"MIGRATE": 1} if migrating else {}), **({"FLOWS": 1} if keeps_flows else {})}
-    maps = (*state.MAPS, *state.FLOW_MAPS) if keeps_flows else state.MAPS
+    defines = {**layout.DEFINES, **({"MIGRATE": 1} if migrating else {}), **({"FLOWS": 1} if keeps_flows else {})}
+    maps = (*layout.MAPS, *layout.FLOW_MAPS) if keeps_flows else layout.MAPS
     return program.Source(path=path, defines=defines, maps=maps, is_ours=is_ours)
 
 
@@ -143,7 +143,7 @@ def _check_name(source: Path) -> None:
         )
 
 
-def load_policy(policy: Policy, stack: ExitStack) -> tuple[state.NewState, bpf.Program]:
+def load_policy(policy: Policy, stack: ExitStack) -> tuple[dict[str, bpf.Map], bpf.Program]:
     """Compile a policy of ours and load it over fresh maps; see ChosenPolicy.fresh()."""
     with ChosenPolicy(policy, None) as chosen:
         return chosen.fresh(stack)

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from reuseport_tool.errors import Conflict, MissingCapability, ToolError, Unsupported
-from reuseport_tool.group import attach, discover, places, state
+from reuseport_tool.group import attach, choice, discover, layout, places
 from reuseport_tool.group import policy as policies
 from reuseport_tool.group.discover import Found
 from reuseport_tool.group.state import State
@@ -86,8 +86,8 @@ def is_damaged(folder: Place, running: int) -> bool:
             opened.settle_program(running)
             if opened.policy().id != running:
                 return True
-            opened.registered()
-            return opened.working not in (0, *opened.generations())
+            opened.generations.registered()
+            return opened.choice.working not in (0, *opened.generations.numbers())
     except (ToolError, OSError):
         return True
 
@@ -130,7 +130,7 @@ def _maps(stack: ExitStack, program: bpf.Program) -> dict[str, bpf.Map] | None:
     try:
         for map_id in program.map_ids():
             entry = stack.enter_context(bpf.Map.by_id(map_id))
-            if entry.name in state.FLOW_NAMES or state.SHAPES.get(entry.name) == state.shape(entry):
+            if entry.name in layout.FLOW_NAMES or layout.SHAPES.get(entry.name) == layout.shape(entry):
                 found[entry.name] = entry
     except PermissionError as error:
         raise _not_permitted() from error
@@ -148,7 +148,7 @@ def _generations(stack: ExitStack, maps: dict[str, bpf.Map]) -> Iterator[tuple[i
 
     A look-up in an array of maps gives the inner map's id (kernel/bpf/map_in_map.c, bpf_map_fd_sys_lookup_elem()).
     """
-    for index in range(state.GENERATIONS):
+    for index in range(layout.GENERATIONS):
         with contextlib.suppress(FileNotFoundError):
             map_id = int.from_bytes(maps["generations"].lookup(index), sys.byteorder)
             yield index, stack.enter_context(bpf.Map.by_id(map_id))
@@ -156,7 +156,7 @@ def _generations(stack: ExitStack, maps: dict[str, bpf.Map]) -> Iterator[tuple[i
 
 def _pin(stack: ExitStack, folder: Place, program: bpf.Program, maps: dict[str, bpf.Map]) -> None:
     """Pin a running program and its maps aside and put them in the place of what is there."""
-    fresh = state.new_maps(stack).maps
+    fresh = layout.new_maps(stack)
     aside, old = folder / f"next_{os.getpid()}", folder / f"gone_{os.getpid()}"
     for place in (aside, old):
         place.remove()
@@ -164,7 +164,7 @@ def _pin(stack: ExitStack, folder: Place, program: bpf.Program, maps: dict[str, 
     bpffs.pin(program, aside / "program")
     for name, entry in {**fresh, **maps}.items():
         bpffs.pin(entry, aside / name)
-    newest = max(maps["choice"].lookup_u32(index) for index in (state.Choice.WORKING, state.Choice.CANARY))
+    newest = max(maps["choice"].lookup_u32(index) for index in (choice.Element.WORKING, choice.Element.CANARY))
     for index, array in _generations(stack, maps):
         bpffs.pin(array, aside / places.generation_name(number_of(index, newest)))
     with contextlib.suppress(FileNotFoundError):
@@ -178,5 +178,5 @@ def number_of(index: int, newest: int) -> int:
 
     Generation n is at n modulo GENERATIONS, and takes the place of the one that is GENERATIONS older.
     """
-    number = newest - (newest - index) % state.GENERATIONS
-    return number if number > 0 else number + state.GENERATIONS
+    number = newest - (newest - index) % layout.GENERATIONS
+    return number if number > 0 else number + layout.GENERATIONS

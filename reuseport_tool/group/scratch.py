@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from reuseport_tool.group import policy as policies
-from reuseport_tool.group.state import GENERATIONS, State, new_sockarray
+from reuseport_tool.group.layout import GENERATIONS, new_sockarray
+from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpf
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.sockarray import SockArray
@@ -24,8 +25,7 @@ class Scratch:
 
     def __init__(self, stack: ExitStack, policy: Policy) -> None:
         self._stack = stack
-        made, self.program = policies.load_policy(policy, stack)
-        self._maps = made.maps
+        self._maps, self.program = policies.load_policy(policy, stack)
         self._state = State(Place(Path()), self._maps, self.program)
 
     def add_generation(self, generation: int, listeners: Sequence[socket.socket]) -> bpf.Map:
@@ -35,7 +35,7 @@ class Scratch:
             SockArray(array).put(slot, listener.fileno())
         self._maps["members"].update_u32(generation % GENERATIONS, len(listeners))
         self._maps["generations"].update_u32(generation % GENERATIONS, array.fd)
-        self._state.switch(generation)
+        self._state.choice.switch(generation)
         return array
 
     def counters(self) -> Counters:

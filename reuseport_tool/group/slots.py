@@ -30,7 +30,7 @@ def list_maps(endpoint: Endpoint | None, root: Path | None) -> Maps:
     for group in groups:
         try:
             with State.open(places.group_folder(folder, group)) as opened:
-                found += [_describe(group, opened, number) for number in opened.generations()]
+                found += [_describe(group, opened, number) for number in opened.generations.numbers()]
         except Conflict as error:
             damaged.append(error)
     if damaged and endpoint is not None and not found:
@@ -39,13 +39,14 @@ def list_maps(endpoint: Endpoint | None, root: Path | None) -> Maps:
 
 
 def _describe(group: Endpoint, opened: State, generation: int) -> GenerationMap:
-    with opened.sockarray(generation) as array:
-        slots = tuple(Slot(slot=slot, cookie=cookie) for slot, cookie in array.items(opened.members(generation)))
+    described = opened.generations[generation]
+    with described.sockarray() as array:
+        slots = tuple(Slot(slot=slot, cookie=cookie) for slot, cookie in array.items(described.members))
         return GenerationMap(
             endpoint=str(group),
             generation=generation,
-            working=generation == opened.working,
-            members=opened.members(generation),
+            working=generation == opened.choice.working,
+            members=described.members,
             capacity=array.capacity,
             slots=slots,
         )
@@ -73,18 +74,18 @@ def add(
         members = _chosen(group, opened, pid, cookie)
         if slot is not None and len(members) != 1:
             raise UsageError(f"one slot, but {len(members)} listeners", hint="choose one with --cookie")
-        number = opened.working if generation is None else generation
-        if number not in opened.generations():
+        number = opened.choice.working if generation is None else generation
+        if number not in opened.generations.numbers():
             if number < 1:
                 raise UsageError(f"not a generation: {number}", hint="generations are numbered from 1")
-            opened.create_generation(number, len(members))
+            opened.generations.create(number, len(members))
         with discover.descriptors(members) as fds:
             added = [
                 MapChange(
                     endpoint=str(group.endpoint),
                     change="added",
                     generation=number,
-                    slot=opened.add(number, fd, slot),
+                    slot=opened.generations[number].add(fd, slot),
                     cookie=cookie,
                 )
                 for cookie, fd in fds.items()
@@ -108,7 +109,7 @@ def _chosen(group: Found, opened: State, pid: int | None, cookie: int | None) ->
                 hint="a map takes the sockets of its own group only: same protocol, address and port",
             )
         return members
-    known = opened.registered()
+    known = opened.generations.registered()
     members = [member for member in group.members if member.cookie not in known]
     if not members:
         raise NotFound(f"every listener on {group.endpoint} is registered already")
@@ -118,8 +119,8 @@ def _chosen(group: Found, opened: State, pid: int | None, cookie: int | None) ->
 def remove(endpoint: Endpoint, root: Path | None, *, generation: int, slot: int) -> MapChanges:
     """Empty a slot. Raises NotFound when it is empty, UsageError when there is no such slot."""
     with _attached(endpoint, root) as (group, opened):
-        cookie = dict(opened.slots(generation)).get(slot)
-        opened.remove(generation, slot)
+        cookie = dict(opened.generations[generation].slots()).get(slot)
+        opened.generations[generation].empty(slot)
         return MapChanges(
             changes=(
                 MapChange(
@@ -137,17 +138,17 @@ def switch(endpoint: Endpoint, root: Path | None, *, generation: int, force: boo
         Conflict: it has no open listener, and `force` is not given.
     """
     with _attached(endpoint, root) as (group, opened):
-        if generation not in opened.generations():
+        if generation not in opened.generations.numbers():
             raise NotFound(
                 f"no generation {generation} on {group.endpoint}",
-                hint=f"there are: {', '.join(map(str, opened.generations()))}",
+                hint=f"there are: {', '.join(map(str, opened.generations.numbers()))}",
             )
-        if not opened.slots(generation) and not force:
+        if not opened.generations[generation].slots() and not force:
             raise Conflict(
                 f"generation {generation} has no open listener",
                 hint="the kernel would choose among all listeners; --force does it all the same",
             )
-        opened.switch(generation)
+        opened.choice.switch(generation)
         return MapChanges(changes=(MapChange(endpoint=str(group.endpoint), change="switched", generation=generation),))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reuseport_tool.errors import Conflict, MissingCapability, NotFound, ToolError
-from reuseport_tool.group import discover, flows, followed, journals, places, problems, repair, state
+from reuseport_tool.group import choice, discover, flows, followed, journals, places, problems, repair, state
 from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpf, bpffs, netns, processes
@@ -132,11 +132,11 @@ class Observer:
 
     def _opened(self, folder: Place) -> _Pinned:
         with State.open(folder) as opened:
-            slots = {cookie: (number, slot) for number in opened.generations() for slot, cookie in opened.slots(number)}
+            generations = opened.generations.slots().items()
             return _Pinned(
                 program=opened.policy(),
-                working=opened.working,
-                places=slots,
+                working=opened.choice.working,
+                places={cookie: (number, slot) for number, slots in generations for slot, cookie in slots},
                 counters=opened.counters(),
                 canary=_canary(opened),
                 flows=flows.table(opened),
@@ -191,10 +191,10 @@ class Observer:
 
 
 def _canary(opened: State) -> Canary | None:
-    found = opened.canary
-    if found is None or found[0] == opened.working:
+    found = opened.choice.canary
+    if found is None or found[0] == opened.choice.working:
         return None
-    return Canary(generation=found[0], percent=found[1] / state.SHARES * 100)
+    return Canary(generation=found[0], percent=found[1] / choice.SHARES * 100)
 
 
 def _has_reuseport(found: Found, infos: Mapping[int, MemberInfo]) -> bool | None:

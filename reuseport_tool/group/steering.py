@@ -46,7 +46,7 @@ def _connect_steered(client: socket.socket, address: str, port: int, canary: Sta
     source = _source_address(address, port)
     client.bind((source, 0))
     before = canary.counters().steered
-    with canary.steered(source.partition("%")[0], client.getsockname()[1]):
+    with canary.choice.steered(source.partition("%")[0], client.getsockname()[1]):
         client.connect((address, port))
     if canary.counters().steered == before:
         raise ToolError(

@@ -72,12 +72,12 @@ class Datagrams(Closing):
     def flow_mode(self, group: Endpoint) -> FlowMode | None:
         """What the group keeps together; None where nothing of ours is attached."""
         opened = self._pins.state(group)
-        return opened.flow_mode if opened is not None else None
+        return opened.flows.mode if opened is not None else None
 
     def flows(self, group: Endpoint) -> Iterator[RawFlow]:
         """The recorded flows of a group."""
         opened = self._pins.state(group)
-        return opened.flows() if opened is not None else iter(())
+        return opened.flows.recorded() if opened is not None else iter(())
 
     def offer(self, group: Endpoint, count: int, steered: bool) -> None:
         """Send empty datagrams, each from a port of its own. A server reads them and answers nothing."""
@@ -116,5 +116,5 @@ class Datagrams(Closing):
             client.connect((steering.reachable(group), group.port))
             if canary is not None:
                 source, port = client.getsockname()[:2]
-                steering_.enter_context(canary.steered(str(source).partition("%")[0], port))
+                steering_.enter_context(canary.choice.steered(str(source).partition("%")[0], port))
             yield client

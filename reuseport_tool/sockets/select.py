@@ -266,7 +266,7 @@ def _group(folder: Path, endpoint: Endpoint, raws: Sequence[SocketRecord]) -> _G
     """None where the pins are damaged: `status` says so, and the generations are unknown."""
     try:
         with State.open(places.group_folder(folder, endpoint)) as opened:
-            found = {cookie: number for number in opened.generations() for _, cookie in opened.slots(number)}
+            found = {cookie: number for number, slots in opened.generations.slots().items() for _, cookie in slots}
     except Conflict:
         return None
     inodes = {raw.inode: found[raw.cookie] for raw in raws if raw.cookie in found}

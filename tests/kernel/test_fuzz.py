@@ -20,8 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reuseport_tool.cli.main import run
-from reuseport_tool.group import places, state
+from reuseport_tool.group import layout, places
 from reuseport_tool.group import policy as policies
+from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpf, bpffs, bytecode, loopback, netns, sockets
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.models import Endpoint, Policy, Protocol
@@ -46,7 +47,7 @@ VERBS = {
     "reload": ("reload", PORT, "--start-timeout", "0.1", "--no-probe", "--", "true"),
     "detach": ("detach", PORT),
 }
-PINS = ("program", *state.SHAPES, "generation_1", "program_next", "../journal")
+PINS = ("program", *layout.SHAPES, "generation_1", "program_next", "../journal")
 VERBS_EACH = int(os.environ.get("FUZZ_VERBS_EACH", "13"))
 BESIDE = [("next_1", "a folder"), (f"next_{os.getpid()}", "a hash"), ("odd", "a folder"), ("../odd", "a program")]
 ODD_NAMES = ("generation_x", "generation_7", "generation_99999999999999999999", "generation_01", "working", "odd")
@@ -82,9 +83,9 @@ class Stage:
         """Attached, with an empty generation 1."""
         (Place(self.pins) / bpffs.HOME).remove()
         self.folder.make()
-        opened = self._maps.pin(self.folder, self._program)  # closed by the stage
-        opened.create_generation(1)
-        opened.switch(1)
+        opened = State.create(self.folder, self._maps, self._program)  # closed by the stage
+        opened.generations.create(1)
+        opened.choice.switch(1)
         sockets.attach_program(self.listener.fileno(), self._program)
 
     def put(self, pin: str, thing: str) -> None:

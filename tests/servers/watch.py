@@ -17,7 +17,7 @@ def main() -> None:
     seen: set[int] = set()
     with State.open(Place(Path(sys.argv[1]))) as opened:
         while True:
-            for cookie in opened.registered() - seen:
+            for cookie in opened.generations.registered() - seen:
                 print(cookie, time.monotonic_ns(), flush=True)
                 seen.add(cookie)
             time.sleep(0.001)

@@ -15,7 +15,7 @@ import pytest
 from reuseport_tool.autolowat import attachment
 from reuseport_tool.autolowat.attachment import Plan
 from reuseport_tool.errors import Unsupported
-from reuseport_tool.group import state
+from reuseport_tool.group import layout
 from reuseport_tool.group.policy import ChosenPolicy, policy_source
 from reuseport_tool.kernel import (
     autolowat,
@@ -77,8 +77,8 @@ def _iterators() -> Iterator[tuple[str, Source, str]]:
 
 def _maps(stack: ExitStack, source: Source) -> dict[str, int]:
     """Descriptors for whatever maps a source names."""
-    if source.maps == state.MAPS:
-        return state.link(state.new_maps(stack).maps)
+    if source.maps == layout.MAPS:
+        return layout.link(layout.new_maps(stack))
     if "WANTED_FD" in source.maps:
         ring = stack.enter_context(
             bpf.Map.create(bpf.MapType.RINGBUF, "ring", key_size=0, value_size=0, max_entries=4096)

@@ -21,7 +21,7 @@ from reuseport_tool.check.trial import Cell, Missed, Trial
 from reuseport_tool.cli.main import run
 from reuseport_tool.errors import Unsupported
 from reuseport_tool.group import policy as policies
-from reuseport_tool.group.state import State
+from reuseport_tool.group.choice import Choice
 from reuseport_tool.kernel import bpffs, mib, netns, sockets, sysctl
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.packets import Family
@@ -101,8 +101,8 @@ def test_redistribution_by_the_program_goes_to_the_new_generation_at_once(pins: 
 
 
 def test_redistribution_that_could_not_run_is_not_ok(pins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    switch = State.switch
-    monkeypatch.setattr(State, "switch", lambda self, generation: switch(self, 1))
+    switch = Choice.switch
+    monkeypatch.setattr(Choice, "switch", lambda self, generation: switch(self, 1))
     with lab.opened(pins) as opened:
         report = redistribution.redistribute(opened, [Way.BPF_MIGRATE])
     assert (report.moves, report.ok) == ((), False)

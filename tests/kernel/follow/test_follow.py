@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from reuseport_tool.group import places
-from reuseport_tool.group.state import CAPACITY_LEAST, State
+from reuseport_tool.group.layout import CAPACITY_LEAST
+from reuseport_tool.group.state import State
 from reuseport_tool.kernel import netns
 from reuseport_tool.kernel.listen_events import ListenEvents
 from reuseport_tool.models import Endpoint, Protocol
@@ -70,7 +71,7 @@ def listeners(tool: Tool) -> dict[int, tuple[int | None, str]]:
 def registered(tool: Tool) -> set[int]:
     assert tool.bpffs is not None
     with State.open(places.group_folder(tool.bpffs, GROUP)) as opened:
-        return opened.registered()
+        return opened.generations.registered()
 
 
 def workers_now() -> list[int]:
@@ -323,7 +324,7 @@ def test_ten_thousand_listeners_through_one_slot(tool: Tool) -> None:
             slots = set()
             for _ in range(10_000):
                 with bind() as sock:
-                    slots.add(opened.add(1, sock.fileno()))
+                    slots.add(opened.generations[1].add(sock.fileno()))
     assert slots == {1}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from reuseport_tool.group.state import CAPACITY_LEAST
+from reuseport_tool.group.layout import CAPACITY_LEAST
 from tests.kernel.conftest import PORT, ask, snapshot
 from tests.tool import Tool
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from reuseport_tool.group.state import CAPACITY_LEAST
+from reuseport_tool.group.layout import CAPACITY_LEAST
 from reuseport_tool.kernel import rlimit
 from tests.kernel.conftest import PORT, server_command
 from tests.tool import Tool

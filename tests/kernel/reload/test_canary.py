@@ -47,7 +47,7 @@ class Asking:
 @pytest.mark.parametrize(("policy", "percent"), [("hash", 5), ("round-robin", 50)])
 def test_a_share_is_accurate(tool: Tool, server: Start, percent: int, policy: str) -> None:
     """Over 10,000 connections the clients count the share within one percentage point, and so does the program."""
-    from reuseport_tool.group import places, state
+    from reuseport_tool.group import choice, places
     from reuseport_tool.group.state import State
     from reuseport_tool.models import parse_endpoint
 
@@ -57,7 +57,7 @@ def test_a_share_is_accurate(tool: Tool, server: Start, percent: int, policy: st
     tool.ok("map", "add", PORT, "--generation", 2)
     folder = places.group_folder(tool.bpffs, parse_endpoint(f"127.0.0.1:{PORT}"))  # type: ignore[arg-type]
     with State.open(folder) as opened:
-        opened.share(2, percent * state.SHARES // 100)
+        opened.choice.share(2, percent * choice.SHARES // 100)
         answers = collections.Counter(ask() for _ in range(CONNECTIONS))
         counters = opened.counters()
     assert answers.keys() == {"old", "new"}
