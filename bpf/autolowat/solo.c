@@ -199,6 +199,7 @@ struct finding {
 	u32 doubt, frames;
 	bool odd;	/* TCP's own order is not ours: have the mark looked at again */
 	bool skip;
+	bool fresh;	/* something of it was not followed before, at this device or at the one below */
 	bool reached;	/* the reader has come to the open frame, and nobody was asked about its goal */
 };
 
@@ -206,7 +207,7 @@ static __always_inline void look(struct __sk_buff *skb, struct flow *flow, struc
 				 struct segment *segment, struct finding *found)
 {
 	void *sk = (void *)(long)flow->sk;
-	u32 frames = stream->frames;
+	u32 frames = stream->frames, next = stream->next, furthest = stream->furthest;
 
 	found->odd = segment->seq != stream->next || is_blind(stream);
 	if (segment->seq != stream->next)
@@ -215,6 +216,7 @@ static __always_inline void look(struct __sk_buff *skb, struct flow *flow, struc
 		return;
 	found->doubt = follow(skb, stream, segment->seq, segment->payload, segment->stop - segment->seq);
 	found->frames = stream->frames - frames;
+	found->fresh = after(stream->next, next) || after(stream->furthest, furthest);
 	found->odd |= is_blind(stream);
 	if (is_open(stream) && goal(stream) != flow->answered)
 		found->reached = !after(stream->start, copied_seq(sk));
@@ -268,7 +270,7 @@ static __always_inline bool advance(struct __sk_buff *skb, struct flow *flow, st
 	bpf_spin_unlock(&flow->lock);
 	if (done && found.frames)
 		count(FRAMES, found.frames);
-	else if (done && !found.doubt)
+	else if (done && found.fresh && !found.doubt)
 		count(SAVED, 1);
 	return done;
 }

