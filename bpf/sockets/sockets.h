@@ -48,3 +48,12 @@ static __always_inline u64 read_inode(void *sk)
 		READ(inode, socket, OFF_INODE);
 	return inode;
 }
+
+/* What every socket has: its cookie, addresses, ports and state. */
+static __always_inline void read_common(struct socket_record *record, void *sk, u32 uid)
+{
+	record->cookie = socket_cookie(sk);
+	record->uid = uid;
+	record->idle = NO_IDLE;
+	read_tuple(&record->tuple, sk);
+}

@@ -40,10 +40,7 @@ int bpf_iter__tcp(struct bpf_iter_tcp_context *ctx)
 
 	if (!sk)
 		return 0;
-	record.cookie = socket_cookie(sk);
-	record.uid = ctx->uid;
-	record.idle = NO_IDLE;
-	read_tuple(&record.tuple, sk);
+	read_common(&record, sk, ctx->uid);
 	/* Request and TIME_WAIT sockets are smaller structs, that begin with a sock_common only. */
 	if (record.tuple.state == BPF_TCP_NEW_SYN_RECV) {
 		READ(record.synack_us, sk, OFF_SNT_SYNACK);

@@ -5,6 +5,7 @@
  */
 #include "sockets/sockets.h"
 #include "sockets/membership.h"
+#include "sockets/udp_queues.h"
 
 /* sk_drops_read() of include/net/sock.h: since Linux 6.18 UDP counts in two places, one for each half of the NUMA nodes. */
 static __always_inline u32 read_drops(void *sk)
@@ -25,30 +26,21 @@ static __always_inline u32 read_drops(void *sk)
 	return drops;
 }
 
-/* As udp_diag_get_info() of net/ipv4/udp_diag.c has them. */
-static __always_inline void read_queues(struct udp_record *record, void *sk)
-{
-	u32 received = 0, deficit = 0, sending = 0;
-
-	READ(received, sk, OFF_RMEM_ALLOC);
-	READ(deficit, sk, OFF_FORWARD_DEFICIT);
-	READ(sending, sk, OFF_WMEM_ALLOC);
-	record->receive_queue = received - deficit;
-	record->send_queue = sending ? sending - 1 : 0;
-}
-
 int bpf_iter__udp(struct bpf_iter_udp_context *ctx)
 {
 	struct bpf_iter_meta *meta = ctx->meta;
 	void *sk = ctx->udp_sk;
 	struct udp_record record = {};
+	struct udp_queues queues;
 
 	if (!sk)
 		return 0;
 	record.cookie = socket_cookie(sk);
 	read_tuple(&record.tuple, sk);
 	read_membership(&record.membership, sk);
-	read_queues(&record, sk);
+	queues = read_queues(sk);
+	record.receive_queue = queues.receive;
+	record.send_queue = queues.send;
 	record.drops = read_drops(sk);
 	bpf_seq_write(meta->seq, &record, sizeof(record));
 	return 0;

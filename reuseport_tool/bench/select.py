@@ -150,7 +150,7 @@ def _statistics() -> bpf.Handle:
 
 def _load(name: str, defines: dict[str, int], maps: dict[str, int]) -> bpf.Program:
     source = program.Source(path=program.bpf_dir() / "bench" / f"{name}.c", defines=defines, maps=tuple(maps))
-    return program.load(source, name, ProgramType.SK_REUSEPORT, AttachType.NONE, maps=maps)
+    return program.load(source, name, ProgramType.SK_REUSEPORT, AttachType.NONE, maps)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from typing import Any
 import click
 
 from reuseport_tool.errors import Conflict, UsageError
-from reuseport_tool.kernel.program_cache import is_private
+from reuseport_tool.kernel.folders import is_private
 
 FOLDER = Path("/etc/reuseport-tool")
 # A name begins with a letter, which no endpoint does but one with a protocol or a bracket.

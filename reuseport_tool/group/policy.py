@@ -107,7 +107,7 @@ class ChosenPolicy(Closing):
 
     def _load(self, migrating: bool, attach_type: AttachType, maps: Mapping[str, int]) -> bpf.Program:
         module = self._module(migrating, layout.FLOW_MAPS[0] in maps)
-        return module.load(self._path.stem, ProgramType.SK_REUSEPORT, attach_type, maps=maps)
+        return module.load(self._path.stem, ProgramType.SK_REUSEPORT, attach_type, maps)
 
     def _module(self, migrating: bool, keeps_flows: bool) -> program.Module:
         wanted = migrating, keeps_flows

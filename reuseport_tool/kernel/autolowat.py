@@ -237,7 +237,7 @@ def load(
     for device in devices:
         functions[_AT_DEVICES[device.has_header]] = (ProgramType.SCHED_CLS, AttachType.NONE)
     kfuncs = {name: btf.function(_KFUNCS[name]) for name in chosen.kfuncs}
-    programs = load_all(chosen, functions, maps=maps.linked(), kfuncs=kfuncs)
+    programs = load_all(chosen, functions, maps.linked() | kfuncs)
     return dict(zip(functions, programs, strict=True))
 
 
@@ -306,9 +306,9 @@ class Walk(Closing):
 
     def __init__(self, engine: Engine, maps: Maps) -> None:
         try:
-            self._iterator = BpfIterator(Protocol.TCP, walk_source(engine), maps=maps.linked())
+            self._iterator = BpfIterator(Protocol.TCP, walk_source(engine), maps.linked())
         except ProgramRejected:
-            self._iterator = BpfIterator(Protocol.TCP, walk_source(engine, can_set=False), maps=maps.linked())
+            self._iterator = BpfIterator(Protocol.TCP, walk_source(engine, can_set=False), maps.linked())
 
     def read(self) -> list[Followed]:
         return [Followed(*entry) for entry in struct.iter_unpack("=II", self._iterator.read())]

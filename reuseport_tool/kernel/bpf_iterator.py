@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.kernel import bpf
@@ -20,7 +21,7 @@ class BpfIterator(Closing):
 
     Args:
         over: tcp, udp, task_file: the source's function is bpf_iter__<over>.
-        maps, kfuncs: as for Module.load().
+        values: as for Module.load().
 
     Raises:
         Unsupported: no such iterator, or no BTF.
@@ -28,16 +29,9 @@ class BpfIterator(Closing):
         ProgramRejected: from loading.
     """
 
-    def __init__(
-        self,
-        over: str,
-        source: Source,
-        *,
-        maps: Mapping[str, int] | None = None,
-        kfuncs: Mapping[str, int] | None = None,
-    ) -> None:
+    def __init__(self, over: str, source: Source, values: Mapping[str, int] = MappingProxyType({})) -> None:
         function = f"bpf_iter__{over}"
-        with load(source, function, ProgramType.TRACING, AttachType.TRACE_ITER, maps=maps, kfuncs=kfuncs) as program:
+        with load(source, function, ProgramType.TRACING, AttachType.TRACE_ITER, values) as program:
             self._link = bpf.attach_iterator(program)
 
     def read(self, chunk_bytes: int = _CHUNK_BYTES) -> bytes:

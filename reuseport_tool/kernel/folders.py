@@ -135,6 +135,12 @@ class Place:
             os.rename(self.name, to.name, src_dir_fd=folder, dst_dir_fd=there)
 
 
+def is_private(status: os.stat_result, kind: int) -> bool:
+    """Whether it is of this kind (S_IF…), and only we or root can write it."""
+    is_ours = status.st_uid in (0, os.geteuid())
+    return stat.S_IFMT(status.st_mode) == kind and is_ours and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
 def _open_base(base: Path) -> int:
     try:
         fd = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -194,7 +194,7 @@ def udp_source() -> Source:
 
 def _attach_tcp(maps: Mapping[str, int]) -> list[bpf.Handle]:
     source = tcp_source()
-    with load(source, source.path.stem, ProgramType.RAW_TRACEPOINT, AttachType.NONE, maps=maps) as program:
+    with load(source, source.path.stem, ProgramType.RAW_TRACEPOINT, AttachType.NONE, maps) as program:
         return [bpf.attach_raw_tracepoint(program, "inet_sock_set_state")]
 
 
@@ -205,6 +205,6 @@ def _attach_udp(maps: Mapping[str, int]) -> list[bpf.Handle]:
         stack.callback(os.close, root)
         handles = []
         for hook in (AttachType.CGROUP_INET4_POST_BIND, AttachType.CGROUP_INET6_POST_BIND):
-            with load(source, source.path.stem, ProgramType.CGROUP_SOCK, hook, maps=maps) as program:
+            with load(source, source.path.stem, ProgramType.CGROUP_SOCK, hook, maps) as program:
                 handles.append(bpf.attach_cgroup(program, root, hook))
         return handles

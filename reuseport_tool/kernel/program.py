@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import MissingCapability, ProgramRejected, ToolError, Unsupported
-from reuseport_tool.kernel import abi, btf, capabilities, compiler, libc, program_cache, rlimit
+from reuseport_tool.kernel import abi, btf, capabilities, compiler, folders, libc, program_cache, rlimit
 from reuseport_tool.kernel.bpf import Program
 from reuseport_tool.kernel.compiler import Compiled
 from reuseport_tool.kernel.program_cache import Code
@@ -29,6 +30,7 @@ _CALL, _PSEUDO_KFUNC_CALL = 0x85, 2
 _LOAD_64, _PSEUDO_MAP_FD = 0x18, 1
 # What stands for a map or a kernel function until the code is linked. No descriptor and no helper is as high.
 _FIRST_MAP, _FIRST_KFUNC = 0x40000000, 0x50000000
+_NO_VALUES: Mapping[str, int] = MappingProxyType({})
 
 
 class ProgramType(enum.IntEnum):
@@ -94,25 +96,22 @@ def load(
     function: str,
     kind: ProgramType,
     attach_type: AttachType,
-    *,
-    maps: Mapping[str, int] | None = None,
-    kfuncs: Mapping[str, int] | None = None,
+    values: Mapping[str, int] = _NO_VALUES,
 ) -> Program:
-    """Load one function of a C file; see Module."""
-    return load_all(source, {function: (kind, attach_type)}, maps=maps, kfuncs=kfuncs)[0]
+    """Load one function of a C file; see Module.load()."""
+    with Module(source) as module:
+        return module.load(function, kind, attach_type, values)
 
 
 def load_all(
     source: Source,
     functions: Mapping[str, tuple[ProgramType, AttachType]],
-    *,
-    maps: Mapping[str, int] | None = None,
-    kfuncs: Mapping[str, int] | None = None,
+    values: Mapping[str, int],
 ) -> list[Program]:
-    """Load functions of a C file, in the order given; see Module."""
+    """Load functions of a C file, in the order given; see Module.load()."""
     with Module(source) as module, ExitStack() as loaded:
         programs = [
-            loaded.enter_context(module.load(function, kind, attach_type, maps=maps, kfuncs=kfuncs))
+            loaded.enter_context(module.load(function, kind, attach_type, values))
             for function, (kind, attach_type) in functions.items()
         ]
         loaded.pop_all()
@@ -132,7 +131,7 @@ class Module(Closing):
         self._compiled: Compiled | None = None
         with open(source.path, "rb") as file:
             text = file.read()
-            private = program_cache.is_private(os.fstat(file.fileno()), stat.S_IFREG)
+            private = folders.is_private(os.fstat(file.fileno()), stat.S_IFREG)
         request = program_cache.Request(
             text=text,
             name=source.path.name,
@@ -181,15 +180,12 @@ class Module(Closing):
         function: str,
         kind: ProgramType,
         attach_type: AttachType,
-        *,
-        maps: Mapping[str, int] | None = None,
-        kfuncs: Mapping[str, int] | None = None,
+        values: Mapping[str, int] = _NO_VALUES,
     ) -> Program:
         """Load one function.
 
         Args:
-            maps: the descriptors of the source's maps.
-            kfuncs: the BTF ids of the source's kernel functions.
+            values: by their constants, the descriptors of the source's maps and the BTF ids of its kernel functions.
 
         Raises:
             ProgramRejected: there is no such function, or the verifier refuses it; the verifier's text
@@ -204,7 +200,7 @@ class Module(Closing):
                 hint=f"the program has the name of its file: write REUSEPORT_POLICY({function})",
             )
         numbers = self._source.numbers()
-        by_number = {numbers[name]: value for name, value in {**(maps or {}), **(kfuncs or {})}.items()}
+        by_number = {numbers[name]: value for name, value in values.items()}
         return load_code(link(code, by_number), kind, attach_type, name=function, license_text=self._code.license)
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reuseport_tool.kernel import compiler
+from reuseport_tool.kernel import compiler, folders
 
 _FORMAT = b"reuseport-tool cache 1\n"
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
@@ -48,7 +48,7 @@ class Store:
             with _opened(self.folder) as directory:
                 flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
                 with open(os.open(name, flags, dir_fd=directory), "rb") as file:
-                    if not is_private(os.fstat(file.fileno()), stat.S_IFREG):
+                    if not folders.is_private(os.fstat(file.fileno()), stat.S_IFREG):
                         return None
                     data = file.read(_ENTRY_MAX)
         except OSError:
@@ -85,17 +85,11 @@ def _opened(folder: Path) -> Iterator[int]:
     """The descriptor of a private folder. Raises OSError, also when others own it or can write it."""
     directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        if not is_private(os.fstat(directory), stat.S_IFDIR):
+        if not folders.is_private(os.fstat(directory), stat.S_IFDIR):
             raise PermissionError(f"{folder} is not private")
         yield directory
     finally:
         os.close(directory)
-
-
-def is_private(status: os.stat_result, kind: int) -> bool:
-    """Whether it is of this kind (S_IF…), and only we or root can write it."""
-    is_ours = status.st_uid in (0, os.geteuid())
-    return stat.S_IFMT(status.st_mode) == kind and is_ours and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _checksum(name: str, body: bytes) -> bytes:

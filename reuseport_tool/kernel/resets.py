@@ -218,5 +218,5 @@ def _attach(maps: dict[str, int], stack: ExitStack) -> None:
     """First what sees connections end, so that none of them is taken for a handshake."""
     code = source()
     for function, tracepoint in ((_ENDED, _STATES), (code.path.stem, _TRACEPOINT)):
-        with load(code, function, ProgramType.RAW_TRACEPOINT, AttachType.NONE, maps=maps) as program:
+        with load(code, function, ProgramType.RAW_TRACEPOINT, AttachType.NONE, maps) as program:
             stack.enter_context(bpf.attach_raw_tracepoint(program, tracepoint))

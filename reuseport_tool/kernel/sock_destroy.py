@@ -54,8 +54,8 @@ def by_bpf(protocol: Protocol, targets: Sequence[SocketRecord], states: int) -> 
     ) as chosen:
         for target in targets:
             chosen.update(target.cookie, target.as_target(states))
-        maps, kfuncs = {"TARGETS_FD": chosen.fd}, {"KFUNC_ID": number}
-        with BpfIterator(protocol, source(protocol), maps=maps, kfuncs=kfuncs) as iterator:
+        values = {"TARGETS_FD": chosen.fd, "KFUNC_ID": number}
+        with BpfIterator(protocol, source(protocol), values) as iterator:
             written = iterator.read()
     return {cookie: -error for cookie, error, _ in OUTCOME.iter_unpack(written)}
 

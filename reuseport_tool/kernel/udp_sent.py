@@ -41,7 +41,7 @@ class SentPackets(Closing):
                     source_.path.stem,
                     ProgramType.RAW_TRACEPOINT,
                     AttachType.NONE,
-                    maps={"SENT_FD": self._map.fd},
+                    {"SENT_FD": self._map.fd},
                 )
             )
             stack.enter_context(bpf.attach_raw_tracepoint(program, "net_dev_queue"))

@@ -17,13 +17,18 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from reuseport_tool.errors import ToolError
-from reuseport_tool.kernel import btf
+from reuseport_tool.errors import ToolError, Unsupported
+from reuseport_tool.kernel import bpf, btf, cgroup
 from reuseport_tool.kernel.bpf import Map, MapType
-from vagrant.guest import hooks
+from reuseport_tool.kernel.program import AttachType, ProgramType, Source, load_all
 
 ARM_ON_ESTABLISHED, LOWAT_QUEUED, LOWAT_RECEIVED, DISARM = range(4)
 QUEUED, RECEIVED, BYTES, LAST_WORD, KFUNC, SETSOCKOPT, ARM, OPT_IN, LOAD_WITHOUT_SKB = range(9)
+PROGRAMS = {
+    "rcvq": (ProgramType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS),
+    "opt_in": (ProgramType.CGROUP_SOCKOPT, AttachType.CGROUP_SETSOCKOPT),
+}
+KFUNCS = {"RCVLOWAT_ID": "bpf_sock_ops_tcp_set_rcvlowat", "CAST_ID": "bpf_cast_to_kern_ctx"}
 SOCKMAP = 15
 IPPROTO_MPTCP = 262
 OPT_LEVEL, OPT_NAME = 0xDEADBEEF - 2**32, 0x8BADF00D - 2**32
@@ -318,11 +323,14 @@ CASES = {name.removeprefix("case_"): case for name, case in list(globals().items
 
 def prove() -> tuple[str, str]:
     """Whether every case is as it claims; the detail names those that are not."""
-    op, kfunc = hooks.enum_value("BPF_SOCK_OPS_RCVQ_CB"), hooks.function_id("bpf_sock_ops_tcp_set_rcvlowat")
-    flag, cast = hooks.enum_value("BPF_SOCK_OPS_RCVQ_CB_FLAG"), hooks.function_id("bpf_cast_to_kern_ctx")
-    if op is None or flag is None or kfunc is None or cast is None:
+    op, flag = btf.enumerator("BPF_SOCK_OPS_RCVQ_CB"), btf.enumerator("BPF_SOCK_OPS_RCVQ_CB_FLAG")
+    try:
+        kfuncs = {constant: btf.function(name) for constant, name in KFUNCS.items()}
+    except Unsupported:
+        kfuncs = {}
+    if op is None or flag is None or not kfuncs:
         return "no", "this kernel has no BPF_SOCK_OPS_RCVQ_CB"
-    with bench(op, flag, kfunc, cast) as ready:
+    with bench(op, flag, kfuncs) as ready:
         failed = [name for name, case in CASES.items() if not passes(name, case, ready)]
     return ("no", f"failed: {', '.join(failed)}") if failed else ("yes", f"{len(CASES)} cases")
 
@@ -348,19 +356,27 @@ def last_line(error: BaseException) -> int:
 
 
 @contextlib.contextmanager
-def bench(op: int, flag: int, kfunc: int, cast: int) -> Iterator[Bench]:
+def bench(op: int, flag: int, kfuncs: dict[str, int]) -> Iterator[Bench]:
     """The programs, loaded and attached to a cgroup that we are in."""
     settings = Map.create(MapType.ARRAY, "settings", max_entries=4)
     seen = Map.create(MapType.ARRAY, "seen", max_entries=9)
-    with settings, seen, hooks.own_cgroup("rcvq-proof") as cgroup:
-        defines = {"RCVQ_OP": op, "RCVQ_FLAG": flag, "RCVLOWAT_ID": kfunc, "CAST_ID": cast}
-        defines |= {"SETTINGS_FD": settings.fd, "SEEN_FD": seen.fd}
-        defines |= {"SKB_OFFSET": btf.offset("bpf_sock_ops_kern", "skb")}
-        defines |= {"SEQ_OFFSET": btf.offset("sk_buff", "cb") + btf.offset("tcp_skb_cb", "seq")}
-        module = hooks.compile_file(Path(__file__).with_suffix(".c"), defines)
-        for name, kind, where in (
-            ("rcvq", hooks.SOCK_OPS, hooks.ATTACH_SOCK_OPS),
-            ("opt_in", hooks.CGROUP_SOCKOPT, hooks.ATTACH_SETSOCKOPT),
-        ):
-            hooks.attach(cgroup, hooks.load(module, name, kind, where, (kfunc, cast)), where)
+    with contextlib.ExitStack() as stack:
+        maps = {"SETTINGS_FD": stack.enter_context(settings).fd, "SEEN_FD": stack.enter_context(seen).fd}
+        folder = os.open(stack.enter_context(cgroup.throw_away()), os.O_RDONLY | os.O_DIRECTORY)
+        stack.callback(os.close, folder)
+        programs = load_all(source(op, flag, tuple(maps)), PROGRAMS, maps | kfuncs)
+        for program, (_, where) in zip(programs, PROGRAMS.values(), strict=True):
+            stack.enter_context(program)
+            stack.enter_context(bpf.attach_cgroup(program, folder, where))
         yield Bench(settings, seen)
+
+
+def source(op: int, flag: int, maps: tuple[str, ...]) -> Source:
+    defines = {
+        "RCVQ_OP": op,
+        "RCVQ_FLAG": flag,
+        "SKB_OFFSET": btf.offset("bpf_sock_ops_kern", "skb"),
+        "SEQ_OFFSET": btf.offset("sk_buff", "cb") + btf.offset("tcp_skb_cb", "seq"),
+    }
+    path = Path(__file__).with_suffix(".c")
+    return Source(path=path, defines=defines, maps=maps, kfuncs=tuple(KFUNCS), is_ours=False)

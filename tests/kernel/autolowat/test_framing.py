@@ -73,7 +73,7 @@ class Parser:
         path = Path(__file__).with_name("framing_probe.c")
         source = Source(path=path, defines=self.framing.defines(), maps=("RESULT_FD",), is_ours=False)
         where = (ProgramType.CGROUP_SKB, AttachType.CGROUP_INET_INGRESS)
-        self._program = stack.enter_context(load(source, path.stem, *where, maps={"RESULT_FD": self._result.fd}))
+        self._program = stack.enter_context(load(source, path.stem, *where, {"RESULT_FD": self._result.fd}))
 
     def begin(self, seq: int) -> None:
         self._result.update(0, _RESULT.pack(seq, seq, seq, seq, 0, seq, seq, 0, 0, b"", 0))

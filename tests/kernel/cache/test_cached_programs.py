@@ -98,7 +98,7 @@ def _tag(source: Source, function: str, kind: ProgramType, attach_type: AttachTy
     with ExitStack() as stack:
         maps = _maps(stack, source)
         kfuncs = {name: btf.function("bpf_sock_destroy") for name in source.kfuncs}
-        loaded = program.load(source, function, kind, attach_type, maps=maps, kfuncs=kfuncs)
+        loaded = program.load(source, function, kind, attach_type, maps | kfuncs)
         return stack.enter_context(loaded).info().tag
 
 
