@@ -177,7 +177,6 @@ _ARMS = (
     _Arm(name=BPF_DRAIN, start=_Stage.server, reload=_by_the_tool("drain")),
     _Arm(name=MIGRATE, start=_Stage.server, reload=_by_the_tool("migrate")),
 )
-ARMS = tuple(arm.name for arm in _ARMS)
 
 
 def bench(

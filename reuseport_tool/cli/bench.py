@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
@@ -15,6 +17,12 @@ from reuseport_tool.cli import show
 from reuseport_tool.cli.compat import VerbGroup
 from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.models import Protocol
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _count(name: str, default: int, text: str, *, least: int = 1, most: int = 1000) -> Callable[[F], F]:
+    return click.option(name, type=click.IntRange(least, most), default=default, show_default=True, help=text)
 
 
 @click.group("bench", cls=VerbGroup, short_help="Measure what the programs cost, side by side in one run.")
@@ -31,14 +39,8 @@ def command() -> None:
         "reuseport-tool --json bench select | jq '.arms[] | select(.program == \"hash\")'",
     ),
 )
-@click.option("--rounds", type=click.IntRange(2, 10_000), default=60, show_default=True, help="Turns of each arm.")
-@click.option(
-    "--connections",
-    type=click.IntRange(1, 100_000),
-    default=512,
-    show_default=True,
-    help="Connections of each arm in each round.",
-)
+@_count("--rounds", 60, "Turns of each arm.", least=2, most=10_000)
+@_count("--connections", 512, "Connections of each arm in each round.", least=1, most=100_000)
 @pass_context
 def select(ctx: Context, rounds: int, connections: int) -> None:
     """Measure how much the program slows down new connections, in a throw-away network namespace.
@@ -63,11 +65,9 @@ def select(ctx: Context, rounds: int, connections: int) -> None:
         "reuseport-tool --json bench reload | jq '.arms[] | {name, lost, longest_wait_ms}'",
     ),
 )
-@click.option("--rounds", type=click.IntRange(2, 1000), default=5, show_default=True, help="Turns of each arm.")
-@click.option("--clients", type=click.IntRange(8, 3000), default=256, show_default=True, help="Connections at a time.")
-@click.option(
-    "--close-rounds", type=click.IntRange(2, 1000), default=11, show_default=True, help="Turns of each close(2)."
-)
+@_count("--rounds", 5, "Turns of each arm.", least=2)
+@_count("--clients", 256, "Connections at a time.", least=8, most=3000)
+@_count("--close-rounds", 11, "Turns of each close(2).", least=2)
 @pass_context
 def reload(ctx: Context, rounds: int, clients: int, close_rounds: int) -> None:
     """Measure how many connections a restart under load loses, how long clients wait, and how long it takes.
@@ -94,7 +94,7 @@ def reload(ctx: Context, rounds: int, clients: int, close_rounds: int) -> None:
         "reuseport-tool --json bench sockets --protocol udp | jq .sizes",
     ),
 )
-@click.option("--rounds", type=click.IntRange(2, 1000), default=9, show_default=True, help="Turns of each arm.")
+@_count("--rounds", 9, "Turns of each arm.", least=2)
 @click.option(
     "--sockets",
     "sizes",
@@ -125,11 +125,9 @@ def sockets(ctx: Context, rounds: int, sizes: tuple[int, ...], protocols: tuple[
     short_help="attach, status and reload as whole processes.",
     epilog=examples("reuseport-tool bench speed", "reuseport-tool --json bench speed --rounds 30 | jq .figures"),
 )
-@click.option("--rounds", type=click.IntRange(2, 1000), default=15, show_default=True, help="Turns of each command.")
-@click.option("--workers", type=click.IntRange(1, 64), default=16, show_default=True, help="Of the large server.")
-@click.option(
-    "--addresses", type=click.IntRange(1, 500), default=70, show_default=True, help="That each of them listens on."
-)
+@_count("--rounds", 15, "Turns of each command.", least=2)
+@_count("--workers", 16, "Of the large server.", least=1, most=64)
+@_count("--addresses", 70, "That each of them listens on.", least=1, most=500)
 @pass_context
 def speed(ctx: Context, rounds: int, workers: int, addresses: int) -> None:
     """Measure whole processes, in a throw-away network namespace, with the cache of programs filled.
@@ -151,14 +149,8 @@ def speed(ctx: Context, rounds: int, workers: int, addresses: int) -> None:
         "reuseport-tool --json bench rpc-framing --rounds 50 | jq '.sizes[] | select(.segments > 2)'",
     ),
 )
-@click.option("--rounds", type=click.IntRange(2, 1000), default=15, show_default=True, help="Turns of each arm.")
-@click.option(
-    "--cpus",
-    type=click.IntRange(1, 2),
-    default=1,
-    show_default=True,
-    help="Server and client on the same CPU, or each on its own.",
-)
+@_count("--rounds", 15, "Turns of each arm.", least=2)
+@_count("--cpus", 1, "Server and client on the same CPU, or each on its own.", least=1, most=2)
 @pass_context
 def rpc_framing(ctx: Context, rounds: int, cpus: int) -> None:
     """Send frames in 1 to 64 segments and wait for an answer to each, in a throw-away network namespace.

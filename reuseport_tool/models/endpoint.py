@@ -79,20 +79,6 @@ class Identity:
     def __str__(self) -> str:
         return f"{self.endpoint} of uid {self.uid} in net:[{self.netns}]"
 
-    def differences(self, other: Identity) -> tuple[str, ...]:
-        """What keeps a socket of identity `other` out of a group of this one, in words."""
-        ours, others = self.endpoint, other.endpoint
-        compared = (
-            ("protocol", ours.protocol, others.protocol),
-            ("address", ours.address, others.address),
-            ("port", ours.port, others.port),
-            ("device", ours.device or "none", others.device or "none"),
-            ("IPV6_V6ONLY", int(ours.v6only), int(others.v6only)),
-            ("uid", self.uid, other.uid),
-            ("network namespace", self.netns, other.netns),
-        )
-        return tuple(f"{name}: {mine} and not {its}" for name, mine, its in compared if mine != its)
-
 
 _V6ONLY = ",v6only"
 _ENDPOINT = re.compile(

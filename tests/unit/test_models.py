@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from reuseport_tool.errors import UsageError
 from reuseport_tool.group.places import endpoint_of, folder_name
-from reuseport_tool.models import Counters, Endpoint, Identity, Protocol, parse_endpoint
+from reuseport_tool.models import Counters, Endpoint, Protocol, parse_endpoint
 from reuseport_tool.models.endpoint import canonical_address
 
 GOOD = {
@@ -133,19 +133,6 @@ def test_the_name_of_a_group_means_that_group_and_other_spellings_find_theirs(
     typed: Endpoint, groups: list[Endpoint], meant: list[Endpoint]
 ) -> None:
     assert typed.among(groups) == meant
-
-
-def test_what_keeps_a_socket_out_of_a_group_is_named() -> None:
-    group = Identity(endpoint=DUAL, uid=0, netns=1)
-    assert group.differences(group) == ()
-    assert group.differences(Identity(endpoint=ONLY, uid=0, netns=1)) == ("IPV6_V6ONLY: 0 and not 1",)
-    other = Identity(endpoint=BOUND, uid=33, netns=2)
-    assert group.differences(other) == (
-        "address: :: and not 127.0.0.1",
-        "device: none and not eth0",
-        "uid: 0 and not 33",
-        "network namespace: 1 and not 2",
-    )
 
 
 def test_counters_are_subtracted_field_by_field() -> None:
