@@ -37,20 +37,20 @@ from reuseport_tool.models import Endpoint, FlowMode, Policy
 @click.option(
     "--program", type=click.Path(path_type=Path), metavar="FILE.c", help="A policy of your own, see bpf/reuseport.h."
 )
-@click.option("--wait", "wait_s", type=DURATION, default="0", help="Wait for another run's lock.")
+@click.option("--wait", "wait_s", type=DURATION, default="0", help="How long to wait for the lock of another run.")
 @click.option(
     "--flows",
     type=click.Choice([mode.value for mode in FlowMode]),
-    help="What of UDP stays with its socket during a reload: nothing, or the datagrams of one address and port.",
+    help="Which UDP datagrams stay with their socket during a reload: none, or those of a known address and port.",
 )
 @click.option(
     "--flow-entries",
     type=click.IntRange(1024, 1 << 24),
     metavar="N",
-    help=f"How many flows can be recorded, 112 bytes each: twice as many as are alive.  [default: {ENTRIES}]",
+    help=f"Room for this many flows, 112 bytes each; twice the number of live flows.  [default: {ENTRIES}]",
 )
-@click.option("--repair", "repairing", is_flag=True, help="Take back a program of this tool whose pins are lost.")
-@click.option("--follow", "following", is_flag=True, help="Stay, and register listeners as they come.")
+@click.option("--repair", "repairing", is_flag=True, help="Restore lost pins of a running program of this tool.")
+@click.option("--follow", "following", is_flag=True, help="Keep running, and register new listeners.")
 @pass_context
 def command(
     ctx: Context,
@@ -65,21 +65,21 @@ def command(
 ) -> None:
     """Attach the program to every group that ENDPOINT means.
 
-    The listeners that are there become generation 1. Connections that already wait in their queues
-    are safe from then on, too. Run it again to register listeners that came later, or to change the
-    policy; where nothing is to do it says so and exits with 0.
+    The current listeners become generation 1. From then on, connections that already wait in their queues
+    are safe as well. Run it again to register later listeners or to change the policy. If there is nothing
+    to do, it says so and exits with 0.
 
-    With --flows address the program of a UDP group records which socket each address and port talks to, so that a
-    reload leaves these flows with the old server until they end. Attach it well before the reload: flows that it has
-    not seen are not known. 'flows' lists them.
+    With --flows address, the program of a UDP group records which socket serves each client address and port. A
+    reload then leaves these flows with the old server until they end. Attach well before the reload: the program
+    knows only flows that it has seen. 'flows' lists them.
 
-    With --repair it finds the program that runs by its id, and makes anew the pins of it and of its maps: what was
-    lost is back, and no connection notices. The program must be one of this tool, loaded by the same user.
+    With --repair, it finds the running program by its id and pins it and its maps again. Connections are not
+    affected. The program must be this tool's and loaded by the same user.
 
-    With --follow it stays in the foreground until SIGTERM or Ctrl-C, and prints a line for everything that happens.
-    A listener that a process of the working generation's server opens (a respawned worker, say) is registered when
-    it begins to listen; another is left to 'reload'. While a reload has the lock nothing is registered. It may
-    begin before the server, and its end changes nothing: program and registrations stay.
+    With --follow, it stays in the foreground until SIGTERM or Ctrl-C and prints a line for each event. It registers
+    a listener that the server of the working generation opens (for example in a respawned worker) as soon as it
+    listens. It leaves other listeners to 'reload', and registers nothing while a reload holds the lock. You can
+    start it before the server. When it ends, the program and the registrations stay.
     """
     if flow_entries and flows != FlowMode.ADDRESS:
         raise UsageError("--flow-entries needs --flows address")

@@ -33,7 +33,7 @@ def command() -> None:
 )
 @_CGROUP
 @click.option("--framing", required=True, metavar="SPEC", help="rpc, thrift, kafka, postgres, dns, http2, or length:…")
-@click.option("--ports", type=PORTS, default="", help="Opt every connection on these ports in.")
+@click.option("--ports", type=PORTS, default="", help="Follow every connection on these ports.")
 @click.option(
     "--engine",
     type=click.Choice(["auto", *(engine.value for engine in Engine)]),
@@ -57,12 +57,12 @@ def attach(ctx: Context, folder: Path, framing: str, ports: tuple[int, ...], eng
 @_CGROUP
 @pass_context
 def detach(ctx: Context, folder: Path) -> None:
-    """Take the programs away. Every socket is at SO_RCVLOWAT 1 then; traffic may go on meanwhile."""
+    """Remove the programs and set SO_RCVLOWAT of every socket back to 1. Traffic may go on meanwhile."""
     show.result(autolowat.detach(folder, ctx.bpffs), ctx.json)
 
 
 @command.command("status", epilog=examples("reuseport-tool autolowat status"))
 @pass_context
 def status(ctx: Context) -> None:
-    """Show where it is attached, what it follows, what it has saved, and why it gave sockets up."""
+    """Show where it is attached, what it follows, what it has saved, and why it stopped following sockets."""
     show.result(autolowat.status(ctx.bpffs), ctx.json)

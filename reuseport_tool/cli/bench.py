@@ -45,10 +45,10 @@ def command() -> None:
 def select(ctx: Context, rounds: int, connections: int) -> None:
     """Measure how much the program slows down new connections, in a throw-away network namespace.
 
-    The arms are no program, one that only passes, the smallest one that selects, and this tool's
-    `hash`, with 1, 16 and 256 listeners. Ratios are against no program in the same round: the median,
-    and the middle half of the rounds. Nanoseconds for each run come from the kernel's BPF statistics,
-    in rounds of their own, because statistics cost time; they are off again afterwards.
+    The arms are: no program, a program that only passes, the smallest program that selects, and this tool's
+    `hash`, each with 1, 16 and 256 listeners. A ratio compares with no program in the same round; shown are the
+    median and the middle half of the rounds. Nanoseconds per run come from the kernel's BPF statistics. These cost
+    time, so they are switched on only for rounds of their own.
     """
     total = rounds + bench_select.STATISTICS_ROUNDS
     with click.progressbar(length=total, label="rounds", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
@@ -58,7 +58,7 @@ def select(ctx: Context, rounds: int, connections: int) -> None:
 
 @command.command(
     "reload",
-    short_help="What clients feel of a restart, by ways to do it.",
+    short_help="What clients notice of a restart, for seven ways to do it.",
     epilog=examples(
         "reuseport-tool bench reload",
         "reuseport-tool bench reload --rounds 20 --clients 256",
@@ -87,7 +87,7 @@ def reload(ctx: Context, rounds: int, clients: int, close_rounds: int) -> None:
 
 @command.command(
     "sockets",
-    short_help="The listing of sockets against ss.",
+    short_help="How long `sockets` takes, compared with ss.",
     epilog=examples(
         "reuseport-tool bench sockets",
         "reuseport-tool bench sockets --sockets 1000 --sockets 50000 --rounds 20",
@@ -102,16 +102,22 @@ def reload(ctx: Context, rounds: int, clients: int, close_rounds: int) -> None:
     multiple=True,
     default=bench_sockets.SIZES,
     show_default=True,
-    help="This many sockets; repeatable.",
+    help="This many sockets. Repeatable.",
 )
-@click.option("--protocol", "protocols", type=click.Choice([entry.value for entry in Protocol]), multiple=True)
+@click.option(
+    "--protocol",
+    "protocols",
+    type=click.Choice([entry.value for entry in Protocol]),
+    multiple=True,
+    help="Only this protocol. Repeatable.",
+)
 @pass_context
 def sockets(ctx: Context, rounds: int, sizes: tuple[int, ...], protocols: tuple[str, ...]) -> None:
     """Measure `sockets` against ss, in a throw-away network namespace.
 
-    Arms that take turns: the walk into records of this process, the same with filters, text and processes, our
-    whole command with start-up and compilation, `ss -tan` (or `-uan`), and that with processes. Ratios
-    are of wall times, against ss in the same round: the median, and the middle half of the rounds.
+    The arms take turns: the walk into records of this process; the same with filters, text and processes; the whole
+    command with its start; `ss -tan` (or `-uan`); and `ss` with processes. A ratio compares wall time with that of
+    `ss` in the same round; shown are the median and the middle half of the rounds.
     """
     chosen = [Protocol(name) for name in protocols] or list(Protocol)
     rising = sorted(set(sizes))
@@ -122,12 +128,12 @@ def sockets(ctx: Context, rounds: int, sizes: tuple[int, ...], protocols: tuple[
 
 @command.command(
     "speed",
-    short_help="attach, status and reload as whole processes.",
+    short_help="How long attach, status and reload take as whole processes.",
     epilog=examples("reuseport-tool bench speed", "reuseport-tool --json bench speed --rounds 30 | jq .figures"),
 )
 @_count("--rounds", 15, "Turns of each command.", least=2)
-@_count("--workers", 16, "Of the large server.", least=1, most=64)
-@_count("--addresses", 70, "That each of them listens on.", least=1, most=500)
+@_count("--workers", 16, "Workers of the large server.", least=1, most=64)
+@_count("--addresses", 70, "Addresses that each worker listens on.", least=1, most=500)
 @pass_context
 def speed(ctx: Context, rounds: int, workers: int, addresses: int) -> None:
     """Measure whole processes, in a throw-away network namespace, with the cache of programs filled.
@@ -142,7 +148,7 @@ def speed(ctx: Context, rounds: int, workers: int, addresses: int) -> None:
 
 @command.command(
     "rpc-framing",
-    short_help="Wake-ups and CPU of each frame, with and without AutoLOWAT.",
+    short_help="Wake-ups and CPU time of a frame, with and without AutoLOWAT.",
     epilog=examples(
         "reuseport-tool bench rpc-framing",
         "reuseport-tool bench rpc-framing --cpus 2",
@@ -157,7 +163,7 @@ def rpc_framing(ctx: Context, rounds: int, cpus: int) -> None:
 
     The arms take turns: plain sockets outside of the cgroup (`off`), SO_RCVLOWAT set by the application to the
     size of all frames, and each engine that this kernel has. Server and client are processes of their own. On one CPU
-    a wake-up is a switch between them, as on a busy machine; on two it is an interrupt that ends the other's idling.
+    a wake-up is a switch between them, as on a busy machine; on two it is an interrupt that wakes the idle CPU.
     """
     with show.progress("rounds") as progress:
         report = bench_rpc_framing.bench(rounds, cpus, progress)

@@ -13,9 +13,9 @@ from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.models import Engine, Way
 
 
-@click.group("check", cls=VerbGroup, short_help="Prove on this kernel that it works, in namespaces of its own.")
+@click.group("check", cls=VerbGroup, short_help="Prove that it works on this kernel, in namespaces of its own.")
 def command() -> None:
-    """Live proofs on the running kernel. They touch no group that is in use."""
+    """Prove on the running kernel that it works. Groups in use are not touched."""
 
 
 @command.command(
@@ -25,7 +25,7 @@ def command() -> None:
         "reuseport-tool check hot-reload --strategy bpf-migrate --strategy sysctl",
         "reuseport-tool --json check hot-reload --connections 16",
     )
-    + "\n\nExits with 0 only if every case came out as the theory says.",
+    + "\n\nExits with 0 only if every case came out as expected.",
 )
 @click.option(
     "--connections",
@@ -39,16 +39,16 @@ def command() -> None:
     "ways",
     type=click.Choice([way.value for way in Way]),
     multiple=True,
-    help="Only this way to reload; can be repeated.  [default: all]",
+    help="Only this way to reload. Repeatable.  [default: all]",
 )
 @pass_context
 def hot_reload(ctx: Context, connections: int, ways: tuple[str, ...]) -> int:
-    """Reload a server in six ways, and count what becomes of its waiting connections.
+    """Reload a server in six ways, and count what happens to its waiting connections.
 
-    Each case brings connections into one state that a listener can hold them in, with crafted
-    packets, and then reloads: by plain close, accept-drain, fd-passing, bpf-drain, with
-    net.ipv4.tcp_migrate_req, and with this tool's program. Clients, kernel and program count alike,
-    and a server that sleeps in epoll_wait must be woken by what it inherits.
+    Each case uses crafted packets to bring connections into one of the states in which a listener holds them.
+    Then it reloads by plain close, accept-drain, fd-passing, bpf-drain, net.ipv4.tcp_migrate_req, or this tool's
+    program. The counts of the clients, the kernel and the program must agree, and the connections that a server
+    inherits must wake it from epoll_wait.
     """
     chosen = [Way(way) for way in ways] or list(Way)
     with show.progress("cases") as progress:
@@ -64,10 +64,10 @@ def hot_reload(ctx: Context, connections: int, ways: tuple[str, ...]) -> int:
 )
 @pass_context
 def udp_reload(ctx: Context) -> int:
-    """Reload UDP servers of several kinds under load, and count the datagrams that nobody answers.
+    """Reload UDP servers of several kinds under load, and count the datagrams that get no answer.
 
-    Each case runs this tool as an operator does, in a network namespace of its own. The arm "plain" restarts the server
-    without it.
+    Each case runs this tool as an operator does, in a network namespace of its own. The arm "plain" restarts the
+    server without it.
     """
     with show.progress("cases") as progress:
         report = check_udp_reload.check(ctx.bpffs, progress)
@@ -92,10 +92,10 @@ def udp_reload(ctx: Context) -> int:
 )
 @pass_context
 def rpc_framing(ctx: Context, engine: str) -> int:
-    """Send frames in every way, read them in every way, and look when the reader is woken.
+    """Send and read frames in many ways, and check when the reader is woken.
 
-    Each piece is a segment of its own, which is made sure of. After each, SO_RCVLOWAT and whether a reader
-    in epoll_wait would be woken must be as they should.
+    Each piece of a frame is sent as a segment of its own. After each segment, SO_RCVLOWAT must have the right value,
+    and epoll must report the socket exactly when a frame is there.
     """
     chosen = None if engine == "auto" else Engine(engine)
     with show.progress("cases") as progress:

@@ -25,7 +25,7 @@ from reuseport_tool.programs import fill
     required=True,
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="The folder for them, made if need be.",
+    help="The folder for the programs. It is made if necessary.",
 )
 @click.option(
     "--program",
@@ -33,7 +33,7 @@ from reuseport_tool.programs import fill
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE.c",
-    help="Also a policy of your own. Can be repeated.",
+    help="Also compile this policy of your own. Repeatable.",
 )
 @pass_context
 def command(ctx: Context, output: Path, own: tuple[Path, ...]) -> None:

@@ -15,24 +15,24 @@ from reuseport_tool.sockets.destroy import Engine
 
 @click.command(
     "destroy",
-    short_help="End sockets; without --yes only say which.",
+    short_help="End sockets. Without --yes, only show which.",
     epilog=examples(
         "reuseport-tool destroy --pid 4242 --state established",
         "reuseport-tool destroy --endpoint 8080 --idle 300 --yes",
         "reuseport-tool destroy --cookie 77 --yes",
     )
-    + "\n\nExits with 1 if a chosen socket was refused by the kernel.",
+    + "\n\nExits with 1 if the kernel refused to end a chosen socket.",
 )
 @filters
-@click.option("--yes", "act", is_flag=True, help="Do it. Without, nothing is changed.")
+@click.option("--yes", "act", is_flag=True, help="End them. Without --yes nothing changes.")
 @click.option("--engine", type=click.Choice([entry.value for entry in Engine]), default="auto", hidden=True)
 @pass_context
 def command(ctx: Context, /, act: bool, engine: str, **options: Any) -> int:
     """End the sockets that match all filters; at least one filter is needed.
 
-    Their programs get ECONNABORTED, the peers of TCP connections a reset. Listeners are left alone unless
-    --state listen is given. Half-open and TIME_WAIT sockets always are: no program holds them. A bound
-    UDP socket gets the error and loses its peer, and stays bound until its program closes it.
+    Their programs get ECONNABORTED, and the peers of TCP connections get a reset. Listeners are left alone
+    without --state listen. Half-open and TIME_WAIT sockets are always left alone: no program holds them. A bound
+    UDP socket gets the error and loses its peer, but stays bound until its program closes it.
     """
     report = destroy.destroy(make_filter(**options), ctx.bpffs, act=act, engine=Engine(engine))
     show.result(report, ctx.json)

@@ -21,13 +21,13 @@ from reuseport_tool.models import Endpoint
 )
 @click.argument("endpoint", type=ENDPOINT, required=False)
 @click.option("--all", "everything", is_flag=True, help="Detach every group of the network namespace.")
-@click.option("--gone", is_flag=True, help="Remove the pins of network namespaces that do not exist any more.")
-@click.option("--wait", "wait_s", type=DURATION, default="0", help="Wait for another run's lock.")
+@click.option("--gone", is_flag=True, help="Remove the pins of network namespaces that no longer exist.")
+@click.option("--wait", "wait_s", type=DURATION, default="0", help="How long to wait for the lock of another run.")
 @pass_context
 def command(ctx: Context, endpoint: Endpoint | None, everything: bool, gone: bool, wait_s: float) -> None:
     """Remove program and pins from every group that ENDPOINT means.
 
-    Listeners and their connections stay as they are. From then on a closing listener loses what is
+    Listeners and their connections stay as they are. From then on, a closing listener loses what is
     in its queues, unless net.ipv4.tcp_migrate_req is on. A program of this tool is also taken off where its pins are
     lost or damaged.
     """

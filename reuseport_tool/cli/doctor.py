@@ -19,9 +19,9 @@ from reuseport_tool.errors import MissingCapability, Unsupported
 def command(ctx: Context) -> int:
     """Try every feature that the tool uses, in a throw-away network namespace.
 
-    Each one is done for real, and the version of the kernel is never asked. The answer is yes, no, or
-    could not tell, which without root names the capability that is missing. Exits with 0 if the
-    strategy `migrate` works here, with 4 if not, and with 3 where that could not be tried.
+    It uses each feature for real and never looks at the kernel's version. The answer is yes, no, or could not
+    tell; without root, the last one names the missing capability. Exits with 0 if the strategy `migrate` works
+    here, with 4 if not, and with 3 if that could not be tried.
     """
     report = doctor.doctor(ctx.bpffs)
     show.result(report, ctx.json)

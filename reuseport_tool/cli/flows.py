@@ -21,11 +21,11 @@ from reuseport_tool.models import Endpoint
 )
 @click.argument("endpoint", type=ENDPOINT)
 @click.option("--generation", type=GENERATION, help="Only those of this generation.")
-@click.option("--limit", type=click.IntRange(1), default=1000, show_default=True, help="At most so many.")
+@click.option("--limit", type=click.IntRange(1), default=1000, show_default=True, help="Show at most this many.")
 @pass_context
 def command(ctx: Context, endpoint: Endpoint, generation: int | None, limit: int) -> None:
-    """List the flows of the UDP groups that ENDPOINT means, those seen last first.
+    """List the flows of the UDP groups that ENDPOINT means, the most recent first.
 
-    A group keeps flows once it is attached with --flows.
+    A group records flows once it is attached with --flows.
     """
     show.result(flows.list_flows(endpoint, ctx.bpffs, generation, limit), ctx.json)

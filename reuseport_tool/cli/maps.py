@@ -12,9 +12,9 @@ from reuseport_tool.group import slots as maps
 from reuseport_tool.models import Endpoint
 
 
-@click.group("map", cls=VerbGroup, short_help="Work on the REUSEPORT_SOCKARRAY maps by hand.")
+@click.group("map", cls=VerbGroup, short_help="Show and change the REUSEPORT_SOCKARRAY maps by hand.")
 def command() -> None:
-    """The sockarrays of attached groups: which listener is in which slot of which generation."""
+    """Show and change which listener is in which slot of which generation."""
 
 
 @command.command("list", epilog=examples("reuseport-tool map list"))
@@ -41,15 +41,19 @@ def show_(ctx: Context, endpoint: Endpoint) -> None:
     ),
 )
 @click.argument("endpoint", type=ENDPOINT)
-@click.option("--generation", type=GENERATION, help="Made if it does not exist.  [default: the working one]")
-@click.option("--slot", type=SLOT, help="[default: the first empty one]")
-@click.option("--pid", type=PID, help="The listeners that this process holds.")
-@click.option("--cookie", type=COOKIE, help="The listener with this socket cookie.")
+@click.option(
+    "--generation",
+    type=GENERATION,
+    help="Put them into this generation, a new one if need be.  [default: the working one]",
+)
+@click.option("--slot", type=SLOT, help="Put the listener into this slot.  [default: the first empty one]")
+@click.option("--pid", type=PID, help="Only listeners that this process holds.")
+@click.option("--cookie", type=COOKIE, help="Only the listener with this socket cookie.")
 @pass_context
 def add(
     ctx: Context, endpoint: Endpoint, generation: int | None, slot: int | None, pid: int | None, cookie: int | None
 ) -> None:
-    """Register listeners of the group; by default all that are not registered yet."""
+    """Register listeners of the group. By default, register all that are not registered yet."""
     report = maps.add(endpoint, ctx.bpffs, generation=generation, slot=slot, pid=pid, cookie=cookie)
     show.result(report, ctx.json)
 
@@ -60,15 +64,15 @@ def add(
 @click.option("--slot", type=SLOT, required=True)
 @pass_context
 def remove(ctx: Context, endpoint: Endpoint, generation: int, slot: int) -> None:
-    """Take a listener out of its slot. It stays open, and gets no new connections."""
+    """Take a listener out of its slot. It stays open but gets no new connections."""
     show.result(maps.remove(endpoint, ctx.bpffs, generation=generation, slot=slot), ctx.json)
 
 
 @command.command("switch", epilog=examples("reuseport-tool map switch 8080 2"))
 @click.argument("endpoint", type=ENDPOINT)
 @click.argument("generation", type=GENERATION)
-@click.option("--force", is_flag=True, help="Also to a generation without an open listener.")
+@click.option("--force", is_flag=True, help="Switch even to a generation without an open listener.")
 @pass_context
 def switch(ctx: Context, endpoint: Endpoint, generation: int, force: bool) -> None:
-    """Make GENERATION the working one: new connections go there from the next SYN on."""
+    """Make GENERATION the working one. New connections go there from the next SYN on."""
     show.result(maps.switch(endpoint, ctx.bpffs, generation=generation, force=force), ctx.json)

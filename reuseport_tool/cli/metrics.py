@@ -31,13 +31,13 @@ _READABLE = 0o644  # node_exporter is another user
     "--textfile",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE.prom",
-    help="Write this file at once as a whole, for the textfile collector of node_exporter.",
+    help="Write this file atomically, for the textfile collector of node_exporter.",
 )
 @pass_context
 def command(ctx: Context, endpoint: Endpoint | None, textfile: Path | None) -> None:
     """Print the state of all groups, or of those that ENDPOINT means, in the text format of Prometheus.
 
-    Counters named reuseport_netstat_… are the kernel's own of the network namespace. The units
+    Counters named reuseport_netstat_… are the kernel's counters of the network namespace. The units
     reuseport-tool-metrics.timer and .service write a textfile every 15 seconds.
     """
     with Observer(endpoint, ctx.bpffs) as observer:

@@ -114,49 +114,62 @@ class _WithCommand(click.Command):
     ),
 )
 @click.argument("endpoints", type=ENDPOINT, nargs=-1, required=True, metavar="ENDPOINT…")
-@click.option("--new-pid", type=PID, help="The new server runs already, as this process.")
+@click.option("--new-pid", type=PID, help="The new server is already running as this process.")
 @click.option("--run", metavar="COMMAND", help="A shell command that makes the server replace itself.")
-@click.option("--unit", metavar="NAME@", help="The instances NAME@a and NAME@b of a systemd unit take turns.")
+@click.option("--unit", metavar="NAME@", help="Switch between the instances NAME@a and NAME@b of a systemd unit.")
 @click.option(
     "--strategy",
     type=click.Choice([strategy.value for strategy in Strategy]),
-    help="How to move what waits in the queues.  [default: migrate, or drain where the kernel cannot]",
+    help="How to save queued connections.  [default: migrate; drain if the kernel cannot migrate]",
 )
 @click.option(
     "--policy",
     type=click.Choice([policy.value for policy in Policy]),
-    help="How the listeners share connections.  [default: as now, or hash]",
+    help="How the listeners share connections.  [default: the current one, or hash]",
 )
-@click.option("--only", is_flag=True, help="Hand over no other groups of the old processes than the named ones.")
-@click.option("--drop", type=ENDPOINT, multiple=True, help="A group that the new server gives up; it is drained.")
-@click.option("--old-pid", type=PID, multiple=True, help="The process to stop.  [default: the owner]")
-@click.option("--stop-signal", type=SignalType(), default="TERM", show_default=True, help="How to stop it.")
-@click.option("--stop-command", metavar="COMMAND", help="Stop the old side by this command instead.")
-@click.option("--listeners", type=COUNT, help="Wait for so many new listeners in each group.")
+@click.option("--only", is_flag=True, help="Hand over only the named groups of the old processes.")
+@click.option(
+    "--drop", type=ENDPOINT, multiple=True, help="Drain this group; the new server does not serve it. Repeatable."
+)
+@click.option(
+    "--old-pid",
+    type=PID,
+    multiple=True,
+    help="The process to stop. Repeatable.  [default: the topmost owner of the listeners]",
+)
+@click.option(
+    "--stop-signal", type=SignalType(), default="TERM", show_default=True, help="The signal that stops the old server."
+)
+@click.option("--stop-command", metavar="COMMAND", help="Stop the old server by this command instead.")
+@click.option("--listeners", type=COUNT, help="Wait for this many new listeners in each group.")
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File for the new server's output.  [default: a terminal, else the journal or a file that is named]",
+    help="File for the output of the new server.  [default: the terminal, the journal or a file named in the report]",
 )
-@click.option("--health-command", metavar="COMMAND", help="Must succeed after the switch, or all is rolled back.")
+@click.option("--health-command", metavar="COMMAND", help="Roll back unless this command succeeds after the switch.")
 @click.option(
-    "--health-url", metavar="URL", help="Must answer with 2xx or 3xx, asked of the new server before the switch."
+    "--health-url", metavar="URL", help="Roll back unless the new server answers with 2xx or 3xx, before the switch."
 )
 @click.option(
-    "--canary", type=SharesType(), default=(), metavar="PERCENT,…", help="Give it these shares first, one by one."
+    "--canary",
+    type=SharesType(),
+    default=(),
+    metavar="PERCENT,…",
+    help="First give the new server these shares of new connections, one after another.",
 )
-@click.option("--step", "step_s", type=DURATION, default="30", show_default=True, help="How long each share lasts.")
+@click.option("--step", "step_s", type=DURATION, default="30", show_default=True, help="Duration of each share.")
 @click.option(
     "--abort-on",
     type=ThresholdType(),
     multiple=True,
     metavar="COUNTER[=N]",
-    help=f"Roll back when it grows by N (1): {', '.join(thresholds.COUNTERS)}. May be repeated.",
+    help=f"Roll back when it grows by N (1): {', '.join(thresholds.COUNTERS)}. Repeatable.",
 )
 @click.option(
     "--flows",
     type=click.Choice([mode.value for mode in FlowMode]),
-    help="What of UDP stays with the old server.  [default: as attached; none on ports 53 and 853]",
+    help="Which UDP datagrams stay with the old server.  [default: as attached; none on ports 53 and 853]",
 )
 @click.option(
     "--flow-timeout",
@@ -164,7 +177,7 @@ class _WithCommand(click.Command):
     type=DURATION,
     default="30",
     show_default=True,
-    help="A UDP flow without a datagram for so long has ended.",
+    help="A UDP flow has ended after this time without a datagram.",
 )
 @click.option(
     "--settle",
@@ -172,28 +185,62 @@ class _WithCommand(click.Command):
     type=DURATION,
     default="1",
     show_default=True,
-    help="An old UDP server that sends nothing for so long has answered all.",
+    help="The old UDP server has answered everything after this time without sending.",
 )
-@click.option("--health-datagram", metavar="HEX", help="Must be answered by each UDP group of the new server.")
-@click.option("--probe/--no-probe", default=True, help="Open one connection, so that there is one to accept.")
 @click.option(
-    "--force", is_flag=True, help="Go on although options differ, or some process keeps the old listeners open."
+    "--health-datagram", metavar="HEX", help="Roll back unless each UDP group of the new server answers this datagram."
 )
-@click.option("--start-timeout", "start_timeout_s", type=DURATION, default="30", show_default=True)
-@click.option("--health-timeout", "health_timeout_s", type=DURATION, default="10", show_default=True)
+@click.option("--probe/--no-probe", default=True, help="Open a connection to see that the new server accepts.")
+@click.option(
+    "--force", is_flag=True, help="Go on even if socket options differ or other processes keep old listeners open."
+)
+@click.option(
+    "--start-timeout",
+    "start_timeout_s",
+    type=DURATION,
+    default="30",
+    show_default=True,
+    help="For the new server to listen.",
+)
+@click.option(
+    "--health-timeout",
+    "health_timeout_s",
+    type=DURATION,
+    default="10",
+    show_default=True,
+    help="For each health check.",
+)
 @click.option(
     "--drain-timeout",
     "drain_timeout_s",
     type=DURATION,
-    help="Wait so long for the old server's connections.  [default: 70s where they must end, else 0]",
+    help="For the connections of the old server to end.  [default: 70s where they must end, else 0]",
 )
-@click.option("--kill-leftovers", is_flag=True, help="End the accepted connections that the old server has left then.")
-@click.option("--stop-timeout", "stop_timeout_s", type=DURATION, default="30", show_default=True)
-@click.option("--wait", "lock_timeout_s", type=DURATION, default="0", help="For another run's lock.")
-@_hook_options
-@click.option("--hook-timeout", "hook_timeout_s", type=DURATION, default="30", show_default=True)
 @click.option(
-    "--timeline", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.svg", help="Draw the report."
+    "--kill-leftovers",
+    is_flag=True,
+    help="After --drain-timeout, end the accepted connections that the old server still holds.",
+)
+@click.option(
+    "--stop-timeout",
+    "stop_timeout_s",
+    type=DURATION,
+    default="30",
+    show_default=True,
+    help="For the old server to close its listeners.",
+)
+@click.option(
+    "--wait", "lock_timeout_s", type=DURATION, default="0", help="How long to wait for the lock of another run."
+)
+@_hook_options
+@click.option(
+    "--hook-timeout", "hook_timeout_s", type=DURATION, default="30", show_default=True, help="For each --on-… command."
+)
+@click.option(
+    "--timeline",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.svg",
+    help="Draw the report as an SVG picture.",
 )
 @click.option(
     "--trace",
@@ -201,7 +248,7 @@ class _WithCommand(click.Command):
     metavar="FILE.json",
     help="Write the steps as a Chrome trace, for ui.perfetto.dev.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would be done, and what would stop it.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be done and what would prevent it.")
 @click.option("--resume", is_flag=True, help="Finish a reload that was killed.")
 @click.option("--abort", is_flag=True, help="Undo a reload that was killed.")
 @pass_context
@@ -225,12 +272,12 @@ def command(
     """Replace a running server with its next version, in all the groups that it serves.
 
     The new server starts beside the old one. When it listens in every group, a single switch sends all new
-    connections to it. When it has proved that it accepts, the old server is stopped, and the connections that waited
-    for it move to the new one.
+    connections to it. When the new server has proved that it accepts, the tool stops the old one. Connections that
+    waited for the old server move to the new one.
 
-    Until the old server is stopped, every failure and Ctrl-C is undone: the old server works on, and everything that
-    was started is ended. A server that was given by --new-pid is left alone. If the tool itself is killed, 'status'
-    shows where it was, --resume finishes the reload and --abort undoes it.
+    Any failure or Ctrl-C before that stop rolls back: the old server works as before, and the tool ends everything
+    that it has started. It leaves a server named by --new-pid alone. If the tool itself is killed, 'status' shows the
+    step, --resume finishes the reload and --abort undoes it.
     """
     with drawn(timeline, trace) as draw:
         if resume or abort:

@@ -15,18 +15,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 _OPTIONS = (
-    click.option("--endpoint", type=ENDPOINT, help="Bound to it, or a connection to it: the local side."),
-    click.option("--pid", "pids", type=PID, multiple=True, help="Held by this process; repeatable."),
+    click.option("--endpoint", type=ENDPOINT, help="The local side is bound or connected to it."),
+    click.option("--pid", "pids", type=PID, multiple=True, help="Held by this process. Repeatable."),
     click.option("--generation", type=GENERATION, help="Of this generation of --endpoint."),
-    click.option("--state", "states", type=StateType(), multiple=True, help="In this state; repeatable."),
+    click.option("--state", "states", type=StateType(), multiple=True, help="In this state. Repeatable."),
     click.option("--protocol", type=click.Choice([entry.value for entry in Protocol]), help="Of this protocol."),
-    click.option("--cookie", "cookies", type=COOKIE, multiple=True, help="With this cookie; repeatable."),
-    click.option("--idle", "idle_s", type=DURATION, help="TCP, without data for so long."),
+    click.option("--cookie", "cookies", type=COOKIE, multiple=True, help="With this cookie. Repeatable."),
+    click.option("--idle", "idle_s", type=DURATION, help="TCP without data for at least this long."),
     click.option(
         "--older-than",
         "older_than_s",
         type=DURATION,
-        help="TCP, certainly that old: half-open or idle for so long.",
+        help="TCP at least this old: half-open or idle for this long.",
     ),
 )
 

@@ -26,18 +26,18 @@ from reuseport_tool.models import Endpoint
     ),
 )
 @click.argument("endpoint", type=ENDPOINT, required=False)
-@click.option("--watch", is_flag=True, help="Show rates, shares and queues as they change, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Show rates, shares and queues live until Ctrl-C.")
 @click.option("--check", is_flag=True, help="Exit with 1 if anything is stale, foreign or out of balance.")
-@click.option("--interval", "interval_s", type=DurationType(0.1), default="1s", show_default=True)
+@click.option("--interval", "interval_s", type=DurationType(0.1), default="1s", show_default=True, help="Of --watch.")
 @pass_context
 def command(ctx: Context, endpoint: Endpoint | None, watch: bool, check: bool, interval_s: float) -> int:
     """Show the SO_REUSEPORT groups of the network namespace, or those that ENDPOINT means.
 
-    The flag of a listener is "working" (gets new connections), "old" (an older generation), "foreign"
-    (in the group, but registered by nobody: it gets nothing), or "-" where no program of this tool runs.
+    Each listener has a flag: "working" (it gets new connections), "old" (of an older generation), "foreign" (in the
+    group but not registered, so it gets nothing), or "-" where no program of this tool runs.
 
-    With --check the exit code is 1 where pins or a killed reload are left (stale), a program or listeners are not
-    this tool's (foreign), or the queue of one listener is nearly full while the others' are nearly empty (imbalance).
+    With --check the exit code is 1 if pins or a killed reload are left behind (stale), if a program or listeners are
+    not this tool's (foreign), or if one listener's queue is nearly full while others are nearly empty (imbalance).
     """
     if watch and check:
         raise UsageError("--watch and --check exclude each other")
