@@ -80,6 +80,21 @@ struct flow_word {
 	u16 generation;
 } __attribute__((aligned(8)));
 
+#define CONNECTION_ID_MAX 20	/* of versions 1 and 2, RFC 9000, section 17.2 */
+
+/* A connection ID of QUIC, zeros after its end. Nothing has it with the length 0. */
+struct connection_id {
+	u8 id[CONNECTION_ID_MAX];
+	u32 length;
+} __attribute__((aligned(8)));
+
+/* Where a QUIC connection belongs. */
+struct connection {
+	struct flow_word word;
+	u32 path;		/* the kernel's hash of the addresses and ports that were seen last, 0 for none */
+	u32 unused;
+};
+
 /* What a watched socket has sent, in a map by its cookie. */
 struct sent {
 	u64 packets;
@@ -137,6 +152,8 @@ SAME_SIZE(struct listener_record, SIZEOF_LISTENER_RECORD);
 SAME_SIZE(struct udp_record, SIZEOF_UDP_RECORD);
 SAME_SIZE(struct flow_key, SIZEOF_FLOW_KEY);
 SAME_SIZE(struct flow_word, SIZEOF_FLOW_WORD);
+SAME_SIZE(struct connection_id, SIZEOF_CONNECTION_ID);
+SAME_SIZE(struct connection, SIZEOF_CONNECTION);
 SAME_SIZE(struct sent, SIZEOF_SENT);
 SAME_SIZE(struct target, SIZEOF_TARGET);
 SAME_SIZE(struct outcome, SIZEOF_OUTCOME);

@@ -80,6 +80,7 @@ enum {
 	SHARES_STRIDE = 6181,	/* no common divisor with SHARES, and near its golden section */
 	GUESSES = 8,
 	TRIED_MAX = 512,
+	TRIED_OLDER = 16,
 	ETH_P_IP = 0x0800,
 	IPPROTO_UDP = 17,
 	IPV4_SOURCE = 12,	/* offset in the IPv4 header */
@@ -164,6 +165,8 @@ struct flow {
 #define keep_flow(ctx, flow) ((void)(flow), false)
 #define note_slot(ctx, flow, slot) ((void)(flow))
 #define record_flow(flow, generation) ((void)(flow))
+#define is_later(flow) ((void)(flow), false)
+#define count_older()
 #endif
 
 /*
@@ -265,15 +268,17 @@ typedef u32 policy_fn(struct sk_reuseport_md *ctx, u32 members);
 /* A verdict of enum sk_action, or: the generation has no open member. */
 #define NOBODY (-1)
 
+/* In the place of a counter. */
+#define UNCOUNTED 0xffffffffU
+
 /*
- * Let a member of the generation that `index` of the choice names have the connection, which counts as `where`; `most` as
- * for select_member().
+ * Let a member of a generation have the connection, which counts as `where`; `most` as for select_member().
  */
-static __always_inline int choose_from(struct sk_reuseport_md *ctx, policy_fn *policy, u32 index, u32 where, u32 most,
+static __always_inline int choose_from(struct sk_reuseport_md *ctx, policy_fn *policy, u32 number, u32 where, u32 most,
 				       struct flow *flow)
 {
 	bool is_new = !migrating(ctx);
-	u32 wanted, number = choice(index), generation = number % GENERATIONS;
+	u32 wanted, generation = number % GENERATIONS;
 	u32 *members = bpf_map_lookup_elem(members_map, &generation);
 	void *sockarray = bpf_map_lookup_elem(generations_map, &generation);
 
@@ -295,6 +300,16 @@ static __always_inline int choose_from(struct sk_reuseport_md *ctx, policy_fn *p
 	return SK_PASS;
 }
 
+/* A datagram of an unknown connection that began before: the servers of the generation before may know it, if any run. */
+static __always_inline int choose_older(struct sk_reuseport_md *ctx, policy_fn *policy, struct flow *flow)
+{
+	int verdict = choose_from(ctx, policy, choice(CHOICE_WORKING) - 1, UNCOUNTED, TRIED_OLDER, flow);
+
+	if (verdict != NOBODY)
+		count_older();
+	return verdict;
+}
+
 static __always_inline int run_policy(struct sk_reuseport_md *ctx, policy_fn *policy)
 {
 	u32 where = SELECTED;
@@ -305,12 +320,14 @@ static __always_inline int run_policy(struct sk_reuseport_md *ctx, policy_fn *po
 		count_migrated(migrating_state(ctx));
 	else if (keep_flow(ctx, &flow))
 		return SK_PASS;
+	else if (is_later(&flow))
+		verdict = choose_older(ctx, policy, &flow);
 	else
 		where = destination(ctx);
 	if (where != SELECTED)
-		verdict = choose_from(ctx, policy, CHOICE_CANARY, where, 0, &flow);
+		verdict = choose_from(ctx, policy, choice(CHOICE_CANARY), where, 0, &flow);
 	if (verdict == NOBODY)
-		verdict = choose_from(ctx, policy, CHOICE_WORKING, SELECTED, TRIED_MAX, &flow);
+		verdict = choose_from(ctx, policy, choice(CHOICE_WORKING), SELECTED, TRIED_MAX, &flow);
 	if (verdict != NOBODY)
 		return verdict;
 	count(FALLBACK);

@@ -41,13 +41,15 @@ from reuseport_tool.models import Endpoint, FlowMode, Policy
 @click.option(
     "--flows",
     type=click.Choice([mode.value for mode in FlowMode]),
-    help="Which UDP datagrams stay with their socket during a reload: none, or those of a known address and port.",
+    help="Which UDP datagrams stay with their socket during a reload: none, those of a known address and port, or also "
+    "those of a known QUIC connection.",
 )
 @click.option(
     "--flow-entries",
     type=click.IntRange(1024, 1 << 24),
     metavar="N",
-    help=f"Room for this many flows, 112 bytes each; twice the number of live flows.  [default: {ENTRIES}]",
+    help="Room for this many flows, 112 bytes each (224 with QUIC); twice the number of live flows.  "
+    f"[default: {ENTRIES}]",
 )
 @click.option("--repair", "repairing", is_flag=True, help="Restore lost pins of a running program of this tool.")
 @click.option("--follow", "following", is_flag=True, help="Keep running, and register new listeners.")
@@ -71,7 +73,8 @@ def command(
 
     With --flows address, the program of a UDP group records which socket serves each client address and port. A
     reload then leaves these flows with the old server until they end. Attach well before the reload: the program
-    knows only flows that it has seen. 'flows' lists them.
+    knows only flows that it has seen. 'flows' lists them. With --flows quic, the program also learns the connection
+    IDs of QUIC, so that a connection stays with its socket when the address of its client changes.
 
     With --repair, it finds the running program by its id and pins it and its maps again. Connections are not
     affected. The program must be this tool's and loaded by the same user.
@@ -81,8 +84,8 @@ def command(
     listens. It leaves other listeners to 'reload', and registers nothing while a reload holds the lock. You can
     start it before the server. When it ends, the program and the registrations stay.
     """
-    if flow_entries and flows != FlowMode.ADDRESS:
-        raise UsageError("--flow-entries needs --flows address")
+    if flow_entries and flows in (None, FlowMode.NONE):
+        raise UsageError("--flow-entries needs --flows address or --flows quic")
     if following and flows:
         raise UsageError("--follow and --flows exclude each other", hint="attach with --flows first")
     if policy and program:

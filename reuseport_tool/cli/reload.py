@@ -169,7 +169,8 @@ class _WithCommand(click.Command):
 @click.option(
     "--flows",
     type=click.Choice([mode.value for mode in FlowMode]),
-    help="Which UDP datagrams stay with the old server.  [default: as attached; none on ports 53 and 853]",
+    help="Which UDP datagrams stay with the old server: none, those of a known address, or also those of a known QUIC "
+    "connection.  [default: as attached; none on ports 53 and 853]",
 )
 @click.option(
     "--flow-timeout",

@@ -232,8 +232,8 @@ def _attach_new(
 ) -> tuple[State, str, list[int]]:
     with ExitStack() as stack:
         maps, loaded = chosen.fresh(stack)
-        opened = State.create(folder, maps, loaded)
         stack.callback(places.clean, folder)
+        opened = State.create(folder, maps, loaded)
         opened.generations.create(1, max(len(fds), *(infos[cookie].group_size for cookie in fds if cookie in infos), 0))
         registered = _mirror(opened, 1, fds, infos)
         opened.choice.switch(1)
@@ -270,13 +270,11 @@ def _reattach(
 
 def _change_flows(opened: State, attached: int | None, chosen: policies.ChosenPolicy, fds: list[int]) -> str:
     """The maps of flows are there before the program that uses them, and go after it."""
-    plain = {name: fd for name, fd in opened.link().items() if name not in layout.FLOW_MAPS}
-    if chosen.flow_entries:
-        opened.flows.add(chosen.flow_entries)
-    with chosen.load(opened.link() if chosen.flow_entries else plain) as replacement:
+    opened.flows.add(chosen.flow_mode, chosen.flow_entries)
+    wanted = (*layout.MAPS, *layout.FLOW_MAPS[chosen.flow_mode])
+    with chosen.load({name: fd for name, fd in opened.link().items() if name in wanted}) as replacement:
         _replace(opened, replacement, fds)
-    if not chosen.flow_entries:
-        opened.flows.remove()
+    opened.flows.remove(chosen.flow_mode)
     return "replaced" if attached is not None else "attached"
 
 

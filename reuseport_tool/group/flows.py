@@ -21,6 +21,7 @@ def table(opened: State) -> FlowTable | None:
         mode=opened.flows.mode,
         flows=sum(1 for _ in opened.flows.recorded()),
         capacity=opened.flows.capacity,
+        connection_ids=opened.flows.connection_ids(),
         counters=counters,
     )
 

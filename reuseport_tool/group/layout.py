@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 
 from reuseport_tool.errors import Conflict
 from reuseport_tool.group import choice, places
-from reuseport_tool.kernel import bpf, flow_map
+from reuseport_tool.kernel import bpf, flow_map, quic
 from reuseport_tool.kernel.folders import Place
-from reuseport_tool.models import Counters, FlowCounters
+from reuseport_tool.models import Counters, FlowCounters, FlowMode
 
 GENERATIONS = 16
 CAPACITY_LEAST = 512
@@ -26,13 +27,20 @@ SHAPES = {
     "cursors": (bpf.MapType.ARRAY, 4, _CURSORS),
 }
 """By name: type, size of a value in bytes, number of elements."""
-FLOW_NAMES = ("flows", "flow_counters")
-"""Those of a group that keeps flows."""
+FLOW_NAMES: Mapping[FlowMode, tuple[str, ...]] = {
+    FlowMode.NONE: (),
+    FlowMode.ADDRESS: ("flows", "flow_counters"),
+    FlowMode.QUIC: ("flows", "flow_counters", "connections", "quic"),
+}
+"""Those of a group that keeps flows, by what it keeps."""
+ALL_FLOW_NAMES = FLOW_NAMES[FlowMode.QUIC]
+EGRESS = "quic_egress"
+"""The pin of the link by which the answers of QUIC servers are read."""
 DEFINES = {"GENERATIONS": GENERATIONS}
 """What the policies are compiled with (bpf/reuseport.h)."""
 MAPS = tuple(f"{name.upper()}_FD" for name in SHAPES)
 """What stands for the maps in them; link() has the descriptors."""
-FLOW_MAPS = tuple(f"{name.upper()}_FD" for name in FLOW_NAMES)
+FLOW_MAPS = {mode: tuple(f"{name.upper()}_FD" for name in names) for mode, names in FLOW_NAMES.items()}
 """What stands for the maps of a group that keeps flows, after MAPS."""
 
 
@@ -45,8 +53,8 @@ def link(maps: dict[str, bpf.Map]) -> dict[str, int]:
     return {f"{name.upper()}_FD": entry.fd for name, entry in maps.items()}
 
 
-def new_maps(stack: ExitStack, flow_entries: int = 0) -> dict[str, bpf.Map]:
-    """Fresh maps without a generation, with room for flows if any; `stack` closes them unless its caller pops it."""
+def new_maps(stack: ExitStack, flows: FlowMode = FlowMode.NONE, flow_entries: int = 0) -> dict[str, bpf.Map]:
+    """Fresh maps without a generation; `stack` closes them unless its caller pops it."""
     with new_sockarray() as inner:
         maps = {
             name: stack.enter_context(
@@ -60,20 +68,25 @@ def new_maps(stack: ExitStack, flow_entries: int = 0) -> dict[str, bpf.Map]:
             )
             for name, (kind, size, entries) in SHAPES.items()
         }
-    if flow_entries:
-        maps |= new_flow_maps(stack, flow_entries)
-    return maps
+    return maps | new_flow_maps(stack, flows, flow_entries)
 
 
-def new_flow_maps(stack: ExitStack, entries: int) -> dict[str, bpf.Map]:
-    """Empty maps of flows; `stack` closes them unless its caller pops it."""
-    counters = len(FLOW_COUNTERS)
-    return {
-        "flows": stack.enter_context(flow_map.create(entries)),
-        "flow_counters": stack.enter_context(
-            bpf.Map.create(bpf.MapType.PERCPU_ARRAY, "flow_counters", value_size=8, max_entries=counters)
+def new_flow_maps(stack: ExitStack, mode: FlowMode, entries: int) -> dict[str, bpf.Map]:
+    """Empty maps of flows; `stack` closes them unless its caller pops it. `quic` does not know the group's port yet."""
+    makers = {
+        "flows": lambda: flow_map.create(entries),
+        "flow_counters": lambda: bpf.Map.create(
+            bpf.MapType.PERCPU_ARRAY, "flow_counters", value_size=8, max_entries=len(FLOW_COUNTERS)
         ),
+        "connections": lambda: quic.create_connections(entries),
+        "quic": lambda: quic.create_lengths(GENERATIONS),
     }
+    return {name: stack.enter_context(makers[name]()) for name in FLOW_NAMES[mode]}
+
+
+def flow_mode(names: Collection[str]) -> FlowMode:
+    """What a group keeps that has these maps."""
+    return next(mode for mode in reversed(FlowMode) if set(FLOW_NAMES[mode]) <= set(names))
 
 
 def new_sockarray(listeners: int = 0) -> bpf.Map:

@@ -7,6 +7,7 @@ Layout on bpffs (bpffs allows no dot in a name):
             program  choice  members  generations  counters  cursors
             generation_<n>                            the sockarrays, one for each living generation
             flows  flow_counters                      of a UDP group that keeps flows
+            connections  quic  quic_egress            of one that keeps connections of QUIC; the last is a link
         next_<pid>/                                   being built by a run, or left by a killed one
         gone_<pid>/                                   being removed by a run, or left by a killed one
         journal                                       of a reload that runs, or was killed (journals.py)

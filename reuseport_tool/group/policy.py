@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from reuseport_tool.kernel.program import AttachType, ProgramType
 from reuseport_tool.models import FlowMode, Policy
 
 _NAME_MAX = 15  # BPF_OBJ_NAME_LEN - 1
+_FLOW_DEFINES = {FlowMode.NONE: {}, FlowMode.ADDRESS: {"FLOWS": 1}, FlowMode.QUIC: {"FLOWS": 1, "QUIC": 1}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class ChosenPolicy(Closing):
         self._source = source
         self._flows = flows
         self._path = source or program.bpf_dir() / "policy" / f"{(policy or Policy.HASH).value.replace('-', '_')}.c"
-        self._modules: dict[tuple[bool, bool], program.Module] = {}
+        self._modules: dict[tuple[bool, FlowMode], program.Module] = {}
         self._spare: tuple[ExitStack, dict[str, bpf.Map], bpf.Program] | None = None
 
     def keeps(self, present: str | None, flows: FlowMode = FlowMode.NONE) -> bool:
@@ -59,9 +60,14 @@ class ChosenPolicy(Closing):
         return self._flows is not None and self._flows.mode is not present
 
     @property
+    def flow_mode(self) -> FlowMode:
+        """What a group is to keep that keeps nothing yet."""
+        return FlowMode.NONE if self._flows is None else self._flows.mode
+
+    @property
     def flow_entries(self) -> int:
         """How many flows a group that is to keep them can record; 0 where none are asked for."""
-        return 0 if self._flows is None or self._flows.mode is FlowMode.NONE else self._flows.entries
+        return 0 if self.flow_mode is FlowMode.NONE or self._flows is None else self._flows.entries
 
     def following(self, present: str) -> ChosenPolicy:
         """What to load over a group with this policy, where only its flows are to change."""
@@ -88,7 +94,7 @@ class ChosenPolicy(Closing):
         return maps, loaded
 
     def _load_fresh(self, stack: ExitStack) -> tuple[dict[str, bpf.Map], bpf.Program]:
-        maps = layout.new_maps(stack, self.flow_entries)
+        maps = layout.new_maps(stack, self.flow_mode, self.flow_entries)
         return maps, stack.enter_context(self.load(layout.link(maps)))
 
     def load(self, maps: Mapping[str, int]) -> bpf.Program:
@@ -106,15 +112,15 @@ class ChosenPolicy(Closing):
         return self._load(False, AttachType.SK_REUSEPORT_SELECT, maps)
 
     def _load(self, migrating: bool, attach_type: AttachType, maps: Mapping[str, int]) -> bpf.Program:
-        module = self._module(migrating, layout.FLOW_MAPS[0] in maps)
+        module = self._module(migrating, _mode(maps))
         return module.load(self._path.stem, ProgramType.SK_REUSEPORT, attach_type, maps)
 
-    def _module(self, migrating: bool, keeps_flows: bool) -> program.Module:
-        wanted = migrating, keeps_flows
+    def _module(self, migrating: bool, flows: FlowMode) -> program.Module:
+        wanted = migrating, flows
         if wanted not in self._modules:
             if self._source is not None:
                 _check_name(self._source)
-            source = policy_source(self._path, migrating, self._source is None, keeps_flows)
+            source = policy_source(self._path, migrating, self._source is None, flows)
             self._modules[wanted] = program.Module(source)
         return self._modules[wanted]
 
@@ -127,12 +133,17 @@ class ChosenPolicy(Closing):
 
 
 def policy_source(
-    path: Path, migrating: bool = True, is_ours: bool = True, keeps_flows: bool = False
+    path: Path, migrating: bool = True, is_ours: bool = True, flows: FlowMode = FlowMode.NONE
 ) -> program.Source:
     """What a policy is compiled from."""
-    defines = {**layout.DEFINES, **({"MIGRATE": 1} if migrating else {}), **({"FLOWS": 1} if keeps_flows else {})}
-    maps = (*layout.MAPS, *layout.FLOW_MAPS) if keeps_flows else layout.MAPS
+    defines = {**layout.DEFINES, **({"MIGRATE": 1} if migrating else {}), **_FLOW_DEFINES[flows]}
+    maps = (*layout.MAPS, *layout.FLOW_MAPS[flows])
     return program.Source(path=path, defines=defines, maps=maps, is_ours=is_ours)
+
+
+def _mode(maps: Collection[str]) -> FlowMode:
+    """What a program keeps that is loaded over the maps with these constants."""
+    return next(mode for mode in reversed(FlowMode) if set(layout.FLOW_MAPS[mode]) <= set(maps))
 
 
 def _check_name(source: Path) -> None:

@@ -66,12 +66,15 @@ def _split(group: Group) -> Iterator[tuple[ProblemKind, str]]:
 def _crowded(group: Group) -> Iterator[tuple[ProblemKind, str]]:
     """An LRU map forgets elements that are in use before it is full: measured from half of its size on."""
     table = group.flows
-    if table is not None and table.flows > table.capacity // 2:
-        yield (
-            ProblemKind.CROWDED,
-            f"{table.flows} flows are recorded and {table.capacity} fit: the kernel may forget some that are alive; "
-            f"attach again with --flows none, and then with more --flow-entries",
-        )
+    if table is None:
+        return
+    for count, what in ((table.flows, "flows"), (table.connection_ids or 0, "connection IDs")):
+        if count > table.capacity // 2:
+            yield (
+                ProblemKind.CROWDED,
+                f"{count} {what} are recorded and {table.capacity} fit: the kernel may forget some that are alive; "
+                f"attach again with --flows none, and then with more --flow-entries",
+            )
 
 
 def _imbalance(group: Group) -> Iterator[tuple[ProblemKind, str]]:

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from reuseport_tool.errors import Conflict, MissingCapability, ToolError, Unsupported
-from reuseport_tool.group import attach, choice, discover, layout, places
+from reuseport_tool.group import attach, choice, discover, flow_maps, layout, places
 from reuseport_tool.group import policy as policies
 from reuseport_tool.group.discover import Found
 from reuseport_tool.group.state import State
@@ -130,7 +130,7 @@ def _maps(stack: ExitStack, program: bpf.Program) -> dict[str, bpf.Map] | None:
     try:
         for map_id in program.map_ids():
             entry = stack.enter_context(bpf.Map.by_id(map_id))
-            if entry.name in layout.FLOW_NAMES or layout.SHAPES.get(entry.name) == layout.shape(entry):
+            if entry.name in layout.ALL_FLOW_NAMES or layout.SHAPES.get(entry.name) == layout.shape(entry):
                 found[entry.name] = entry
     except PermissionError as error:
         raise _not_permitted() from error
@@ -164,6 +164,7 @@ def _pin(stack: ExitStack, folder: Place, program: bpf.Program, maps: dict[str, 
     bpffs.pin(program, aside / "program")
     for name, entry in {**fresh, **maps}.items():
         bpffs.pin(entry, aside / name)
+    flow_maps.read_answers(maps, folder, aside)
     newest = max(maps["choice"].lookup_u32(index) for index in (choice.Element.WORKING, choice.Element.CANARY))
     for index, array in _generations(stack, maps):
         bpffs.pin(array, aside / places.generation_name(number_of(index, newest)))

@@ -10,11 +10,11 @@ from reuseport_tool.closing import Closing
 from reuseport_tool.errors import NotFound
 from reuseport_tool.group import layout, places
 from reuseport_tool.group.choice import Choice
-from reuseport_tool.group.flow_maps import FlowMaps
+from reuseport_tool.group.flow_maps import FlowMaps, read_answers
 from reuseport_tool.group.generations import Generations
 from reuseport_tool.kernel import bpf, bpffs, sockets
 from reuseport_tool.kernel.folders import Place
-from reuseport_tool.models import Counters, Policy, Program
+from reuseport_tool.models import Counters, FlowMode, Policy, Program
 
 _NEXT_PROGRAM = "program_next"
 
@@ -54,9 +54,12 @@ class State(Closing):
                 raise bpf.translate(error, f"opening the pins in {folder / places.STATE}") from error
             if any(layout.shape(entry) != layout.SHAPES[name] for name, entry in maps.items()):
                 raise layout.damaged(folder)
-            for name in layout.FLOW_NAMES:
+            for name in layout.ALL_FLOW_NAMES:
                 with contextlib.suppress(FileNotFoundError):
                     maps[name] = stack.enter_context(bpffs.open_map(folder / places.STATE / name))
+            is_quic = layout.flow_mode(maps) is FlowMode.QUIC
+            if is_quic and not (folder / places.STATE / layout.EGRESS).exists():
+                raise layout.damaged(folder)
             stack.pop_all()
             return cls(folder, maps, program)
 
@@ -72,6 +75,7 @@ class State(Closing):
         bpffs.pin(program, aside / "program")
         for name, entry in maps.items():
             bpffs.pin(entry, aside / name)
+        read_answers(maps, folder, aside)
         aside.rename(folder / places.STATE)
         return cls(folder, maps, program)
 

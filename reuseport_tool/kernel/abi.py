@@ -46,6 +46,8 @@ LISTENER_RECORD = struct.Struct(f"=Q{_MEMBERSHIP}IIII")
 UDP_RECORD = struct.Struct(f"=Q{_TUPLE}{_MEMBERSHIP}IIII")
 FLOW_KEY = struct.Struct("=16s16s2sH")
 FLOW_WORD = struct.Struct("=IHH")
+CONNECTION_ID = struct.Struct("=20sI")
+CONNECTION = struct.Struct("=IHHII")
 SENT = struct.Struct("=QQ")
 TARGET = struct.Struct(f"={_TUPLE}II")
 OUTCOME = struct.Struct("=QiI")
@@ -59,6 +61,8 @@ SIZES = {
     "SIZEOF_UDP_RECORD": UDP_RECORD.size,
     "SIZEOF_FLOW_KEY": FLOW_KEY.size,
     "SIZEOF_FLOW_WORD": FLOW_WORD.size,
+    "SIZEOF_CONNECTION_ID": CONNECTION_ID.size,
+    "SIZEOF_CONNECTION": CONNECTION.size,
     "SIZEOF_SENT": SENT.size,
     "SIZEOF_TARGET": TARGET.size,
     "SIZEOF_OUTCOME": OUTCOME.size,

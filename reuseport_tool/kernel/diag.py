@@ -18,7 +18,7 @@ _STATES = {Protocol.TCP: 1 << TcpState.LISTEN, Protocol.UDP: 1 << TcpState.CLOSE
 
 @dataclass(frozen=True, kw_only=True)
 class BoundSocket:
-    """A listening TCP socket or an unconnected UDP socket.
+    """A listening TCP socket or a UDP socket.
 
     `accept_queue` and `backlog` are connections for TCP and None for UDP (idiag_rqueue and
     idiag_wqueue of a listener: inet_diag.c, tcp_diag_get_info()). `mptcp` says that it is the TCP socket inside an
@@ -51,6 +51,15 @@ def bound_sockets(protocol: Protocol, port: int = 0, address: str | None = None)
         _bound(protocol, record)
         for record in _dump(protocol, _STATES[protocol], port, _EXTENSIONS[protocol], address)
         if record.port and port in (0, record.port)
+    ]
+
+
+def connected_sockets(port: int) -> list[BoundSocket]:
+    """The UDP sockets on a local port that are connected to one peer. Raises as bound_sockets()."""
+    return [
+        _bound(Protocol.UDP, record)
+        for record in _dump(Protocol.UDP, 1 << TcpState.ESTABLISHED, port)
+        if record.port == port
     ]
 
 

@@ -55,20 +55,31 @@ def flows(map_: bpf.Map) -> Iterator[RawFlow]:
         yield RawFlow(key=key, generation=generation, slot=slot, idle_s=idle_s)
 
 
+def count(map_: bpf.Map) -> int:
+    """How many elements a hash has."""
+    return sum(found for found, _ in _batches(map_))
+
+
 def _elements(map_: bpf.Map) -> Iterator[tuple[bytes, bytes]]:
+    for found, batch in _batches(map_):
+        keys, values = batch.keys.raw, batch.values.raw
+        for at in range(found):
+            key = keys[at * FLOW_KEY.size : (at + 1) * FLOW_KEY.size]
+            yield key, values[at * FLOW_WORD.size : (at + 1) * FLOW_WORD.size]
+
+
+def _batches(map_: bpf.Map) -> Iterator[tuple[int, bpf.Batch]]:
+    """A hash piece by piece: how many elements, and they."""
     batch = bpf.Batch(
         place=ctypes.create_string_buffer(8),
-        keys=ctypes.create_string_buffer(_BATCH * FLOW_KEY.size),
-        values=ctypes.create_string_buffer(_BATCH * FLOW_WORD.size),
+        keys=ctypes.create_string_buffer(_BATCH * map_.key_size),
+        values=ctypes.create_string_buffer(_BATCH * map_.value_size),
         count=_BATCH,
     )
     begun = False
     while True:
-        count, last = bpf.lookup_batch(map_, batch, begun=begun)
-        found_keys, found_values = batch.keys.raw, batch.values.raw
-        for at in range(count):
-            key = found_keys[at * FLOW_KEY.size : (at + 1) * FLOW_KEY.size]
-            yield key, found_values[at * FLOW_WORD.size : (at + 1) * FLOW_WORD.size]
+        found, last = bpf.lookup_batch(map_, batch, begun=begun)
+        yield found, batch
         if last:
             return
         begun = True

@@ -47,6 +47,7 @@ class ProgramType(enum.IntEnum):
 class AttachType(enum.IntEnum):
     NONE = 0  # the kernel takes none, or its default, for the type of program
     CGROUP_INET_INGRESS = 0
+    CGROUP_INET_EGRESS = 1
     CGROUP_SOCK_OPS = 3
     CGROUP_SETSOCKOPT = 22
     CGROUP_INET4_POST_BIND = 12

@@ -11,6 +11,7 @@ class FlowMode(enum.StrEnum):
 
     NONE = "none"
     ADDRESS = "address"
+    QUIC = "quic"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,12 @@ class FlowCounters:
     """Datagrams that it gave to the socket that their flow belongs to."""
     gone: int = 0
     """Datagrams of flows whose socket was closed; each is recorded anew."""
+    learnt: int = 0
+    """Connection IDs of QUIC that it learnt."""
+    moved: int = 0
+    """How often a QUIC connection went on from another address."""
+    older: int = 0
+    """Datagrams of QUIC connections that it did not know, which it gave to the generation before the working one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +37,7 @@ class FlowTable:
     """The flows of a UDP group that keeps them."""
 
     mode: str
-    """`address`: datagrams of one address and port stay with one socket."""
+    """`address`: datagrams of one address and port stay with one socket; `quic`: so do those of one connection."""
     flows: int
     """How many are recorded, also those that have ended without a word."""
     capacity: int
@@ -38,6 +45,8 @@ class FlowTable:
     more `--flow-entries`."""
     counters: FlowCounters
     """What the program counted."""
+    connection_ids: int | None = None
+    """Connection IDs of QUIC that are known, of which as many fit; null in another mode."""
 
 
 @dataclass(frozen=True, kw_only=True)

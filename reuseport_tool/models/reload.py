@@ -123,7 +123,7 @@ class HandedOver:
     endpoint: str
     """The group."""
     flows: str
-    """What was kept together: `none`, or the flows of each `address`."""
+    """What was kept together: `none`, the flows of each `address`, or the connections of `quic`."""
     to_old: int | None
     """Datagrams, or with flows first datagrams of a flow, that the program gave to the old server from the beginning
     to the switch; null where it was not asked."""
@@ -140,7 +140,8 @@ class HandedOver:
     drops_new: int | None
     """Datagrams that the new sockets dropped; null as `unread`."""
     cut: int
-    """Flows that were alive when the old server was stopped, because `--drain-timeout` was over."""
+    """Flows that were alive when the old server was stopped, because `--drain-timeout` was over; also sockets that it
+    had connected to one client each."""
     evicted: int
     """Flows of the old server that the kernel forgot, because the map was too small: their datagrams went to the new
     server."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from reuseport_tool.autolowat import attachment, framing
 from reuseport_tool.errors import ProgramRejected, ToolError, Unsupported
+from reuseport_tool.group import layout
 from reuseport_tool.group import policy as policies
 from reuseport_tool.kernel import (
     autolowat,
@@ -18,13 +19,14 @@ from reuseport_tool.kernel import (
     listen_events,
     program,
     program_cache,
+    quic,
     resets,
     sock_destroy,
     socket_iterator,
     udp_sent,
 )
 from reuseport_tool.kernel.program import Source
-from reuseport_tool.models import CompiledProgram, Engine, Filled, Policy, Protocol
+from reuseport_tool.models import CompiledProgram, Engine, Filled, FlowMode, Policy, Protocol
 
 
 def fill(folder: Path, own: tuple[Path, ...], on_step: Callable[[int, int], None]) -> Filled:
@@ -76,10 +78,11 @@ def _own(path: Path) -> Source:
 
 def _all() -> Iterator[tuple[str, Callable[[], Source]]]:
     """Name and maker of each program; a maker raises Unsupported where the kernel lacks what the program needs."""
-    for policy, flows in itertools.product(Policy, (False, True)):
+    for policy, flows in itertools.product(Policy, FlowMode):
         path = program.bpf_dir() / "policy" / f"{policy.value.replace('-', '_')}.c"
-        name = f"policy {policy}" + (" with flows" if flows else "")
-        yield name, lambda path=path, flows=flows: policies.policy_source(path, keeps_flows=flows)  # type: ignore[misc]
+        name = f"policy {policy}" + ("" if flows is FlowMode.NONE else f", flows by {flows}")
+        yield name, lambda path=path, flows=flows: policies.policy_source(path, flows=flows)  # type: ignore[misc]
+    yield "QUIC answers", lambda: quic.egress_source(layout.GENERATIONS)
     for ordered in (False, True):
         suffix = ", ordered" if ordered else ""
         yield f"TCP listeners{suffix}", lambda ordered=ordered: iterator.source(ordered=ordered)  # type: ignore[misc]

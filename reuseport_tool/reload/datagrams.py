@@ -12,13 +12,15 @@ from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
 from reuseport_tool.group import steering
 from reuseport_tool.group.pins import Pins
 from reuseport_tool.group.state import State
-from reuseport_tool.kernel import rcu
+from reuseport_tool.kernel import diag, rcu
+from reuseport_tool.kernel.diag import BoundSocket
 from reuseport_tool.kernel.flow_map import RawFlow
 from reuseport_tool.kernel.iterator import UdpInfo, UdpListeners
 from reuseport_tool.kernel.udp_sent import Sent, SentPackets
 from reuseport_tool.models import Endpoint, FlowMode
 
 _AGAIN_S = 0.5
+_WILDCARDS = ("0.0.0.0", "::")
 
 
 class Datagrams(Closing):
@@ -78,6 +80,12 @@ class Datagrams(Closing):
         """The recorded flows of a group."""
         opened = self._pins.state(group)
         return opened.flows.recorded() if opened is not None else iter(())
+
+    def connected(self, group: Endpoint) -> tuple[BoundSocket, ...]:
+        """The sockets of the group's address and port that are connected to one client, whoever holds them."""
+        found = diag.connected_sockets(group.port)
+        anywhere = group.address in _WILDCARDS
+        return tuple(each for each in found if anywhere or each.endpoint.address == group.address)
 
     def offer(self, group: Endpoint, count: int, steered: bool) -> None:
         """Send empty datagrams, each from a port of its own. A server reads them and answers nothing."""

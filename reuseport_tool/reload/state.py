@@ -46,7 +46,8 @@ class GroupState:
         flows: what a UDP group keeps together.
         counters_at_switch: of the program, when a UDP group was switched.
         drops_before: datagrams that the old UDP sockets had dropped before the reload.
-        cut, evicted: UDP flows that were alive when the old side was stopped, or that the kernel forgot before.
+        cut, evicted: UDP flows that were alive when the old side was stopped (also connected sockets), or that the
+            kernel forgot before.
     """
 
     endpoint: Endpoint

@@ -135,7 +135,7 @@ def _flows(group: Surveyed, plan: Plan, world: World) -> FlowMode:
     raise UsageError(
         f"say what {group.endpoint} keeps together: a wrong guess loses datagrams without a sign",
         hint="--flows none where each datagram stands for itself (DNS, statsd, syslog), --flows address where clients "
-        "have a session (QUIC, DTLS, WireGuard, games)",
+        "have a session (DTLS, WireGuard, games), --flows quic for QUIC",
     )
 
 

@@ -243,6 +243,9 @@ class Datagrams(Protocol):
     def flows(self, group: Endpoint) -> Iterable[RawFlow]:
         """The recorded flows of a group."""
 
+    def connected(self, group: Endpoint) -> Collection[BoundSocket]:
+        """The sockets of the group's address and port that are connected to one client, whoever holds them."""
+
     def offer(self, group: Endpoint, count: int, steered: bool) -> None:
         """Send empty datagrams, each from a port of its own; `steered` sends them to the canary generation."""
 

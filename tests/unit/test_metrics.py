@@ -14,7 +14,7 @@ from reuseport_tool.cli.show import metrics
 from reuseport_tool.errors import Unsupported
 from reuseport_tool.group import problems
 from reuseport_tool.kernel.mib import TcpCounters
-from reuseport_tool.models import Canary, Counters, Followed, Group, Resets, Status
+from reuseport_tool.models import Canary, Counters, FlowCounters, FlowTable, Followed, Group, Resets, Status
 from tests.unit.test_problems import GROUP, KILLED, listeners
 
 RULES = Path(__file__).parents[2] / "packaging" / "prometheus" / "reuseport-tool.rules.yml"
@@ -74,6 +74,19 @@ def test_every_number_is_there() -> None:
     assert value(found, "reuseport_netstat_TcpExt_TCPMigrateReqFailure_total") == 2
     assert value(found, "reuseport_netstat_Tcp_OutRsts_total") == 3
     assert value(found, "reuseport_reload_begun_timestamp_seconds", running="false", step="switch") == 0
+
+
+def test_the_flows_of_a_udp_group_are_there() -> None:
+    counters = FlowCounters(new=1, kept=2, gone=3, learnt=4, moved=5, older=6)
+    table = FlowTable(mode="quic", flows=7, capacity=8, connection_ids=9, counters=counters)
+    found = samples(replace(BUSY, flows=table))
+    assert value(found, "reuseport_group_flows", mode="quic") == 7
+    assert value(found, "reuseport_group_flow_capacity", mode="quic") == 8
+    assert value(found, "reuseport_group_connection_ids", mode="quic") == 9
+    events = ("new", "kept", "gone", "learnt", "moved", "older")
+    assert [value(found, "reuseport_group_flow_events_total", event=event) for event in events] == [1, 2, 3, 4, 5, 6]
+    without = samples(replace(BUSY, flows=replace(table, mode="address", connection_ids=None)))
+    assert not [name for name, _ in without if name == "reuseport_group_connection_ids"]
 
 
 def test_a_hostile_name_stays_one_label() -> None:

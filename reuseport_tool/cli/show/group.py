@@ -62,9 +62,16 @@ def _group(group: models.Group, console: Console) -> None:
 
 
 def _flow_table(table: models.FlowTable) -> str:
+    counters = table.counters
+    text = (
+        f"flows by {table.mode}: {table.flows} of at most {table.capacity}; new {counters.new}, "
+        f"kept {counters.kept} datagrams, gone {counters.gone}"
+    )
+    if table.connection_ids is None:
+        return text
     return (
-        f"flows by {table.mode}: {table.flows} of at most {table.capacity}; new {table.counters.new}, "
-        f"kept {table.counters.kept} datagrams, gone {table.counters.gone}"
+        f"{text}; {table.connection_ids} connection IDs, learnt {counters.learnt}, "
+        f"moved {counters.moved}, to the older generation {counters.older}"
     )
 
 

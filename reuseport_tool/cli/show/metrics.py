@@ -44,6 +44,7 @@ def exposition(status: Status, mib: TcpCounters) -> bytes:
             yield from families.of_groups(status)
             yield from families.of_listeners(status)
             yield from families.of_program(status)
+            yield from families.of_flows(status)
             yield from families.of_followers(status)
             yield from families.of_reloads(status)
             yield from families.of_namespace(mib)
@@ -122,6 +123,28 @@ class _Families:
             fallback.add_metric(_group(group), group.counters.fallback)
             dropped.add_metric(_group(group), group.counters.dropped)
         yield from (selected, migrated, fallback, dropped)
+
+    def of_flows(self, status: Status) -> Iterator[Any]:
+        """Of UDP groups that keep some."""
+        labels = (*_GROUP, "mode")
+        flows = self._gauge("reuseport_group_flows", "UDP flows that are recorded.", labels=labels)
+        ids = self._gauge("reuseport_group_connection_ids", "Connection IDs of QUIC that are known.", labels=labels)
+        capacity = self._gauge("reuseport_group_flow_capacity", "How many of each can be recorded.", labels=labels)
+        counted = self._counter(
+            "reuseport_group_flow_events", "What the program counted of UDP flows.", labels=(*labels, "event")
+        )
+        for group in status.groups:
+            table = group.flows
+            if table is None:
+                continue
+            values = [*_group(group), table.mode]
+            flows.add_metric(values, table.flows)
+            capacity.add_metric(values, table.capacity)
+            if table.connection_ids is not None:
+                ids.add_metric(values, table.connection_ids)
+            for event, count in dataclasses.asdict(table.counters).items():
+                counted.add_metric([*values, event], count)
+        yield from (flows, ids, capacity, counted)
 
     def of_followers(self, status: Status) -> Iterator[Any]:
         """Resets, where a follower counts them; what the kernel does not show has no sample."""

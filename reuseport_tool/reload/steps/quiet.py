@@ -34,7 +34,7 @@ def become_quiet(state: ReloadState, world: World) -> ReloadState:
     timeout_s = state.plan.queue_drain_timeout_s
 
     def done() -> bool:
-        left = sum(watch.look() for watch in watches)
+        left = sum([watch.look() for watch in watches])
         for watch in watches:
             watch.tell(timeout_s - (world.clock.now_s() - begun_s))
         return quiet.reached() and not left
@@ -45,8 +45,8 @@ def become_quiet(state: ReloadState, world: World) -> ReloadState:
 
 
 def _cut(state: ReloadState, watches: list[_Flows], timeout_s: float, world: World) -> ReloadState:
-    if any(watch.alive for watch in watches):
-        left = ", ".join(f"{len(watch.alive)} flows on {watch.endpoint}" for watch in watches if watch.alive)
+    if any(watch.left for watch in watches):
+        left = ", ".join(f"{watch.shown()} on {watch.endpoint}" for watch in watches if watch.left)
         return warn(state, world, f"{left} are cut: they are alive after {timeout_s:g} s (--drain-timeout)")
     text = f"the old server still reads or sends datagrams after {timeout_s:g} s (--drain-timeout), and is stopped"
     return warn(state, world, text)
@@ -55,7 +55,7 @@ def _cut(state: ReloadState, watches: list[_Flows], timeout_s: float, world: Wor
 def _written(state: ReloadState, watches: list[_Flows], world: World) -> ReloadState:
     for watch in watches:
         group = next(group for group in state.groups if group.endpoint == watch.endpoint)
-        changed = dataclasses.replace(group, cut=len(watch.alive), evicted=watch.evicted)
+        changed = dataclasses.replace(group, cut=watch.left, evicted=len(watch.evicted))
         state = state.with_group(changed)
     return save(state, world)
 
@@ -82,12 +82,18 @@ class _Quiet:
 
 
 class _Flows:
-    """The flows of the old generation that are alive."""
+    """The flows of the old generation that are alive, and the sockets that the old side connected to one client.
+
+    The program does not see what reaches a connected socket. The server closes it when its connection has ended.
+    """
 
     def __init__(self, group: GroupState, state: ReloadState, world: World) -> None:
         self.endpoint = group.endpoint
         self.alive: set[bytes] = set()
-        self.evicted = 0
+        self.evicted: set[bytes] = set()
+        self.connected: set[int] = set()
+        self._held: dict[int, bool] = {}
+        self._state = state
         self._generation = group.old_generation
         self._timeout_s = state.plan.flow_timeout_s
         self._world = world
@@ -96,10 +102,13 @@ class _Flows:
         self._seen: dict[bytes, float] = {}
 
     def look(self) -> int:
-        """How many there are. One that was alive a moment ago, and is not recorded any more, was evicted."""
+        """How many there are. One that was alive a moment ago, and is not recorded any more, was evicted.
+
+        A QUIC connection is recorded again by its ID.
+        """
         now_s = self._world.clock.now_s()
         if self._looked_s is not None and now_s - self._looked_s < _LOOK_S:
-            return len(self.alive)
+            return self.left
         found = {
             flow.key: flow.idle_s
             for flow in self._world.datagrams.flows(self.endpoint)
@@ -107,17 +116,38 @@ class _Flows:
         }
         passed_s = 0.0 if self._looked_s is None else now_s - self._looked_s
         gone = self.alive - found.keys()
-        self.evicted += sum(self._seen[key] + passed_s < self._timeout_s for key in gone)
+        self.evicted |= {key for key in gone if self._seen[key] + passed_s < self._timeout_s}
+        self.evicted -= found.keys()
         self._looked_s, self._seen = now_s, found
         self.alive = {key for key, idle_s in found.items() if idle_s < self._timeout_s}
-        return len(self.alive)
+        self.connected = self._connected()
+        return self.left
+
+    @property
+    def left(self) -> int:
+        """Of both."""
+        return len(self.alive) + len(self.connected)
+
+    def shown(self) -> str:
+        """How many of each."""
+        both = ((len(self.alive), "flows"), (len(self.connected), "connected sockets"))
+        return " and ".join(f"{count} {what}" for count, what in both if count)
+
+    def _connected(self) -> set[int]:
+        found = self._world.datagrams.connected(self.endpoint)
+        unknown = [each for each in found if each.cookie not in self._held]
+        if unknown:
+            tree = self._world.processes.tree()
+            side = tree.below({process.pid for process in tree.running(self._state.old_side)})
+            for member in self._world.listeners.with_holders(unknown, side):
+                self._held[member.cookie] = bool(member.holders)
+        return {each.cookie for each in found if self._held[each.cookie]}
 
     def tell(self, left_s: float) -> None:
         """Say how many are left, now and then."""
         now_s = self._world.clock.now_s()
-        if self.alive and now_s - self._told_s >= _TELL_S:
+        if self.left and now_s - self._told_s >= _TELL_S:
             self._told_s = now_s
             self._world.tell.note(
-                f"{self.endpoint}: {len(self.alive)} flows are left on the old server; "
-                f"waiting up to {left_s:.0f} s more"
+                f"{self.endpoint}: {self.shown()} are left on the old server; waiting up to {left_s:.0f} s more"
             )

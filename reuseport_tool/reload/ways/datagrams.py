@@ -22,7 +22,7 @@ class DatagramWay(ProgramWay):
     def prepare(self, state: ReloadState, group: GroupState, world: World) -> GroupState:
         """Attach before the new side starts: its bind() alone deals the datagrams of all out anew."""
         is_first = group.old_generation is None
-        recorded = world.datagrams.flow_mode(group.endpoint) not in (None, FlowMode.NONE)
+        recorded = world.datagrams.flow_mode(group.endpoint) in (group.flows, FlowMode.QUIC)
         group = super().prepare(state, group, world)
         if not is_first:
             return group

@@ -94,7 +94,7 @@ def test_flows_stay_over_a_switch_and_new_ones_go_to_the_new_generation(
         assert set(after.reach(old + new)) <= {3, 4}
         found = table(tool, endpoint(family))
         assert (found["mode"], found["flows"]) == ("address", 60)
-        assert found["counters"] == {"new": 60, "kept": 30, "gone": 0}
+        assert found["counters"] == {"new": 60, "kept": 30, "gone": 0, "learnt": 0, "moved": 0, "older": 0}
         listed = tool.ok("flows", endpoint(family), "--generation", 1)["flows"]
         assert {int(flow["source"].rpartition(":")[2]) for flow in listed} == before.ports()
         assert {flow["destination"] for flow in listed} == {ADDRESSES[socket.AddressFamily(family)]}

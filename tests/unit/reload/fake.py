@@ -612,6 +612,9 @@ class FakeDatagrams:
     def flows(self, endpoint: Endpoint) -> Iterable[RawFlow]:
         return ()
 
+    def connected(self, endpoint: Endpoint) -> tuple[BoundSocket, ...]:
+        return ()
+
     def offer(self, endpoint: Endpoint, count: int, steered: bool) -> None:
         pass
 
