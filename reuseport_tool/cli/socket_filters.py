@@ -7,11 +7,24 @@ from typing import Any, TypeVar
 
 import click
 
-from reuseport_tool.cli.types import COOKIE, DURATION, ENDPOINT, GENERATION, PID, StateType
+from reuseport_tool.cli.compat import ParamType
+from reuseport_tool.cli.types import COOKIE, DURATION, ENDPOINT, GENERATION, PID
 from reuseport_tool.models import Endpoint, Protocol, SocketState
 from reuseport_tool.sockets.select import Filter
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class StateType(ParamType[SocketState]):
+    """A state as the kernel names it, in any case, with - or _."""
+
+    name = "STATE"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> SocketState:
+        name = str(value).lower().replace("-", "_")
+        if name not in tuple(SocketState):
+            self.fail(f"no such state: {value}. There are: {', '.join(SocketState)}.", param, ctx)
+        return SocketState(name)
 
 
 _OPTIONS = (

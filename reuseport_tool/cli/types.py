@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 from reuseport_tool.cli import complete
 from reuseport_tool.cli.compat import ParamType
 from reuseport_tool.errors import UsageError
-from reuseport_tool.models import Endpoint, SocketState, parse_endpoint
+from reuseport_tool.models import Endpoint, parse_endpoint
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LONGEST_S = 366 * 86400.0
@@ -53,18 +53,6 @@ class DurationType(ParamType[float]):
         if not self._least_s <= duration_s <= _LONGEST_S:
             self.fail(f"{value!r} is not between {self._least_s:g}s and {_LONGEST_S / 86400:.0f}d", param, ctx)
         return duration_s
-
-
-class StateType(ParamType[SocketState]):
-    """A state as the kernel names it, in any case, with - or _."""
-
-    name = "STATE"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> SocketState:
-        name = str(value).lower().replace("-", "_")
-        if name not in tuple(SocketState):
-            self.fail(f"no such state: {value}. There are: {', '.join(SocketState)}.", param, ctx)
-        return SocketState(name)
 
 
 class SignalType(ParamType[signal.Signals]):

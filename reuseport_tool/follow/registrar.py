@@ -78,7 +78,7 @@ class Registrar:
                 Found(group, members),
                 chosen,
                 folder,
-                infos=iterator.infos_of(self._listeners),
+                infos=iterator.infos_of(self._listeners, [entry.cookie for entry in entries]),
                 belongs=self._belongs,
                 renew=False,
             )

@@ -53,7 +53,7 @@ def attach(
     ):
         # As they are now, by one look: who held a lock before us may have replaced its group.
         present = discover.all_present(endpoint, list(locked))
-        infos = iterator.infos_of(listeners)
+        infos = iterator.infos_of(listeners, {cookie for group in present for cookie in group.cookies})
         for group in present:
             with told_after(results):
                 results.append(_attach_present(group, chosen, locked[group.endpoint], infos))
@@ -182,7 +182,7 @@ def attached_program(group: Found, listeners: iterator.Listeners | None) -> int 
     Only the kernel's own structures tell, by an iterator. Without it (listeners_of()) the answer is what our
     pins say: None.
     """
-    return None if listeners is None else program_of(group.cookies, listeners.listeners())
+    return program_of(group.cookies, iterator.infos_of(listeners, group.cookies))
 
 
 def program_of(cookies: Collection[int], infos: Mapping[int, iterator.MemberInfo]) -> int | None:

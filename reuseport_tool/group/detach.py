@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def _groups(endpoint: Endpoint, root: Path | None, load: Load) -> list[Endpoint]
             raise
     present = discover.sockets_of(endpoint)
     others = [group for group in endpoint.among(present) if group not in found]
-    infos = _infos(load) if others else {}
+    infos = _infos(load, {entry.cookie for group in others for entry in present[group]}) if others else {}
     for group in others:
         running = program_of([entry.cookie for entry in present[group]], infos)
         if running is not None and repair.is_ours(running):
@@ -103,7 +103,7 @@ def _detach_group(group: Endpoint, folder: Place, load: Load) -> str:
     found = discover.now(group)
     result = "cleaned"
     if found.members:
-        infos = _infos(load)
+        infos = _infos(load, found.cookies)
         running = program_of(found.cookies, infos)
         unseen = not infos.keys() >= set(found.cookies)
         if running is not None and running != _pinned_program(folder, running):
@@ -127,11 +127,10 @@ def _pinned_program(folder: Place, running: int) -> int | None:
         return None
 
 
-def _infos(load: Load) -> Mapping[int, iterator.MemberInfo]:
+def _infos(load: Load, wanted: Collection[int]) -> Mapping[int, iterator.MemberInfo]:
     """What the iterator tells; nothing where there is none or it is not permitted: to detach needs no capability."""
     with contextlib.suppress(MissingCapability):
-        listeners = load()
-        return {} if listeners is None else listeners.listeners()
+        return iterator.infos_of(load(), wanted)
     return {}
 
 

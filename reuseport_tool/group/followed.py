@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from reuseport_tool.errors import Conflict, NotFound, ToolError
 from reuseport_tool.kernel import bpffs
 from reuseport_tool.kernel.folders import Place, lock, lock_holder
-from reuseport_tool.kernel.resets import Counts
 from reuseport_tool.models import Endpoint, Followed
+
+if TYPE_CHECKING:
+    from reuseport_tool.kernel.resets import Counts
 
 _FOLDER, _COUNTS = "follower", "resets"
 
@@ -45,6 +48,8 @@ def read(folder: Place, group: Endpoint) -> Followed | None:
         info = place.info()
         pid = lock_holder(info.st_ino) if info is not None else 0
         if pid:
+            from reuseport_tool.kernel.resets import Counts
+
             with Counts(bpffs.open_map(place / _COUNTS)) as counts:
                 return Followed(pid=pid, since=counts.begun_at, resets=counts.of(group.port))
     return None

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from reuseport_tool import records
 from reuseport_tool.errors import Conflict
 from reuseport_tool.group import places
 from reuseport_tool.kernel import bpf, bpffs
@@ -50,6 +49,8 @@ class Entry:
 
 def write(folders: Iterable[Place], header: Header, text: bytes) -> None:
     """Replace the journals of several groups, whose locks the caller holds. Raises as bpf(2) does."""
+    from reuseport_tool import records
+
     head = records.encode(header)
     value = len(head).to_bytes(4, "little") + len(text).to_bytes(4, "little") + head + text
     chunks = [value[at : at + _CHUNK].ljust(_CHUNK, b"\0") for at in range(0, len(value), _CHUNK)]
@@ -70,6 +71,8 @@ def read(folder: Place) -> Entry | None:
         with bpffs.open_map(pin) as entry:
             value = _value(entry)
         head, text = _cut(value)
+        from reuseport_tool import records  # which not every status needs
+
         return Entry(header=records.decode(Header, head), text=text)
     except FileNotFoundError:
         return None

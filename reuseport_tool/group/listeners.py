@@ -70,7 +70,7 @@ class Listeners(Closing):
         if not is_tcp:
             infos = self._udp_sockets()
         elif self._iterator is not None:
-            infos = self._iterator.listeners()
+            infos = self._iterator.listeners([member.cookie])
         if member.cookie in infos:
             return bool(infos[member.cookie].group)
         with contextlib.suppress(ToolError), discover.descriptors([member]) as fds:

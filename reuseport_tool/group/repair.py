@@ -48,10 +48,10 @@ def repair(endpoint: Endpoint, root: Path | None, wait_s: float = 0.0) -> Attach
                 start = time.perf_counter()
                 places.refuse_interrupted(group_folder, group.endpoint)
                 group = discover.present(group.endpoint)
-                running = attach.program_of(group.cookies, listeners.listeners())
+                running = attach.program_of(group.cookies, listeners.listeners(group.cookies))
                 repaired = running is not None and _mend(group, group_folder, running)
                 opened, result, registered = attach.attach_group(
-                    group, chosen, group_folder, infos=iterator.infos_of(listeners)
+                    group, chosen, group_folder, infos=iterator.infos_of(listeners, group.cookies)
                 )
                 with opened:
                     result = "repaired" if repaired else result

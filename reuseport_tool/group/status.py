@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reuseport_tool.errors import Conflict, MissingCapability, NotFound, ToolError
-from reuseport_tool.group import choice, discover, flows, followed, journals, places, problems, repair, state
+from reuseport_tool.group import choice, discover, flows, followed, journals, places, problems, state
 from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpf, bpffs, netns, processes
 from reuseport_tool.kernel.diag import BoundSocket
 from reuseport_tool.kernel.folders import Foreign, Place
-from reuseport_tool.kernel.iterator import ListenerInfo, Listeners, MemberInfo, UdpInfo, listeners_of
+from reuseport_tool.kernel.iterator import ListenerInfo, Listeners, MemberInfo, UdpInfo, infos_of, listeners_of
 from reuseport_tool.models import (
     Canary,
     Counters,
@@ -69,7 +69,8 @@ class Observer:
         # The dump above gave every listener its cookie, by which the iterator's records are found.
         infos: dict[int, MemberInfo] = {}
         for protocol in sorted({endpoint.protocol for endpoint in endpoints}):
-            infos |= self._infos(protocol)
+            of_protocol = [entries for endpoint, entries in endpoints.items() if endpoint.protocol is protocol]
+            infos |= self._infos(protocol, [entry.cookie for entries in of_protocol for entry in entries])
         groups = []
         for found in discover.with_holders(endpoints):
             group = self._group(found, infos, self._pins(found.endpoint))
@@ -93,13 +94,12 @@ class Observer:
             for place in left
         )
 
-    def _infos(self, protocol: Protocol) -> Mapping[int, MemberInfo]:
+    def _infos(self, protocol: Protocol, wanted: Collection[int]) -> Mapping[int, MemberInfo]:
         if protocol not in self._listeners:
             self._listeners[protocol] = None
             with contextlib.suppress(MissingCapability):
                 self._listeners[protocol] = self._loaded.enter_context(listeners_of(protocol, ordered=False))
-        listeners = self._listeners[protocol]
-        return {} if listeners is None else listeners.listeners()
+        return infos_of(self._listeners[protocol], wanted)
 
     def _discovered(self) -> dict[Endpoint, list[BoundSocket]]:
         if self._endpoint is not None:
@@ -217,6 +217,8 @@ def _other(program_id: int | None) -> Program | None:
     name = "(classic BPF)" if program_id == 0 else "(unknown)"
     with contextlib.suppress(OSError), bpf.Program.by_id(program_id) as program:
         name = program.info().name
+    from reuseport_tool.group import repair  # only where a program is not the pinned one
+
     ours = bool(program_id) and repair.is_ours(program_id)
     return Program(id=program_id, name=name, policy=state.policy_name(name) if ours else None)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 
 from reuseport_tool.closing import Closing
@@ -41,8 +42,17 @@ class BpfIterator(Closing):
             chunk_bytes: of one read(2), at least a record. Between two the kernel holds no lock, and objects come and
                 go; it gives at most 32 KiB at a time (kernel/bpf/bpf_iter.c).
         """
+        with self.walk() as read:
+            return b"".join(iter(lambda: read(chunk_bytes), b""))
+
+    @contextmanager
+    def walk(self) -> Iterator[Callable[[int], bytes]]:
+        """A walk that goes on while it is read: what read(2) gives, of at most so many bytes.
+
+        The kernel visits objects until it has so many bytes, or none is left.
+        """
         with bpf.create_iterator(self._link) as walk:
-            return b"".join(iter(lambda: os.read(walk.fd, chunk_bytes), b""))
+            yield lambda size: os.read(walk.fd, size)
 
     def close(self) -> None:
         self._link.close()

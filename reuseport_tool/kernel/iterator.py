@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
@@ -138,12 +138,14 @@ class TcpListeners(Closing):
         """Unload it."""
         self._iterator.close()
 
-    def listeners(self) -> Mapping[int, MemberInfo]:
-        """The listeners by cookie."""
-        return _Infos(
-            {record.cookie: record for record in self._records() if record.state == _LISTEN},
-            _tcp_info,
-        )
+    def listeners(self, wanted: Collection[int] | None = None) -> Mapping[int, MemberInfo]:
+        """The listeners by cookie: all, or at least those that are wanted and listen.
+
+        The walk ends with the last wanted one. Behind the listeners the kernel visits each bucket of its table of
+        connections (net/ipv4/tcp_ipv4.c, tcp_seek_last_pos()), which takes milliseconds even if all are empty.
+        """
+        records = self._records() if wanted is None else self._records_until(set(wanted))
+        return _Infos({record.cookie: record for record in records if record.state == _LISTEN}, _tcp_info)
 
     def read(self) -> Snapshot:
         """The listeners, and how many request sockets each has."""
@@ -158,6 +160,13 @@ class TcpListeners(Closing):
 
     def _records(self) -> Iterator[ListenerRecord]:
         return map(ListenerRecord._make, LISTENER_RECORD.iter_unpack(self._iterator.read()))
+
+    def _records_until(self, wanted: set[int]) -> Iterator[ListenerRecord]:
+        with self._iterator.walk() as read:
+            while wanted and (part := read(len(wanted) * LISTENER_RECORD.size)):
+                for record in map(ListenerRecord._make, LISTENER_RECORD.iter_unpack(part)):
+                    wanted.discard(record.cookie)
+                    yield record
 
 
 class _Infos(Mapping[int, MemberInfo]):
@@ -200,8 +209,8 @@ class UdpListeners(Closing):
         """Unload it."""
         self._iterator.close()
 
-    def listeners(self) -> Mapping[int, MemberInfo]:
-        """The sockets by cookie."""
+    def listeners(self, wanted: Collection[int] | None = None) -> Mapping[int, MemberInfo]:
+        """The sockets by cookie: all of them, whichever are wanted."""
         return self.read()
 
     def read(self) -> dict[int, UdpInfo]:
@@ -215,9 +224,9 @@ class UdpListeners(Closing):
 Listeners = TcpListeners | UdpListeners
 
 
-def infos_of(listeners: Listeners | None) -> Mapping[int, MemberInfo]:
-    """What a loaded iterator tells of each socket now, by cookie; nothing where there is none."""
-    return {} if listeners is None else listeners.listeners()
+def infos_of(listeners: Listeners | None, wanted: Collection[int] | None = None) -> Mapping[int, MemberInfo]:
+    """What a loaded iterator tells of each wanted socket now, or of all, by cookie; nothing where there is none."""
+    return {} if listeners is None else listeners.listeners(wanted)
 
 
 @contextmanager

@@ -179,30 +179,37 @@ __all__ = [
     "parse_endpoint",
 ]
 
-_MODULES = (
-    "endpoint",
-    "error",
-    "flows",
-    "group",
-    "maps",
-    "sockets",
-    "follow",
-    "proof",
-    "reload",
-    "doctor",
-    "autolowat",
-    "check",
-    "bench",
-    "programs",
-)
+_HOMES = {
+    "autolowat": "Autolowat AutolowatAttachment AutolowatDetached AutolowatStatus Engine FailOpens",
+    "bench": (
+        "BenchReload BenchRpcFraming BenchSelect BenchSockets BenchSpeed CloseSize FramingArm FramingSize "
+        "ReloadArm SelectArm SocketsArm SocketsSize SpeedFigure Spread"
+    ),
+    "check": (
+        "Case CheckHotReload CheckRpcFraming CheckUdpReload ConnectionState FramingCase Move Redistribution UdpCase Way"
+    ),
+    "doctor": "Capability Doctor Feature",
+    "endpoint": "Endpoint Identity Protocol parse_endpoint",
+    "error": "ErrorReport",
+    "flows": "Flow FlowCounters FlowMode Flows FlowTable",
+    "follow": "FollowEvent Happening",
+    "group": (
+        "Attached AttachReport Canary Counters Detached DetachReport Followed GonePins Group Listener "
+        "MigrateReq Policy Problem ProblemKind Program Status Transaction"
+    ),
+    "maps": "GenerationMap MapChange MapChanges Maps Slot",
+    "programs": "CompiledProgram Filled",
+    "proof": "Balance Resets",
+    "reload": "CanaryStep DryRun HandedOver Leftovers Lost Migrated PlannedGroup Queues Reload Side Step Strategy",
+    "sockets": "Destroy Ending Socket Sockets SocketState",
+}
+"""The module of each name."""
 
 
 def __getattr__(name: str) -> object:
     """Import what is asked for: a verb needs a few of the records, and to make all of them takes 30 ms."""
-    if name in __all__:
-        for module in _MODULES:
-            found = getattr(importlib.import_module(f"{__name__}.{module}"), name, None)
-            if found is not None:
-                globals()[name] = found
-                return found
+    for module, names in _HOMES.items():
+        if name in names.split():
+            found = globals()[name] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+            return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

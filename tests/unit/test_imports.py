@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from reuseport_tool import models
+
 _PROGRAM = """
 import contextlib, io, json, sys
 from reuseport_tool.cli.main import run
@@ -18,7 +20,20 @@ print(json.dumps(sorted(sys.modules)))
 """
 HEAVY = ("bcc", "pyroute2", "scapy", "asyncio", "msgspec", "rich.progress", "rich.live")
 OTHER_JOBS = tuple(f"reuseport_tool.{job}" for job in ("reload", "follow", "autolowat", "check", "bench", "probes"))
-VERBS = [("status",), ("attach", "1"), ("detach", "1"), ("map", "list"), ("sockets", "--protocol", "udp")]
+VERBS = [
+    ("status",),
+    ("attach", "1"),
+    ("detach", "1"),
+    ("map", "list"),
+    ("sockets", "--protocol", "udp"),
+    ("flows", "udp://1"),
+    ("migrate-req",),
+]
+OF_OTHER_VERBS = {
+    "status": ("group.attach", "group.repair", "kernel.resets", "models.sockets", "records"),
+    "attach": ("group.status", "group.repair", "kernel.resets", "models.sockets", "records"),
+    "sockets": ("group.attach", "group.status", "models.maps", "records"),
+}
 
 
 def imported(*arguments: str) -> list[str]:
@@ -54,6 +69,16 @@ def test_heavy_libraries_and_other_jobs_are_left_alone(verb: tuple[str, ...], wa
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
 def test_json_needs_no_rich(verb: tuple[str, ...], warm: None) -> None:
     assert those_of(imported("--json", *verb), ("rich",)) == []
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb[0] in OF_OTHER_VERBS], ids=" ".join)
+def test_what_only_other_verbs_use_is_left_alone(verb: tuple[str, ...], warm: None) -> None:
+    others = tuple(f"reuseport_tool.{name}" for name in OF_OTHER_VERBS[verb[0]])
+    assert those_of(imported(*verb), others) == []
+
+
+def test_every_record_has_a_home() -> None:
+    assert sorted(" ".join(models._HOMES.values()).split()) == sorted(models.__all__)
 
 
 def test_the_rule_sees_imports() -> None:

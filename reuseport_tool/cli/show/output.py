@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from typing import Any
 
@@ -40,6 +39,8 @@ def event(happened: models.FollowEvent, as_json: bool) -> None:
 
 def to_json(model: Any, indent: int | None = 2) -> str:
     """A model as JSON in ASCII. Bytes that are no text (PEP 383) are written as backslash escapes."""
+    import json
+
     written = json.dumps(model, default=_fields, indent=indent)
     if "\\ud" not in written:
         return written
