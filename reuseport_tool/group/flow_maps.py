@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 
@@ -36,6 +37,19 @@ class FlowMaps:
     def __init__(self, folder: Place, maps: dict[str, bpf.Map]) -> None:
         self._folder = folder
         self._maps = maps
+
+    def take(self, program: bpf.Program) -> None:
+        """Open those that are pinned and that the program uses: a killed run can leave some that it does not use."""
+        used = program.map_ids()
+        for name in layout.ALL_FLOW_NAMES:
+            if name in self._maps and self._maps[name].id not in used:
+                self._maps.pop(name).close()
+            with contextlib.suppress(FileNotFoundError):
+                entry = bpffs.open_map(self._folder / places.STATE / name)
+                if name in self._maps or entry.id not in used:
+                    entry.close()
+                else:
+                    self._maps[name] = entry
 
     @property
     def mode(self) -> FlowMode:

@@ -165,17 +165,17 @@ class Generations:
                 )
         made = self[number]
         with layout.new_sockarray(listeners) as array:
+            bpffs.pin(array, made.pin)  # first: a sockarray in the map without a pin counts as damage
             made.members = 0
             self._maps["generations"].update_u32(made.index, array.fd)
-            bpffs.pin(array, made.pin)
 
     def remove(self, number: int) -> None:
         """Unpin a generation; the program finds nothing under its number any more."""
         gone = self[number]
         gone.members = 0
-        gone.pin.unlink()
         with contextlib.suppress(OSError):
             self._maps["generations"].delete(gone.index)
+        gone.pin.unlink()
 
     def release(self, cookie: int) -> None:
         """Take a listener out of whichever slot it is in, if any: it can be in one only."""

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import NotFound
-from reuseport_tool.group import layout, places
+from reuseport_tool.group import intact, layout, places
 from reuseport_tool.group.choice import Choice
 from reuseport_tool.group.flow_maps import FlowMaps, read_answers
 from reuseport_tool.group.generations import Generations
@@ -54,14 +54,17 @@ class State(Closing):
                 raise bpf.translate(error, f"opening the pins in {folder / places.STATE}") from error
             if any(layout.shape(entry) != layout.SHAPES[name] for name, entry in maps.items()):
                 raise layout.damaged(folder)
-            for name in layout.ALL_FLOW_NAMES:
-                with contextlib.suppress(FileNotFoundError):
-                    maps[name] = stack.enter_context(bpffs.open_map(folder / places.STATE / name))
-            is_quic = layout.flow_mode(maps) is FlowMode.QUIC
+            opened = stack.enter_context(cls(folder, maps, program))
+            opened.flows.take(program)
+            if not intact.is_whole(program, maps) or intact.lost_generations(
+                maps["generations"], opened.generations.numbers
+            ):
+                raise layout.damaged(folder)
+            is_quic = opened.flows.mode is FlowMode.QUIC
             if is_quic and not (folder / places.STATE / layout.EGRESS).exists():
                 raise layout.damaged(folder)
             stack.pop_all()
-            return cls(folder, maps, program)
+            return opened
 
     @classmethod
     def create(cls, folder: Place, maps: dict[str, bpf.Map], program: bpf.Program) -> State:
@@ -129,6 +132,7 @@ class State(Closing):
         (self.folder / places.STATE / _NEXT_PROGRAM).rename(pin)
         self.program.close()
         self.program = bpffs.open_program(pin)
+        self.flows.take(self.program)
 
 
 def policy_name(program: str) -> str:

@@ -68,8 +68,9 @@ def some_are_hidden() -> bool:
         try:
             for fd in os.listdir(f"/proc/{pid}/fd"):
                 os.readlink(f"/proc/{pid}/fd/{fd}")
-        except PermissionError:
-            return True
+        except PermissionError:  # also for one that has just ended (proc_fd_access_allowed())
+            found = identity(pid)
+            return found is not None and found.runs()
         except OSError:
             return False
         return False
