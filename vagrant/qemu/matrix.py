@@ -166,10 +166,9 @@ def _document(table: str, rows: Sequence[Row]) -> str:
     kernels = "\n".join(f"| {row.kernel.name} | {row.version or '–'} | {row.kernel.note} |" for row in rows)
     return f"""# What works on which kernel
 
-Written by `make vm-matrix` on {today}; do not edit. Each kernel was booted in QEMU, and each line is
-what was found by doing it there: `reuseport-tool doctor` and the proofs of `vagrant/guest/`. The
-verdict is that of the kernel tests, with everything expected of that kernel (`vagrant/kernels.toml`).
-A "no" that the table of kernels expects is a pass.
+Written by `make vm-matrix` on {today}; do not edit. Each kernel was booted in QEMU. There
+`reuseport-tool doctor` and the proofs of `vagrant/guest/` tried each line for real. The verdict is that of the
+kernel tests, which also compare every answer with `vagrant/kernels.toml`: a "no" that it expects is a pass.
 
 {table}
 
