@@ -85,7 +85,7 @@ def attach(
     """
     framing.parse(spec)
     if len(set(ports)) > _PORTS_MAX:
-        raise UsageError(f"{len(set(ports))} ports are too many", hint=f"there is room for {_PORTS_MAX}")
+        raise UsageError(f"{len(set(ports))} ports are too many", hint=f"at most {_PORTS_MAX} are possible")
     plan = Plan(engine=choose_engine(engine), framing=spec, ports=tuple(sorted(set(ports))))
     with ExitStack() as stack:
         fd = cgroup.open_folder(folder)
@@ -124,7 +124,7 @@ def _refuse_relatives(base: Place, folder: Path, group: int) -> None:
         path = cgroup.by_id(other) if other != group else None
         if path is not None and (path.is_relative_to(folder) or folder.is_relative_to(path)):
             raise Conflict(
-                f"AutoLOWAT is attached to {path}, which {folder} shares sockets with",
+                f"AutoLOWAT is attached to {path}, which shares sockets with {folder}",
                 hint=f"detach it first: autolowat detach --cgroup {path}",
             )
 
@@ -140,7 +140,7 @@ def _namespace_of(folder: Path) -> Iterator[None]:
                 found[os.stat(path).st_ino] = path
     if len(found) > 1:
         raise Conflict(
-            f"the processes of {folder} are in {len(found)} network namespaces, and solo works in one",
+            f"the processes of {folder} are in {len(found)} network namespaces, and solo works in only one",
             hint="name the cgroup of one container or service",
         )
     with ExitStack() as stack:
@@ -290,7 +290,9 @@ def detach(folder: Path, root: Path | None) -> AutolowatDetached:
             maps = kernel.Maps.open(stack, pins / "state")
         except FileNotFoundError:
             _clean(pins)
-            raise NotFound(f"AutoLOWAT is not attached to {folder}", hint="'autolowat status' lists where") from None
+            raise NotFound(
+                f"AutoLOWAT is not attached to {folder}", hint="'autolowat status' shows where it is attached"
+            ) from None
         maps.set_working(False)
         # A program that was running when this was set had its socket locked, and the walk locks each.
         about = _about(maps)
@@ -300,8 +302,8 @@ def detach(folder: Path, root: Path | None) -> AutolowatDetached:
             left = 0
         if left:
             raise Unsupported(
-                f"{left} sockets are in the middle of a frame, and this kernel lets no iterator set SO_RCVLOWAT",
-                hint="run it again later: the programs stay attached, and stop following with the next segment",
+                f"{left} sockets are in the middle of a frame, and iterators cannot set SO_RCVLOWAT on this kernel",
+                hint="run it again later; the programs stay attached and stop following with the next segment",
             )
         _clean(pins)
         return AutolowatDetached(cgroup=str(folder), sockets=len(found))

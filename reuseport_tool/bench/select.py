@@ -223,7 +223,7 @@ def _statistics_round(bench: _Bench, connections: int, order: random.Random) -> 
         after = running.info()
         runs = after.run_count - before.run_count
         if arm == OURS and bench.ours.counters().selected - selected != runs:
-            raise ToolError(f"the program ran {runs} times, and its counters do not say so")
+            raise ToolError(f"the program ran {runs} times, but its counters differ")
         _add_statistics(bench.samples[arm], connections, runs, after.run_time_ns - before.run_time_ns)
 
 

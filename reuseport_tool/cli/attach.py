@@ -92,7 +92,7 @@ def command(
         raise UsageError("--policy and --program exclude each other")
     wanted = Policy(policy) if policy else None
     if repairing and (policy or program or following):
-        raise UsageError("--repair keeps what runs", hint="change the policy afterwards")
+        raise UsageError("--repair keeps the running program", hint="change the policy afterwards")
     if repairing:
         from reuseport_tool.group import repair
 

@@ -72,7 +72,7 @@ class _WithCommand(click.Command):
         if not named:
             return args
         if len(words) > 1:
-            raise UsageError("a deploy file names its endpoints itself", hint="give its name alone")
+            raise UsageError("a deploy file already names its endpoints", hint="give only its name")
         deploy = deploy_file.read(named[0][1], self)
         ctx.default_map = {**(ctx.default_map or {}), **deploy.options}
         if deploy.command:
@@ -314,9 +314,13 @@ def _hooks(options: dict[str, object]) -> tuple[Hook, ...]:
 def _take_turns(ctx: Context, endpoints: tuple[Endpoint, ...], plan: Plan, unit: str, dry_run: bool) -> Reload:
     """Reload to the other instance of a template unit."""
     if plan.command or plan.new_pid or plan.run or plan.stop_command:
-        raise UsageError("--unit starts the new server and stops the old one", hint="give no other way to do it")
+        raise UsageError(
+            "--unit itself starts the new server and stops the old one", hint="give no other option that does"
+        )
     if dry_run:
-        raise UsageError("--dry-run starts nothing, and --unit needs its instance", hint="try it with --new-pid")
+        raise UsageError(
+            "--dry-run starts nothing, so --unit has no new instance to look at", hint="try it with --new-pid"
+        )
     with units.started(unit, plan.start_timeout_s, plan.stop_timeout_s) as twin:
         return _run(ctx, endpoints, replace(plan, new_pid=twin.pid, stop_command=twin.stop_command))
 
@@ -346,11 +350,11 @@ def _go_on(ctx: Context, endpoints: tuple[Endpoint, ...], resume: bool, abort: b
     ]
     if others or (resume and abort) or _NEW_COMMAND in click_context.meta:
         raise UsageError(
-            "--resume and --abort go on with the options of the reload that was killed",
-            hint="give one of them, and besides only --wait, --timeline and --trace",
+            "--resume and --abort use the options of the killed reload",
+            hint="with either of them, give only --wait, --timeline and --trace",
         )
     if len(endpoints) > 1:
-        raise UsageError("--resume and --abort take one endpoint", hint="one of those of the reload that was killed")
+        raise UsageError("--resume and --abort take one endpoint", hint="name any endpoint of the killed reload")
     with show.ReloadProgress(ctx.json) as shown:
         progress = Progress(begin=shown.begin, end=shown.end, note=shown.note, warn=shown.warn)
         act = transaction.resume if resume else transaction.abort

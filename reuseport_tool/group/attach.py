@@ -72,7 +72,7 @@ def _attach_present(
 def _check(endpoint: Endpoint, source: Path | None, flows: policies.FlowChoice | None) -> None:
     policies.check_source(source)
     if flows is not None and endpoint.protocol is not Protocol.UDP:
-        raise UsageError("--flows is for UDP: a TCP connection stays with its socket by itself")
+        raise UsageError("--flows is for UDP; a TCP connection always stays with its socket")
 
 
 @contextlib.contextmanager
@@ -168,7 +168,7 @@ def _other_program(group: Endpoint, program_id: int) -> Conflict:
     if repair.is_ours(program_id):
         return Conflict(
             f"{group} runs a program of this tool (id {program_id}) whose pins are not in this bpffs",
-            hint=f"'attach {group} --repair' makes them anew, 'detach {group}' takes the program off",
+            hint=f"'attach {group} --repair' restores them, 'detach {group}' removes the program",
         )
     return Conflict(
         f"{group} has a reuseport program that is not this tool's: {_describe(program_id)}",

@@ -186,7 +186,7 @@ def take(member: Member) -> int:
     require_visible([member])
     raise NotFound(
         f"no process holds the listener with cookie {member.cookie} on {member.socket.endpoint}",
-        hint="it closed meanwhile, or a process of another PID namespace holds it",
+        hint="it has closed, or a process of another PID namespace holds it",
     )
 
 

@@ -93,7 +93,7 @@ class Generation:
 
     def _put(self, array: SockArray, slot: int, fd: int) -> None:
         if not 0 <= slot < array.capacity:
-            raise UsageError(f"no slot {slot}", hint=f"slots are 0 to {array.capacity - 1}")
+            raise UsageError(f"no slot {slot}", hint=f"slots are numbered from 0 to {array.capacity - 1}")
         array.put(slot, fd)
         self.widen(slot + 1)
 

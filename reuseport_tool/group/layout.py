@@ -105,5 +105,5 @@ def damaged(folder: Place) -> Conflict:
     group = places.endpoint_of(folder.name) or "ENDPOINT"
     return Conflict(
         f"the pins in {folder / places.STATE} are damaged",
-        hint=f"'attach {group} --repair' makes them anew, 'detach {group}' removes program and pins",
+        hint=f"'attach {group} --repair' restores them, 'detach {group}' removes program and pins",
     )

@@ -42,7 +42,7 @@ def repair(endpoint: Endpoint, root: Path | None, wait_s: float = 0.0) -> Attach
     results: list[Attached] = []
     with policies.ChosenPolicy(None, None) as chosen, iterator.listeners_of(endpoint.protocol) as listeners:
         if listeners is None:
-            raise Unsupported("the kernel does not tell which program runs", hint="'detach' takes it off all the same")
+            raise Unsupported("the kernel does not tell which program runs", hint="'detach' still removes it")
         for group in found:
             with attach.told_after(results), places.locked(folder, group.endpoint, wait_s) as group_folder:
                 start = time.perf_counter()
@@ -70,8 +70,9 @@ def _mend(group: Found, folder: Place, running: int) -> bool:
             return False  # attach_group() says whose it is
         if program.info().uid != os.geteuid():
             raise Conflict(
-                f"{folders.user(program.info().uid)} loaded the program of {group.endpoint}, and could change its maps",
-                hint="let that user repair it, or detach it and attach anew",
+                f"{folders.user(program.info().uid)} loaded the program of {group.endpoint}, "
+                "and could still change its maps",
+                hint="let that user repair it, or detach and attach again",
             )
         _pin(stack, folder, program, maps)
     return True

@@ -146,7 +146,7 @@ def switch(endpoint: Endpoint, root: Path | None, *, generation: int, force: boo
         if not opened.generations[generation].slots() and not force:
             raise Conflict(
                 f"generation {generation} has no open listener",
-                hint="the kernel would choose among all listeners; --force does it all the same",
+                hint="the kernel would choose among all listeners; --force switches anyway",
             )
         opened.choice.switch(generation)
         return MapChanges(changes=(MapChange(endpoint=str(group.endpoint), change="switched", generation=generation),))
@@ -161,7 +161,7 @@ def _attached(endpoint: Endpoint, root: Path | None) -> Iterator[tuple[Found, St
         raise _not_attached(endpoint)
     if len(groups) > 1:
         raise UsageError(
-            f"{endpoint} means several groups: {', '.join(map(str, groups))}", hint="write the address, too"
+            f"{endpoint} means several groups: {', '.join(map(str, groups))}", hint="also write the address"
         )
     with places.locked(folder, groups[0]) as group_folder, State.open(group_folder) as opened:
         places.refuse_interrupted(group_folder, groups[0])

@@ -50,8 +50,8 @@ def _connect_steered(client: socket.socket, address: str, port: int, canary: Sta
         client.connect((address, port))
     if canary.counters().steered == before:
         raise ToolError(
-            f"a connection from {source} to {address} port {port} does not reach the program as it was sent",
-            hint="name an address that is not translated or proxied on the way",
+            f"a connection from {source} to {address} port {port} does not reach the program with these addresses",
+            hint="name an address that is neither translated nor proxied",
         )
 
 

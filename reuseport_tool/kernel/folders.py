@@ -151,7 +151,7 @@ def _open_base(base: Path) -> int:
     info = os.fstat(fd)
     if info.st_mode & 0o002 and not info.st_mode & stat.S_ISVTX:
         os.close(fd)
-        raise Foreign(f"anybody can rename what is in {base}", hint=f"close it: chmod 0700 {base}")
+        raise Foreign(f"anybody can rename files in {base}", hint=f"close it: chmod 0700 {base}")
     return fd
 
 

@@ -159,7 +159,7 @@ class ResetCounter(Closing):
 def source() -> Source:
     """The program that counts. Raises Unsupported."""
     if not btf.has_tracepoint(_TRACEPOINT, "sock", "sk_buff"):
-        raise Unsupported(f"the kernel has no tracepoint {_TRACEPOINT} of the kind that is known")
+        raise Unsupported(f"the kernel has no tracepoint {_TRACEPOINT} in a known form")
     defines = {**btf.offsets(_OFFSETS), **process_id.defines(), "LATE_NS": _LATE_NS}
     return Source(path=bpf_dir() / "proof" / "tcp_resets.c", defines=defines, maps=MAPS)
 

@@ -17,7 +17,7 @@ def descriptors(wanted: int) -> Iterator[None]:
     """
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY and hard < wanted:
-        raise ToolError(f"{wanted} open files are needed, and {hard} are allowed", hint="raise it: ulimit -Hn")
+        raise ToolError(f"{wanted} open files are needed, and {hard} are allowed", hint="raise the limit: ulimit -Hn")
     with at_best(wanted):
         yield
 

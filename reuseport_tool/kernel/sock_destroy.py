@@ -48,7 +48,7 @@ def by_bpf(protocol: Protocol, targets: Sequence[SocketRecord], states: int) -> 
     """
     number = kfunc()
     if number is None:
-        raise Unsupported("the kernel has no bpf_sock_destroy()", hint="it came with Linux 6.5; --engine netlink")
+        raise Unsupported("the kernel has no bpf_sock_destroy()", hint="it came with Linux 6.5")
     with bpf.Map.create(
         bpf.MapType.HASH, "targets", key_size=8, value_size=TARGET.size, max_entries=max(len(targets), 1)
     ) as chosen:

@@ -60,9 +60,9 @@ class SockArray:
 
     def _translate(self, error: OSError, slot: int) -> ToolError:
         if error.errno == errno.E2BIG or slot >= self.capacity:
-            return UsageError(f"no slot {slot}", hint=f"slots are 0 to {self.capacity - 1}")
+            return UsageError(f"no slot {slot}", hint=f"slots are numbered from 0 to {self.capacity - 1}")
         if error.errno == errno.EEXIST:
-            return Conflict(f"slot {slot} is taken", hint="remove what is in it first, or name another slot")
+            return Conflict(f"slot {slot} is taken", hint="first remove the listener in it, or name another slot")
         if error.errno == errno.EBUSY:
             return Conflict(
                 "the socket is in a sockarray already", hint="a socket can be in one slot of one sockarray only"
@@ -71,6 +71,6 @@ class SockArray:
             return NotFound(f"slot {slot} is empty")
         if error.errno in (errno.EINVAL, _ENOTSUPP):
             return ToolError(
-                "the kernel does not take this socket", hint="it must be bound, listening, and have SO_REUSEPORT set"
+                "the kernel does not accept this socket", hint="it must be bound, listening, and have SO_REUSEPORT set"
             )
         return bpf.translate(error, f"updating slot {slot}")

@@ -81,13 +81,13 @@ def _close_one_of_two(attached: bpf.Program | None) -> Moved:
 
 def _by_sysctl() -> str:
     if not moved_by_sysctl().accepted:
-        raise Unsupported(f"{sysctl.TCP_MIGRATE_REQ} is there, and moves nothing")
+        raise Unsupported(f"{sysctl.TCP_MIGRATE_REQ} exists, but moves nothing")
     return "tcp_migrate_req=1 moved a queued connection"
 
 
 def _by_program() -> str:
     if not moved_by_program(AttachType.SK_REUSEPORT_SELECT_OR_MIGRATE).accepted:
-        raise Unsupported("a program of this type loads, and nothing moves")
+        raise Unsupported("a program of this type loads, but nothing moves")
     return "moved a queued connection, the sysctl being off"
 
 
@@ -96,7 +96,7 @@ def _wakes() -> str:
     if not moved.accepted:
         raise ToolError("nothing migrates here")
     if not moved.woken:
-        raise Unsupported("CVE-2026-46015: the connection moves, and who sleeps in epoll_wait is not woken")
+        raise Unsupported("CVE-2026-46015: the connection moves, but does not wake a server in epoll_wait")
     return "epoll_wait reported the moved connection"
 
 

@@ -39,7 +39,7 @@ def _pidfd_getfd() -> str:
             ours.shutdown(socket.SHUT_RDWR)
             os.waitpid(child, 0)
     if not same:
-        raise Unsupported("it gave another descriptor")
+        raise Unsupported("it returned another descriptor")
     return "took a socket of a child process"
 
 

@@ -56,7 +56,7 @@ def _attach() -> str:
     with netns.throw_away(), bytecode.load(Verdict.DROP) as dropping, loopback.listener(_PORT) as sock:
         sockets.attach_program(sock.fileno(), dropping)
         if _connects():
-            raise Unsupported("the program is attached, and does not decide")
+            raise Unsupported("the program is attached, but does not decide")
     return "the program refused a connection"
 
 
@@ -65,7 +65,7 @@ def _detach() -> str:
         sockets.attach_program(sock.fileno(), dropping)
         sockets.detach_program(sock.fileno())
         if not _connects():
-            raise Unsupported("the program is detached, and still decides")
+            raise Unsupported("the program is detached, but still decides")
     return "connections pass again"
 
 

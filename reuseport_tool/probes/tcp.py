@@ -52,7 +52,7 @@ def _fast_open() -> str:
             with sock.accept()[0] as accepted:
                 options = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[5]
     if not options & _TCPI_OPT_SYN_DATA:
-        raise Unsupported("data in a SYN was not taken")
+        raise Unsupported("data in a SYN was not accepted")
     return "took data from a SYN"
 
 

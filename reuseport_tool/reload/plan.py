@@ -124,7 +124,7 @@ def check(endpoints: Sequence[Endpoint], plan: Plan) -> None:
     forms = [plan.command is not None, plan.new_pid is not None, plan.run is not None]
     if sum(forms) != 1:
         raise UsageError(
-            "say how the new side comes to be, in exactly one way",
+            "say in exactly one way how the new server starts",
             hint="-- COMMAND…, or --new-pid PID, or --run 'COMMAND'",
         )
     if plan.run is not None and any(endpoint.protocol is Protocol.UDP for endpoint in endpoints):
@@ -138,7 +138,7 @@ def check(endpoints: Sequence[Endpoint], plan: Plan) -> None:
         _check_datagram(plan.health_datagram)
     _check_text(plan)
     if plan.run and plan.stop_command:
-        raise UsageError("--run stops the old side by itself", hint="leave --stop-command out")
+        raise UsageError("--run stops the old side by itself", hint="omit --stop-command")
     for pid in (*plan.old_pids, *([plan.new_pid] if plan.new_pid else [])):
         if processes.command(pid) is None:
             raise NotFound(f"no process {pid}")
@@ -148,7 +148,7 @@ def _check_canary(plan: Plan) -> None:
     if plan.run is not None:
         raise UsageError("--canary needs both servers at once", hint="use -- COMMAND… or --new-pid PID")
     if plan.strategy is Strategy.SYSCTL:
-        raise UsageError("--canary needs the program, which --strategy sysctl does without")
+        raise UsageError("--canary needs the program, which --strategy sysctl does not use")
     ascending = all(lower < higher for lower, higher in itertools.pairwise(plan.canary))
     if not ascending or not plan.canary[0] > 0 or plan.canary[-1] > 100:
         raise UsageError(
@@ -182,7 +182,7 @@ def choose_strategy(plan: Plan, warn: Callable[[str], None]) -> Strategy:
     """
     works = features.migration_works()
     if works is None:
-        warn("it could not be tried whether this kernel migrates and wakes: that takes CAP_SYS_ADMIN")
+        warn("could not try whether this kernel migrates connections and wakes servers: CAP_SYS_ADMIN is needed")
         works = policies.can_migrate()
     if plan.strategy in (Strategy.MIGRATE, Strategy.SYSCTL) and not works:
         raise Unsupported(

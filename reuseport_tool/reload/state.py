@@ -180,5 +180,5 @@ def decode(text: bytes) -> ReloadState:
     except ValueError as error:
         raise Conflict(
             "the journal of the interrupted reload is of another version of this tool",
-            hint="finish it with that version, or forget it: detach",
+            hint="finish it with that version, or discard it: detach",
         ) from error

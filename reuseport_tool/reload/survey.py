@@ -159,7 +159,7 @@ def _left_out(plan: Plan, masters: Sequence[int], others: Groups, world: World) 
     if plan.signals:
         owners = describe(masters, world)
         hint = "leave --only out, or stop only a part of the server by --stop-command"
-        return Conflict(f"to stop {owners} closes {listed}, too", hint=hint), []
+        return Conflict(f"stopping {owners} also closes {listed}", hint=hint), []
     return None, [f"--only: {listed} of the same processes is not handed over"]
 
 
@@ -179,7 +179,7 @@ def _refusal(
     if blocked and not (plan.force and reachable):
         return Conflict(
             f"{describe(blocked, world)} holds the old listeners, and the tool does not signal "
-            "the first process, itself, or a process above itself",
+            "pid 1, itself or its ancestors",
             hint="say how to stop them: --stop-command, for example 'systemctl stop web.socket web.service'",
         )
     members = [member for each in old.values() for member in each]
@@ -192,8 +192,7 @@ def refusal_of(stay: Mapping[int, str]) -> Conflict | None:
     if not stay:
         return None
     return Conflict(
-        f"after the stop these processes would keep old listeners open, and nobody would accept: "
-        f"{', '.join(stay.values())}",
+        f"after the stop these processes would keep old listeners open without accepting: {', '.join(stay.values())}",
         hint="end them, let them close the listener, name them by --old-pid, or use --stop-command or --force",
     )
 
@@ -240,5 +239,5 @@ def _surveyed(old: Groups, present: Groups, plan: Plan, new: Collection[int]) ->
         for group, members in sorted(old.items(), key=lambda entry: str(entry[0]))
     )
     if all(group.dropped for group in groups):
-        raise UsageError("--drop gives up every group", hint="just stop the server")
+        raise UsageError("--drop names every group", hint="just stop the server")
     return groups

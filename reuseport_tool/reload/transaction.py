@@ -133,8 +133,8 @@ def _flows(group: Surveyed, plan: Plan, world: World) -> FlowMode:
     if group.endpoint.port in _DNS_PORTS or mode is not None:
         return FlowMode.NONE
     raise UsageError(
-        f"say what {group.endpoint} keeps together: a wrong guess loses datagrams without a sign",
-        hint="--flows none where each datagram stands for itself (DNS, statsd, syslog), --flows address where clients "
+        f"say which datagrams of {group.endpoint} belong together: a wrong guess silently loses datagrams",
+        hint="--flows none if each datagram stands alone (DNS, statsd, syslog), --flows address where clients "
         "have a session (DTLS, WireGuard, games), --flows quic for QUIC",
     )
 
@@ -161,7 +161,7 @@ def resumed(found: ReloadState, world: World) -> Reload:
     """Go on with a state that another run saved."""
     if found.step == ROLL_BACK:
         hint = f"reload {found.endpoints[0]} --abort"
-        raise Conflict("the reload was being rolled back when it was interrupted", hint=hint)
+        raise Conflict("the reload was interrupted while it rolled back", hint=hint)
     return run.execute(found, world)
 
 
@@ -184,7 +184,7 @@ def aborted(found: ReloadState, world: World) -> Reload:
         raise Conflict("the old side has been told to stop, so there is no way back", hint=f"finish it: {where}")
     if rollback.old_is_gone(found, world):
         raise Conflict(
-            "the old side is gone, so there is no way back", hint=f"finish it: {where}; or forget it: detach"
+            "the old side is gone, so there is no way back", hint=f"finish it: {where}; or discard it: detach"
         )
     with world.clock.held_back():
         done, problems = rollback.undo(found, world)
@@ -206,7 +206,7 @@ def _restored(
         }
         found = interrupted(folder, endpoint)  # as it is now that nobody else changes it
         if found.begun_at != first.begun_at:
-            raise Conflict(f"another reload of {endpoint} was interrupted meanwhile", hint="look at it with: status")
+            raise Conflict(f"another reload of {endpoint} has been interrupted since", hint="look at it with: status")
         world = live.world(found.plan, folders, progress, stack)
         world.traffic.begin(list(folders), [group.endpoint for group in found.kept])
         yield dataclasses.replace(found, resumed=True), world
@@ -221,9 +221,9 @@ def interrupted(root: Path, endpoint: Endpoint) -> ReloadState:
     """
     entries = journals.entries(root, endpoint)
     if not entries:
-        raise NotFound(f"no reload of {endpoint} was interrupted", hint="'status' tells of one that was")
+        raise NotFound(f"no reload of {endpoint} was interrupted", hint="'status' shows interrupted reloads")
     if len({entry.header.begun_at for entry in entries}) > 1:
-        raise Conflict(f"several reloads on {endpoint} were interrupted", hint="write the address, too")
+        raise Conflict(f"several reloads on {endpoint} were interrupted", hint="also write the address")
     latest = max(entries, key=lambda entry: entry.header.sequence)
     return decode(latest.text)
 

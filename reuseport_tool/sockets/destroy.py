@@ -62,7 +62,7 @@ def _check(wanted: Filter) -> None:
     if wanted.states and not wanted.state_mask() & ~_NEVER:
         raise UsageError(
             "request and TIME_WAIT sockets are never ended",
-            hint="no program holds them; the kernel ends them by itself, TIME_WAIT after 60 s",
+            hint="no program holds them; the kernel ends them, TIME_WAIT after 60 s",
         )
 
 

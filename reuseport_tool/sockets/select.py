@@ -58,7 +58,7 @@ class Filter:
     def check(self) -> None:
         """Raises UsageError when the fields do not make sense together."""
         if self.generation is not None and self.endpoint is None:
-            raise UsageError("a generation is one of an endpoint", hint="add --endpoint ENDPOINT")
+            raise UsageError("--generation needs an endpoint", hint="add --endpoint ENDPOINT")
         if self.endpoint is not None and self.protocol not in (None, self.endpoint.protocol):
             raise UsageError(
                 f"{self.endpoint} is not {self.protocol}",

@@ -235,6 +235,7 @@ LISTENER = models.Listener(
     half_open=3,
     flag="working",
 )
+GONE = tuple(models.GonePins(endpoint=f"tcp://10.0.0.1:{port}", netns="net:[7]", pins="p") for port in range(1, 6))
 GROUP = models.Group(
     endpoint="tcp://10.0.0.1:80",
     netns="net:[4026531840]",
@@ -263,6 +264,8 @@ RELOAD = models.Reload(
 RESULTS = [
     (models.Status(groups=(GROUP,)), ["tcp://10.0.0.1:80", "77", "4242", "nginx", "foreign", "established 5"]),
     (models.Status(groups=()), ["No SO_REUSEPORT group"]),
+    (models.Status(groups=(), gone=GONE[:1]), ["that are gone: tcp://10.0.0.1:1 in net:[7]. 'detach --gone'"]),
+    (models.Status(groups=(), gone=GONE), ["tcp://10.0.0.1:3 in net:[7], and 2 more. 'detach --gone'"]),
     (
         models.AttachReport(
             attached=(

@@ -12,6 +12,9 @@ from reuseport_tool.cli.show.console import counted, make_table, row, say
 from reuseport_tool.cli.show.layout import put
 from reuseport_tool.cli.show.tables import table
 
+_GONE_SHOWN = 3
+"""With JSON all are shown."""
+
 
 @table.register
 def _status(model: models.Status, console: Console) -> None:
@@ -21,11 +24,16 @@ def _status(model: models.Status, console: Console) -> None:
         if index:
             console.print()
         _group(group, console)
-    for pins in model.gone:
-        text = f"{pins.endpoint}  {pins.netns} is gone and its pins are left: 'detach --gone' removes them"
-        say(console, Text(text, style="yellow"))
+    if model.gone:
+        say(console, Text(_gone(model.gone), style="yellow"))
     if model.unseen:
         say(console, Text(f"Programs of this tool are not told apart here: {model.unseen}.", style="dim"))
+
+
+def _gone(pins: tuple[models.GonePins, ...]) -> str:
+    named = [f"{entry.endpoint} in {entry.netns}" for entry in pins[:_GONE_SHOWN]]
+    more = f", and {len(pins) - _GONE_SHOWN} more" if len(pins) > _GONE_SHOWN else ""
+    return f"Pins of network namespaces that are gone: {', '.join(named)}{more}. 'detach --gone' removes them."
 
 
 def _group(group: models.Group, console: Console) -> None:
@@ -136,8 +144,8 @@ def _attached(model: models.AttachReport, console: Console) -> None:
     for entry in model.attached:
         done = {
             "attached": f"attached {entry.program.policy}",
-            "repaired": f"pinned anew what runs: {entry.program.policy}",
-            "replaced": f"replaced the program by {entry.program.policy}",
+            "repaired": f"pins restored: {entry.program.policy}",
+            "replaced": f"replaced the program with {entry.program.policy}",
             "unchanged": f"already attached: {entry.program.policy}",
         }[entry.result]
         registered = f"{counted(len(entry.registered), 'listener')} registered, working generation {entry.generation}"
@@ -155,8 +163,8 @@ def _follow_event(model: models.FollowEvent, console: Console) -> None:
         f"of generation {model.generation}{delay}",
         "left-alone": f"listener {model.cookie}{who} left alone: {model.detail}",
         "locked": f"waiting: {model.detail}",
-        "events-lost": "events were lost; looked at everything anew",
-        "detached": f"detached by somebody: {model.detail}",
+        "events-lost": "events were lost; looked at all listeners again",
+        "detached": f"detached by another run: {model.detail}",
         "failed": f"failed: {model.detail}",
         "stopped": "stopped; program and registrations stay",
     }[model.event]
@@ -179,7 +187,7 @@ def _detached(model: models.DetachReport, console: Console) -> None:
 @table.register
 def _maps(model: models.Maps, console: Console) -> None:
     for text in model.damaged:
-        say(console, Text(f"{text}; 'status' says what mends it", style="yellow"))
+        say(console, Text(f"{text}; 'status' says how to repair it", style="yellow"))
     if not model.maps:
         console.print("No maps of this tool in this network namespace.")
         return
@@ -211,7 +219,7 @@ def _map_changes(model: models.MapChanges, console: Console) -> None:
     for entry in model.changes:
         text = {
             "added": f"slot {entry.slot} of generation {entry.generation} has the listener with cookie {entry.cookie}",
-            "removed": f"slot {entry.slot} of generation {entry.generation} is empty, it had cookie {entry.cookie}",
+            "removed": f"slot {entry.slot} of generation {entry.generation} is empty now; it had cookie {entry.cookie}",
             "switched": f"generation {entry.generation} is the working one",
         }[entry.change]
         say(console, f"{entry.endpoint}  {text}")

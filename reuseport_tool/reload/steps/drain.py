@@ -37,6 +37,6 @@ def _drain_connections(state: ReloadState, world: World) -> ReloadState:
         raise ToolError(
             f"the old listeners still hold {left.accept_queue} queued and {left.half_open} half-open connections "
             f"after {timeout_s:g} s",
-            hint="--drain-timeout gives them longer; SYN+ACK retries take 63 s by default",
+            hint="allow more time with --drain-timeout; SYN+ACK retries take 63 s by default",
         )
     return state

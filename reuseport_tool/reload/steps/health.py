@@ -31,7 +31,7 @@ def ask_new(state: ReloadState, world: World, steered: bool) -> None:
     if not world.clock.wait(passed, plan.health_timeout_s):
         raise ToolError(
             f"the new server does not accept: {gate.waiting()} after {plan.health_timeout_s:g} s",
-            hint="--health-timeout gives it longer; --no-probe opens no connection of the tool's own",
+            hint="allow more time with --health-timeout; --no-probe opens no connection",
         )
     if plan.health_url:
         world.traffic.ask(plan.health_timeout_s, steered)

@@ -33,7 +33,7 @@ def leftovers(state: ReloadState, world: World) -> ReloadState:
     try:
         found = _settle(world.traffic.old_connections(groups, side), state, world)
     except (Unsupported, MissingCapability) as error:
-        return warn(state, world, f"the old side's accepted connections cannot be seen: {error.message}")
+        return warn(state, world, f"cannot see the accepted connections of the old side: {error.message}")
     return save(state, world, leftovers=found)
 
 

@@ -49,8 +49,8 @@ def _warn_of_others(state: ReloadState, world: World) -> ReloadState:
             state = warn(
                 state,
                 world,
-                f"{group.endpoint}: process {named} opened {len(entries)} listeners meanwhile and is not the new "
-                "server: perhaps an old version that was started again. 'status' shows whether they get connections",
+                f"{group.endpoint}: process {named} has opened {len(entries)} listeners and is not the new "
+                "server; it may be a restarted old version. 'status' shows whether its listeners get connections",
             )
     return state
 
@@ -60,7 +60,7 @@ def _check_end(state: ReloadState, world: World) -> None:
         if not sides.serving(state, world, group):
             raise ToolError(
                 f"the new server does not listen on {group.endpoint} any more, and the old one was stopped",
-                hint=f"{state.output or 'its output'} tells why; start a server there",
+                hint=f"see {state.output or 'its output'}, and start a server there",
             )
     for group in state.kept:
         ways.of(group).check(group, world)

@@ -27,7 +27,7 @@ def become_quiet(state: ReloadState, world: World) -> ReloadState:
     try:
         world.datagrams.watch(cookies)
     except (Unsupported, MissingCapability) as error:
-        state = warn(state, world, f"whether the old server still answers cannot be seen: {error.message}")
+        state = warn(state, world, f"cannot see whether the old server still answers: {error.message}")
     watches = [_Flows(group, state, world) for group in waited if group.flows is not FlowMode.NONE]
     quiet = _Quiet(cookies, state.plan.settle_s, world)
     begun_s = world.clock.now_s()
@@ -47,7 +47,7 @@ def become_quiet(state: ReloadState, world: World) -> ReloadState:
 def _cut(state: ReloadState, watches: list[_Flows], timeout_s: float, world: World) -> ReloadState:
     if any(watch.left for watch in watches):
         left = ", ".join(f"{watch.shown()} on {watch.endpoint}" for watch in watches if watch.left)
-        return warn(state, world, f"{left} are cut: they are alive after {timeout_s:g} s (--drain-timeout)")
+        return warn(state, world, f"{left} are cut: they are still alive after {timeout_s:g} s (--drain-timeout)")
     text = f"the old server still reads or sends datagrams after {timeout_s:g} s (--drain-timeout), and is stopped"
     return warn(state, world, text)
 

@@ -118,7 +118,7 @@ class _Watch:
             self._end_at_once(self._newcomers.wrong[wrong[0]])
             raise ToolError(
                 f"the new server listens on {wrong[0]} and not on {expected[0]}: these are two groups for the kernel",
-                hint="give the new server the very same address, port, device and IPV6_V6ONLY",
+                hint="give the new server the same address, port, device and IPV6_V6ONLY",
             )
 
     def _end_at_once(self, pids: set[int]) -> None:
@@ -193,14 +193,14 @@ def never_listened(state: ReloadState, world: World, group: Endpoint, what: str)
     if elsewhere:
         return ToolError(
             f"{what}: it listens on {', '.join(elsewhere)} and not on {group}",
-            hint="give the new server the very same address and port, or give the group up by --drop",
+            hint="give the new server the same address and port, or drop the group with --drop",
         )
     strangers = _strangers(state, world, group, processes)
     if strangers:
         return Conflict(
-            f"{what} on {group}; {strangers} came meanwhile and is not the new server: it does not descend from "
+            f"{what} on {group}; {strangers} listens there but is not the new server: it does not descend from "
             "the command",
-            hint="--new-pid PID takes a server that somebody else starts, --run 'COMMAND' one that replaces itself",
+            hint="--new-pid PID is for a server started elsewhere, --run 'COMMAND' for one that replaces itself",
         )
     uids = {entry.uid for entry in world.listeners.on([group]).get(group, ())}
     hint = f"it needs SO_REUSEPORT, and uid {', '.join(map(str, sorted(uids)))}, which owns the present listeners"

@@ -106,7 +106,7 @@ def _does_not_stop(state: ReloadState, world: World) -> ToolError:
     return ToolError(
         f"the old side (process {', '.join(map(str, holders))}) still listens "
         f"{state.plan.stop_timeout_s:g} s after it was told to stop; the new generation is working",
-        hint="stop it by hand: as its listeners close, their connections move",
+        hint="stop it by hand; when its listeners close, their connections move",
     )
 
 

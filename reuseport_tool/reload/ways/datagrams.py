@@ -35,7 +35,7 @@ class DatagramWay(ProgramWay):
     def _check_flows(self, state: ReloadState, group: GroupState, recorded: bool) -> None:
         if group.joins:
             raise Conflict(
-                f"{group.endpoint}: other instances serve beside the old one, and its flows cannot be told from theirs",
+                f"{group.endpoint}: other instances serve beside the old one, and their flows cannot be told apart",
                 hint="use --flows none, or reload all instances together",
             )
         if not recorded and state.plan.new_pid is not None:
@@ -58,8 +58,8 @@ class DatagramWay(ProgramWay):
             return
         split = f"{group.endpoint}: the kernel keeps the new sockets in another group, because an old one connected"
         if group.flows is not FlowMode.NONE:
-            raise Conflict(f"{split}: every datagram goes to them already", hint="bind the server to all addresses")
-        world.tell.warn(f"{split}; every datagram goes to them since they were bound")
+            raise Conflict(f"{split}: they already get every datagram", hint="bind the server to all addresses")
+        world.tell.warn(f"{split}; they get every datagram since they were bound")
         world.pins.attach_again(group.endpoint)
 
     def switch(self, state: ReloadState, group: GroupState, world: World) -> float | None:
@@ -87,7 +87,7 @@ def _be_ready(state: ReloadState, group: GroupState, world: World) -> None:
             raise ToolError(
                 f"the new server does not read its sockets on {group.endpoint}: {gate.waiting()} "
                 f"after {plan.health_timeout_s:g} s",
-                hint="--health-timeout gives it longer; --no-probe sends no datagram of the tool's own",
+                hint="allow more time with --health-timeout; --no-probe sends no datagram",
             )
     if plan.health_datagram is not None:
         payload = bytes.fromhex(plan.health_datagram)

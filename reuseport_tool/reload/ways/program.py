@@ -34,8 +34,8 @@ class ProgramWay:
         running = world.pins.running(group.endpoint)
         if running.known and not running.ours:
             raise Conflict(
-                f"{group.endpoint}: {_described(running)}; the new server may attach one of its own",
-                hint="switch that off in the server, or use --strategy sysctl, which leaves the choice to the server",
+                f"{group.endpoint}: {_described(running)}; the new server may have attached one of its own",
+                hint="switch that off in the server, or use --strategy sysctl, which leaves the server's program alone",
             )
 
     def number(self, group: GroupState, world: World) -> GroupState:

@@ -15,7 +15,7 @@ class SysctlWay:
         running = world.pins.running(group.endpoint)
         if running.ours:
             raise Conflict(
-                f"{group.endpoint} has our program, which decides instead of the sysctl",
+                f"{group.endpoint} has this tool's program, which decides instead of the sysctl",
                 hint="use --strategy migrate, or detach the program first",
             )
         return group
