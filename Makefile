@@ -87,10 +87,6 @@ test-trixie: ## The suite in a debootstrap'ed Debian 13 (as root, minutes). TARG
 # Installing caddy and pgbouncer starts them as services where systemd runs: use a machine that serves nobody.
 RECIPE_PACKAGES := apache2-bin media-types uwsgi-core uwsgi-plugin-python3 caddy pgbouncer \
 	$(if $(shell command -v npm),,npm)
-.PHONY: check-udp
-check-udp: setup ## Every case of `check udp-reload` (half a minute on an idle machine, as root)
-	$(VENV)/bin/pytest -q tests/check_udp
-
 .PHONY: dns
 dns: setup ## unbound, Knot DNS and dnsdist under load, restarted and reloaded (installs them; ten minutes, as root)
 	$(call install_packages,$(DNS_PACKAGES))

@@ -45,14 +45,14 @@ class Tool:
         options += ["--bpffs", str(self.bpffs)] if self.bpffs else []
         return [sys.executable, "-m", "reuseport_tool", *options, *map(str, arguments)]
 
-    def run(self, *arguments: object, as_json: bool = True) -> Done:
+    def run(self, *arguments: object, as_json: bool = True, timeout_s: float = TIMEOUT_S) -> Done:
         """Run to the end, whatever the exit code.
 
         Files and not pipes: a server that the tool starts keeps the tool's stderr open.
         """
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             done = subprocess.run(
-                self.command(*arguments, as_json=as_json), stdout=out, stderr=err, timeout=TIMEOUT_S, check=False
+                self.command(*arguments, as_json=as_json), stdout=out, stderr=err, timeout=timeout_s, check=False
             )
             for file in (out, err):
                 file.seek(0)

@@ -24,6 +24,7 @@ import time
 from dataclasses import dataclass, field
 
 from reuseport_tool.errors import ToolError
+from reuseport_tool.waiting import readable
 
 REQUEST = b"GET / HTTP/1.0\r\nHost: load\r\nAccept-Encoding: gzip\r\n\r\n"
 _TAIL_BYTES = 64
@@ -111,10 +112,7 @@ class Load:
     def await_warm(self) -> None:
         """Wait until the clients are out of step: twice as many answers as there are clients. Raises ToolError."""
         assert self._process.stdout is not None
-        if (
-            not select.select([self._process.stdout], [], [], 2 * self._timeout_s)[0]
-            or not self._process.stdout.readline()
-        ):
+        if not readable(self._process.stdout, 2 * self._timeout_s) or not self._process.stdout.readline():
             raise ToolError("the load gets no answers")
 
     def mark(self) -> None:

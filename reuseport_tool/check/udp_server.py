@@ -14,7 +14,8 @@ import signal
 import socket
 import time
 
-HELLO = b"hello"
+HELLO, FENCE = b"hello", b"fence"
+"""A client says the first to become known. Everybody has an answer to either."""
 _WORKERS = 2
 
 
@@ -28,7 +29,7 @@ def worker(address: str, port: int) -> socket.socket:
 
 
 def main() -> None:
-    """Serve: each datagram is answered with the name; with --session only those of clients that said hello."""
+    """Serve: each datagram is answered with the name; with --session only those of clients that it knows."""
     parser = argparse.ArgumentParser()
     parser.add_argument("address")
     parser.add_argument("port", type=int)
@@ -52,7 +53,7 @@ def main() -> None:
             with contextlib.suppress(BlockingIOError):
                 data, source = sock.recvfrom(2048)
                 known |= {source} if data == HELLO else set()
-                if data and (not options.session or source in known):
+                if data and (not options.session or source in known or data == FENCE):
                     late.append((time.monotonic() + options.delay, sock, data, source))
         while late and late[0][0] <= time.monotonic():
             _, sock, data, source = late.popleft()

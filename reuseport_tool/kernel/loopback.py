@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from reuseport_tool.errors import ToolError
-from reuseport_tool.waiting import wait_until
+from reuseport_tool.waiting import readable, wait_until
 
 _ADDRESS = "127.0.0.1"
 _QUEUED_TIMEOUT_S = 1.0
@@ -57,7 +57,7 @@ def connect(port: int) -> socket.socket:
 
 def wait_queued(sock: socket.socket) -> None:
     """Return when a connection waits in the listener. Raises ToolError after a second."""
-    if not select.select([sock], [], [], _QUEUED_TIMEOUT_S)[0]:
+    if not readable(sock, _QUEUED_TIMEOUT_S):
         raise ToolError("a connection over loopback did not arrive", hint="is loopback filtered?")
 
 

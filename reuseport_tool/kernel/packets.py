@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import enum
 import itertools
-import select
 import socket
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from scapy.packet import Raw
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import MissingCapability
 from reuseport_tool.kernel import capabilities, links
+from reuseport_tool.waiting import readable
 
 _NEAR, _FAR = "server", "clients"
 _CLIENTS_HARDWARE = "02:00:00:00:00:02"
@@ -153,7 +153,7 @@ class Wire(Closing):
 
     def pump(self) -> None:
         """Give the segments that are there to their clients."""
-        while select.select([self._socket.ins], [], [], 0)[0]:
+        while readable(self._socket.ins, 0):
             packet = self._socket.recv()
             if packet is not None and TCP in packet and packet[TCP].sport == self._port:
                 client = self._clients.get(packet[TCP].dport)
@@ -174,4 +174,4 @@ class Wire(Closing):
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return False
-            select.select([self._socket.ins], [], [], min(interval_s, remaining))
+            readable(self._socket.ins, min(interval_s, remaining))

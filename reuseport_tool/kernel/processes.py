@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 import re
-import select
 import signal
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from reuseport_tool import names
 from reuseport_tool.errors import MissingCapability, NotFound, ProgramRejected, Unsupported
 from reuseport_tool.kernel import capabilities
 from reuseport_tool.kernel.held_sockets import HeldSockets
+from reuseport_tool.waiting import readable
 
 _SOCKET_LINK = re.compile(r"socket:\[(\d+)\]")
 
@@ -224,7 +224,7 @@ class Process:
 
     def ended(self, timeout_s: float = 0.0) -> bool:
         """Whether it ended, waiting for that at most `timeout_s`."""
-        return bool(select.select([self._pidfd], [], [], timeout_s)[0])
+        return readable(self._pidfd, timeout_s)
 
     def close(self) -> None:
         os.close(self._pidfd)

@@ -13,6 +13,7 @@ from reuseport_tool.reload.world import World
 
 _TELL_S = 5.0
 _LOOK_S = 0.5  # at the flows: a walk over a map of a million takes a second
+_SEEN_S = 1.1  # how much older the word of a flow can be than its last datagram: it is written once a second
 
 
 def groups(state: ReloadState) -> tuple[GroupState, ...]:
@@ -95,7 +96,7 @@ class _Flows:
         self._held: dict[int, bool] = {}
         self._state = state
         self._generation = group.old_generation
-        self._timeout_s = state.plan.flow_timeout_s
+        self._timeout_s = state.plan.flow_timeout_s + _SEEN_S
         self._world = world
         self._looked_s: float | None = None
         self._told_s = world.clock.now_s()

@@ -1,0 +1,75 @@
+"""The cases of `check udp-reload`: a kind of server, how it is replaced, and what must come of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """One row: a kind of server, how it is reloaded, and what must come of it.
+
+    Attributes:
+        server: options of udp_server.py, for both servers; `new` for the new one alone.
+        options: of `reload`; None reloads plainly.
+        expected: `survive`, `lose`, or what the tool must say by its exit code: `reported` (1), `refused` (2, 7),
+            `rolled back` (8). In the two last nothing may be lost.
+        entries: of the map of flows, where the group is attached before.
+        ends: the clients stop soon after the switch, so that their flows end.
+    """
+
+    name: str
+    way: str
+    expected: str
+    options: tuple[str, ...] | None = None
+    server: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+    entries: int | None = None
+    foreign: bool = False
+    wildcard: bool = False
+    flood: bool = False
+    ends: bool = False
+
+
+# A healthy server is given as long as it needs, however busy the machine is.
+_PATIENT = ("--health-timeout", "60s", "--start-timeout", "60s", "--stop-timeout", "60s")
+_NONE = ("--flows", "none", *_PATIENT)
+_ADDRESS = ("--flows", "address", *_PATIENT)
+_LATE = ("--delay", "0.3")
+_SESSION = ("--session",)
+STORIES = (
+    Story(
+        name="map too small",
+        way="address",
+        expected="reported",
+        options=(*_ADDRESS, "--drain-timeout", "4s"),
+        entries=1024,
+        flood=True,
+    ),
+    Story(name="fast answers", way="none", expected="survive", options=_NONE),
+    Story(name="answers after 300 ms", way="plain", expected="lose", server=_LATE),
+    Story(
+        name="answers after 300 ms", way="none", expected="survive", options=(*_NONE, "--settle", "2s"), server=_LATE
+    ),
+    Story(name="flows with state", way="plain", expected="lose", server=_SESSION),
+    Story(name="flows with state", way="none", expected="lose", options=_NONE, server=_SESSION),
+    Story(
+        name="flows with state",
+        way="address",
+        expected="survive",
+        options=(*_ADDRESS, "--flow-timeout", "2s"),
+        server=_SESSION,
+        entries=4096,
+        ends=True,
+    ),
+    Story(
+        name="new server is deaf",
+        way="none",
+        expected="rolled back",
+        options=("--flows", "none", "--health-timeout", "1s"),
+        new=("--deaf",),
+    ),
+    Story(name="foreign program", way="none", expected="refused", options=_NONE, foreign=True),
+    Story(name="unsaid what is kept", way="-", expected="refused", options=()),
+    Story(name="a connected socket", way="none", expected="survive", options=_NONE, wildcard=True),
+)
