@@ -92,6 +92,11 @@ dns: setup ## unbound, Knot DNS and dnsdist under load, restarted and reloaded (
 	$(call install_packages,$(DNS_PACKAGES))
 	$(PY) -m tests.servers.dns
 
+.PHONY: quic
+quic: setup ## aioquic, and Debian 13's nginx and haproxy, restarted and reloaded under QUIC connections (ten minutes, as root)
+	$(call install_packages,debootstrap debian-archive-keyring)
+	$(PY) -m tests.servers.quic
+
 .PHONY: recipes
 recipes: setup ## The recipes of servers that no other test runs, with and without the tool (installs them; ten minutes)
 	$(call install_packages,$(RECIPE_PACKAGES))

@@ -95,6 +95,7 @@ class _Flows:
         self.connected: set[int] = set()
         self._held: dict[int, bool] = {}
         self._state = state
+        self._mode = group.flows
         self._generation = group.old_generation
         self._timeout_s = state.plan.flow_timeout_s + _SEEN_S
         self._world = world
@@ -105,18 +106,15 @@ class _Flows:
     def look(self) -> int:
         """How many there are. One that was alive a moment ago, and is not recorded any more, was evicted.
 
-        A QUIC connection is recorded again by its ID.
+        A QUIC connection is recorded again by its ID. And an address that one has left may be that of a newer one: its
+        flow is another generation's then, and no eviction. Without IDs, only what was evicted is recorded anew.
         """
         now_s = self._world.clock.now_s()
         if self._looked_s is not None and now_s - self._looked_s < _LOOK_S:
             return self.left
-        found = {
-            flow.key: flow.idle_s
-            for flow in self._world.datagrams.flows(self.endpoint)
-            if flow.generation == self._generation
-        }
+        found, taken = self._recorded()
         passed_s = 0.0 if self._looked_s is None else now_s - self._looked_s
-        gone = self.alive - found.keys()
+        gone = self.alive - found.keys() - taken
         self.evicted |= {key for key in gone if self._seen[key] + passed_s < self._timeout_s}
         self.evicted -= found.keys()
         self._looked_s, self._seen = now_s, found
@@ -134,6 +132,17 @@ class _Flows:
         both = ((len(self.alive), "flows"), (len(self.connected), "connected sockets"))
         return " and ".join(f"{count} {what}" for count, what in both if count)
 
+    def _recorded(self) -> tuple[dict[bytes, float], set[bytes]]:
+        """The idle seconds of the old generation's flows, and of QUIC those that are another generation's by now."""
+        found: dict[bytes, float] = {}
+        taken: set[bytes] = set()
+        for flow in self._world.datagrams.flows(self.endpoint):
+            if flow.generation == self._generation:
+                found[flow.key] = flow.idle_s
+            elif self._mode is FlowMode.QUIC and flow.key in self.alive:
+                taken.add(flow.key)
+        return found, taken
+
     def _connected(self) -> set[int]:
         found = self._world.datagrams.connected(self.endpoint)
         unknown = [each for each in found if each.cookie not in self._held]
@@ -142,7 +151,7 @@ class _Flows:
             side = tree.below({process.pid for process in tree.running(self._state.old_side)})
             for member in self._world.listeners.with_holders(unknown, side):
                 self._held[member.cookie] = bool(member.holders)
-        return {each.cookie for each in found if self._held[each.cookie]}
+        return {each.cookie for each in found if self._held.get(each.cookie)}
 
     def tell(self, left_s: float) -> None:
         """Say how many are left, now and then."""

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from reuseport_tool.kernel import cgroup
-from tests.kernel.udp import quic_packets as quic
+from reuseport_tool.kernel import quic_packets as quic
 from tests.tool import Tool
 
 PORT = 5450

@@ -26,3 +26,24 @@ def initial(destination: bytes, source: bytes = b"client", *, version: int = VER
 def short(destination: bytes, size: int = 50) -> bytes:
     """A packet of an established connection."""
     return (b"\x40" + destination).ljust(size, b"\x5a")
+
+
+def destination(packet: bytes) -> bytes:
+    """The destination ID of a long header."""
+    return packet[6 : 6 + packet[5]]
+
+
+def source(packet: bytes) -> bytes:
+    """The source ID of a long header."""
+    at = 6 + packet[5]
+    return packet[at + 1 : at + 1 + packet[at]]
+
+
+def is_long(packet: bytes) -> bool:
+    """Whether it has a long header."""
+    return bool(packet) and bool(packet[0] & 0x80)
+
+
+def renewed(first: bytes, number: int) -> bytes:
+    """The ID that takes the place of another one, as the servers of `check udp-reload` make them."""
+    return first[:-1] + bytes([first[-1] + number])

@@ -1,0 +1,112 @@
+"""What is left on the old side of a UDP group: flows that are alive, and sockets that it connected to a client."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from reuseport_tool.kernel.flow_map import RawFlow
+from reuseport_tool.models import FlowMode
+from reuseport_tool.reload.steps.quiet import _Flows
+
+TIMEOUT_S = 30.0
+OLD, NEW = 1, 2
+OURS, THEIRS = 10, 20
+
+
+class Scene:
+    """Flows by their key: generation and idle seconds. Connected sockets: cookie and the process that holds it."""
+
+    def __init__(self, mode: FlowMode) -> None:
+        self.now_s = 100.0
+        self.flows: dict[bytes, tuple[int, float]] = {}
+        self.connected: dict[int, int] = {}
+        tree = SimpleNamespace(running=lambda side: side, below=lambda pids: pids)
+        world: Any = SimpleNamespace(
+            clock=SimpleNamespace(now_s=lambda: self.now_s),
+            datagrams=SimpleNamespace(flows=self._flows, connected=self._connected),
+            processes=SimpleNamespace(tree=lambda: tree),
+            listeners=SimpleNamespace(with_holders=self._with_holders),
+        )
+        group: Any = SimpleNamespace(endpoint="udp://127.0.0.1:443", flows=mode, old_generation=OLD)
+        state: Any = SimpleNamespace(
+            plan=SimpleNamespace(flow_timeout_s=TIMEOUT_S), old_side=(SimpleNamespace(pid=OURS),)
+        )
+        self.watch = _Flows(group, state, world)
+
+    def _flows(self, _group: object) -> list[RawFlow]:
+        return [
+            RawFlow(key=key, generation=generation, slot=0, idle_s=idle_s)
+            for key, (generation, idle_s) in self.flows.items()
+        ]
+
+    def _connected(self, _group: object) -> list[Any]:
+        return [SimpleNamespace(cookie=cookie) for cookie in self.connected]
+
+    def _with_holders(self, entries: list[Any], side: set[int]) -> list[Any]:
+        return [
+            SimpleNamespace(cookie=each.cookie, holders=[pid for pid in (self.connected[each.cookie],) if pid in side])
+            for each in entries
+        ]
+
+    def look(self) -> int:
+        self.now_s += 1
+        return self.watch.look()
+
+
+@pytest.mark.parametrize("mode", [FlowMode.ADDRESS, FlowMode.QUIC])
+def test_flows_end_when_nothing_comes_for_the_time(mode: FlowMode) -> None:
+    scene = Scene(mode)
+    scene.flows = {b"a": (OLD, 1.0), b"b": (OLD, TIMEOUT_S + 5), b"c": (NEW, 0.0)}
+    assert scene.look() == 1
+    scene.flows[b"a"] = (OLD, TIMEOUT_S + 5)
+    assert (scene.look(), len(scene.watch.evicted)) == (0, 0)
+
+
+@pytest.mark.parametrize("mode", [FlowMode.ADDRESS, FlowMode.QUIC])
+def test_a_flow_that_the_kernel_forgot_is_evicted(mode: FlowMode) -> None:
+    scene = Scene(mode)
+    scene.flows = {b"a": (OLD, 1.0)}
+    scene.look()
+    scene.flows = {}
+    assert (scene.look(), len(scene.watch.evicted)) == (0, 1)
+
+
+def test_a_flow_that_is_recorded_anew_was_evicted_before() -> None:
+    scene = Scene(FlowMode.ADDRESS)
+    scene.flows = {b"a": (OLD, 1.0)}
+    scene.look()
+    scene.flows = {b"a": (NEW, 0.0)}
+    scene.look()
+    assert len(scene.watch.evicted) == 1
+
+
+def test_a_connection_that_its_id_brought_back_is_not_evicted() -> None:
+    scene = Scene(FlowMode.QUIC)
+    scene.flows = {b"a": (OLD, 1.0)}
+    scene.look()
+    scene.flows = {}
+    scene.look()
+    scene.flows = {b"a": (OLD, 0.0)}
+    assert (scene.look(), len(scene.watch.evicted)) == (1, 0)
+
+
+def test_an_address_that_a_newer_connection_has_taken_is_not_evicted() -> None:
+    scene = Scene(FlowMode.QUIC)
+    scene.flows = {b"a": (OLD, 1.0)}
+    scene.look()
+    scene.flows = {b"a": (NEW, 0.0)}
+    assert (scene.look(), len(scene.watch.evicted)) == (0, 0)
+
+
+def test_connected_sockets_of_the_old_side_are_waited_for() -> None:
+    scene = Scene(FlowMode.QUIC)
+    scene.connected = {1: OURS, 2: THEIRS}
+    assert scene.look() == 1
+    assert scene.watch.shown() == "1 connected sockets"
+    scene.connected[3] = OURS
+    assert scene.look() == 2
+    scene.connected = {2: THEIRS}
+    assert scene.look() == 0
