@@ -32,19 +32,19 @@ struct packet {
 };
 
 /* The other end, and our port in host order. IPv4 addresses are mapped, as those of sockets of both families are. */
-struct connection {
+struct address_pair {
 	u32 remote[4];
 	u16 remote_port;
 	u16 local_port;
 };
 
-static __always_inline void set_ipv4(struct connection *connection, u32 address)
+static __always_inline void set_ipv4(struct address_pair *connection, u32 address)
 {
 	connection->remote[2] = bpf_htonl(0xffff);
 	connection->remote[3] = address;
 }
 
-static __always_inline void read_packet(struct connection *connection, struct packet *packet, void *skb)
+static __always_inline void read_packet(struct address_pair *connection, struct packet *packet, void *skb)
 {
 	u16 network = 0, transport = 0;
 	void *head = NULL;
@@ -68,7 +68,7 @@ static __always_inline void read_packet(struct connection *connection, struct pa
 	connection->local_port = bpf_ntohs(packet->destination);
 }
 
-static __always_inline void read_socket(struct connection *connection, void *sk)
+static __always_inline void read_socket(struct address_pair *connection, void *sk)
 {
 	u32 ipv4 = 0;
 	u16 family = 0, port = 0;
@@ -138,7 +138,7 @@ static __always_inline void count(u16 port, u32 kind, u32 process)
 int tcp_resets(u64 *ctx)
 {
 	void *sk = (void *)ctx[0], *skb = (void *)ctx[1];
-	struct connection connection = {};
+	struct address_pair connection = {};
 	struct packet packet = {};
 	u64 place, now = bpf_ktime_get_ns(), *before;
 	u32 kind, *watched;
@@ -163,7 +163,7 @@ int tcp_resets(u64 *ctx)
 /* The raw tracepoint inet_sock_set_state: the socket, its old and its new state. */
 int tcp_ended(u64 *ctx)
 {
-	struct connection connection = {};
+	struct address_pair connection = {};
 	u64 place, now = bpf_ktime_get_ns();
 	void *sk = (void *)ctx[0];
 	int before = (int)ctx[1];
