@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,14 @@ def bpf_dir() -> Path:
     package = Path(__file__).resolve().parent.parent
     inside = package / "bpf"
     return inside if inside.is_dir() else package.parent / "bpf"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Code:
+    """The instructions of a compiled file's functions, by name, not linked yet."""
+
+    license: bytes
+    functions: Mapping[str, bytes]
 
 
 class Compiled(Closing):
@@ -67,32 +77,50 @@ def compile_text(name: str, text: bytes, defines: Mapping[str, int], beside: Pat
             raise _compile_error(name, captured()) from error
 
 
-def try_in_child(name: str, text: bytes, defines: Mapping[str, int], beside: Path | None) -> None:
-    """Compile a stranger's text in a child first: LLVM ends the process on code that it cannot express.
+def compile_apart(name: str, text: bytes, defines: Mapping[str, int], beside: Path | None = None) -> Code:
+    """As compile_text(), in a child, whose own maps end with it: whatever becomes of the compiler, we go on.
 
-    It does so by a signal or, as in Debian 13, by exit(3) and perhaps without a word. So the child has to say that it
-    came to an end.
+    LLVM ends the process on code that it cannot express, by a signal or, as in Debian 13, by exit(3) and perhaps
+    without a word; so it may where memory is limited. The child has to say that it came to an end.
 
     Raises:
-        ProgramRejected: the compiler crashed. Ordinary errors are left for compile_text() to report.
+        ProgramRejected: it does not compile, or the compiler crashed.
+        Unsupported: BCC is missing.
     """
     bpf_class = _bcc()
-    with _memory_file() as log:
+    with _memory_file() as log, _memory_file() as result:
         child = os.fork()
         if child == 0:
             os.dup2(log, 2)
-            with contextlib.suppress(Exception), _in_bpf_dir():
-                bpf_class(text=text, cflags=_cflags(defines, beside))
+            with contextlib.suppress(BaseException), _in_bpf_dir():
+                compiled = Compiled(bpf_class(text=text, cflags=_cflags(defines, beside)))
+                os.write(result, _packed(compiled))
             os._exit(_CAME_TO_AN_END)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        output = os.pread(log, _LOG_MAX, 0).decode(errors="replace")
         if code != _CAME_TO_AN_END:
-            output = os.pread(log, _LOG_MAX, 0).decode(errors="replace")
-            words = [line for line in output.splitlines() if line.strip()]
-            raise ProgramRejected(
-                f"{name} does not compile: {words[-1] if words else f'the compiler ended with {code}'}",
-                hint="BPF has no such instruction on BCC's target (an atomic whose result is used, for example)",
-                log=output,
-            )
+            raise _crashed(name, code, output)
+        packed = os.pread(result, os.fstat(result).st_size, 0)
+    if not packed:
+        raise _compile_error(name, output)
+    license_text, functions = json.loads(packed)
+    return Code(
+        license=license_text.encode(), functions={name: bytes.fromhex(code) for name, code in functions.items()}
+    )
+
+
+def _packed(compiled: Compiled) -> bytes:
+    functions = {name: code.hex() for name, code in compiled.functions.items()}
+    return json.dumps([compiled.license.decode(), functions]).encode()
+
+
+def _crashed(name: str, code: int, output: str) -> ProgramRejected:
+    words = [line for line in output.splitlines() if line.strip()]
+    return ProgramRejected(
+        f"{name} does not compile: {words[-1] if words else f'the compiler ended with {code}'}",
+        hint="BPF has no such instruction on BCC's target (an atomic whose result is used, for example)",
+        log=output,
+    )
 
 
 def identity() -> str | None:

@@ -19,8 +19,7 @@ from reuseport_tool.closing import Closing
 from reuseport_tool.errors import MissingCapability, ProgramRejected, ToolError, Unsupported
 from reuseport_tool.kernel import abi, btf, capabilities, compiler, folders, libc, program_cache, rlimit
 from reuseport_tool.kernel.bpf import Program
-from reuseport_tool.kernel.compiler import Compiled
-from reuseport_tool.kernel.program_cache import Code
+from reuseport_tool.kernel.compiler import Code, Compiled
 
 _PROG_LOAD = 5
 _NAME_MAX = 15  # BPF_OBJ_NAME_LEN - 1
@@ -152,19 +151,18 @@ class Module(Closing):
     def _compile(self, text: bytes, request: program_cache.Request) -> Code:
         name, constants = self._source.path.name, self._source.constants()
         by_another = request.find(None)
+        beside = None if self._source.is_ours else _own_folder(self._source.path)
         try:
-            beside = None if self._source.is_ours else self._source.path.absolute().parent
-            if beside is not None:
-                compiler.try_in_child(name, text, constants, beside)
-            self._compiled = compiler.compile_text(name, text, constants, beside)
+            code = compiler.compile_apart(name, text, constants, beside)
         except Unsupported:
             if by_another is None:
                 raise
             return by_another
-        code = Code(license=self._compiled.license, functions=self._compiled.functions)
         if all(map(self._is_self_contained, code.functions.values())):
             request.keep(code, compiler.identity())
-        return code
+            return code
+        self._compiled = compiler.compile_text(name, text, constants, beside)
+        return Code(license=self._compiled.license, functions=self._compiled.functions)
 
     def _is_self_contained(self, code: bytes) -> bool:
         """Whether its only maps are those that are linked; a file may also declare maps of its own by BCC's macros."""
@@ -206,6 +204,12 @@ class Module(Closing):
     def close(self) -> None:
         if self._compiled is not None:
             self._compiled.close()
+
+
+def _own_folder(path: Path) -> Path | None:
+    """The folder of a policy of one's own, to search for its headers; None where somebody else could put some there."""
+    folder = path.absolute().parent
+    return folder if folders.is_private(os.stat(folder), stat.S_IFDIR) else None
 
 
 def link(code: bytes, values: Mapping[int, int]) -> bytes:

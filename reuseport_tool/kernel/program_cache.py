@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reuseport_tool.kernel import compiler, folders
+from reuseport_tool.kernel.compiler import Code
 
 _FORMAT = b"reuseport-tool cache 1\n"
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
@@ -26,14 +27,6 @@ _ENTRY_MAX = 1 << 22
 _ENTRIES_MAX = 512
 _ENTRY = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\.[0-9a-f]{16}")  # a key, or one that a killed run was writing
 _VARIABLE = "REUSEPORT_TOOL_CACHE"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Code:
-    """The instructions of a compiled file's functions, by name, not linked yet."""
-
-    license: bytes
-    functions: Mapping[str, bytes]
 
 
 class Store:

@@ -39,9 +39,9 @@ def _bcc() -> str:
     kind, name = ProgramType.SK_REUSEPORT, source.stem
     try:
         # Not from the cache: the question is whether the compiler works.
-        with compiler.compile_text(source.name, source.read_bytes(), {}) as compiled:
-            code = compiled.functions[name]
-            program.load_code(code, kind, AttachType.NONE, name=name, license_text=compiled.license).close()
+        compiled = compiler.compile_apart(source.name, source.read_bytes(), {})
+        code = compiled.functions[name]
+        program.load_code(code, kind, AttachType.NONE, name=name, license_text=compiled.license).close()
     except MissingCapability:
         return "compiles without kernel headers; loading is not permitted"
     return "compiles and loads without kernel headers"

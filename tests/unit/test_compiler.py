@@ -33,12 +33,14 @@ def speak_and_exit() -> None:
 def test_a_compiler_that_ends_the_process(end: Callable[[], None], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "_bcc", lambda: lambda **_: end())
     with pytest.raises(ProgramRejected, match=says):
-        compiler.try_in_child("bad.c", b"", {}, None)
+        compiler.compile_apart("bad.c", b"", {}, None)
 
 
-def test_an_ordinary_error_is_left_to_the_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ordinary_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: object) -> None:
-        raise Exception("does not compile")
+        os.write(2, b"/virtual/main.c:1:1: error: expected ';'\n")
+        raise Exception("Failed to compile")
 
     monkeypatch.setattr(compiler, "_bcc", lambda: refuse)
-    compiler.try_in_child("bad.c", b"", {}, None)
+    with pytest.raises(ProgramRejected, match="expected ';'"):
+        compiler.compile_apart("bad.c", b"", {}, None)
