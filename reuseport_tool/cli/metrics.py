@@ -11,6 +11,7 @@ import click
 from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.cli.show import metrics
 from reuseport_tool.cli.types import ENDPOINT
+from reuseport_tool.errors import ToolError, UsageError
 from reuseport_tool.group.status import Observer
 from reuseport_tool.kernel import mib
 from reuseport_tool.models import Endpoint
@@ -49,7 +50,19 @@ def command(ctx: Context, endpoint: Endpoint | None, textfile: Path | None) -> N
 
 
 def _replace(file: Path, text: bytes) -> None:
-    """A reader sees the old file or the new one, never a part."""
+    """A reader sees the old file or the new one, never a part. Raises ToolError, also for what is no plain file."""
+    try:
+        _rename_into(file, text)
+    except OSError as error:
+        raise ToolError(f"{file} was not written: {error.strerror}") from error
+
+
+def _rename_into(file: Path, text: bytes) -> None:
+    if file.exists() and not file.is_file():
+        raise UsageError(
+            f"not a plain file: {file}",
+            hint="the file is replaced as a whole; without --textfile the metrics go to stdout",
+        )
     with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as written:
         try:
             written.write(text)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from reuseport_tool.cli import show
-from reuseport_tool.errors import ToolError
+from reuseport_tool.errors import Conflict, ToolError
+from reuseport_tool.kernel import named_files
 from reuseport_tool.models import Reload
 from reuseport_tool.reload import timeline
 
@@ -34,6 +37,10 @@ def drawn(picture: Path | None, trace: Path | None) -> Iterator[Callable[[Reload
 
 def _write(file: Path, text: str) -> None:
     try:
-        file.write_text(text)
-    except OSError as error:
-        show.warn(f"{file} was not written: {error.strerror}")
+        with open(named_files.open_for_writing(file, 0), "w", encoding="utf-8") as opened:
+            if stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+                opened.truncate()
+            opened.write(text)
+    except (OSError, Conflict) as error:
+        reason = error.message if isinstance(error, Conflict) else error.strerror
+        show.warn(f"{file} was not written: {reason}")

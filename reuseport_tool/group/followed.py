@@ -46,7 +46,7 @@ def read(folder: Place, group: Endpoint) -> Followed | None:
     place = folder / _FOLDER
     with contextlib.suppress(NotFound, Conflict, FileNotFoundError):
         info = place.info()
-        pid = lock_holder(info.st_ino) if info is not None else 0
+        pid = lock_holder(info) if info is not None else 0
         if pid:
             from reuseport_tool.kernel.resets import Counts
 

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from reuseport_tool.errors import MissingCapability, NotFound, Unsupported
 from reuseport_tool.kernel import libc
 
+_MOUNTS = Path("/proc/mounts")
 _CGROUP2_MAGIC = 0x63677270  # include/uapi/linux/magic.h
 
 
 def root() -> Path:
     """Where it is mounted, which on a hybrid host is not /sys/fs/cgroup. Raises Unsupported."""
-    with open("/proc/mounts", errors="surrogateescape") as file:
-        mounts = [line.split() for line in file]
-    found = next((fields[1] for fields in mounts if fields[2] == "cgroup2"), None)
-    if found is None:
-        raise Unsupported("no cgroup2 file system is mounted", hint="mount -t cgroup2 none /sys/fs/cgroup/unified")
-    return Path(found)
+    for line in _MOUNTS.read_bytes().split(b"\n"):
+        fields = line.split(b" ")
+        if len(fields) > 2 and fields[2] == b"cgroup2":
+            return Path(os.fsdecode(_unescaped(fields[1])))
+    raise Unsupported("no cgroup2 file system is mounted", hint="mount -t cgroup2 none /sys/fs/cgroup/unified")
+
+
+def _unescaped(name: bytes) -> bytes:
+    """The kernel writes space, tab, line feed and backslash as octal numbers, and nothing else: seq_escape()."""
+    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), name)
 
 
 def open_folder(folder: Path) -> int:
@@ -36,8 +42,9 @@ def open_folder(folder: Path) -> int:
 def by_id(identity: int) -> Path | None:
     """The folder of a cgroup with this inode, None when it is gone."""
     for folder, _, _ in os.walk(root()):
-        if os.stat(folder).st_ino == identity:
-            return Path(folder)
+        with contextlib.suppress(OSError):  # removed meanwhile
+            if os.stat(folder).st_ino == identity:
+                return Path(folder)
     return None
 
 
@@ -52,9 +59,9 @@ def processes(folder: Path) -> list[int]:
 
 def own() -> Path:
     """The cgroup that this process is in."""
-    for line in Path("/proc/self/cgroup").read_text(errors="surrogateescape").splitlines():
-        if line.startswith("0::"):
-            return root() / line[len("0::/") :]
+    for line in Path("/proc/self/cgroup").read_bytes().split(b"\n"):
+        if line.startswith(b"0::"):
+            return root() / os.fsdecode(line[len(b"0::/") :])
     return root()
 
 
@@ -64,11 +71,15 @@ def service(pid: int) -> str | None:
     The path up to the last part that ends in `.service`; the services of a user's manager are below user@UID.service,
     which is a service of many.
     """
-    try:
-        with open(f"/proc/{pid}/cgroup", errors="surrogateescape") as file:
-            lines = [line.strip().split(":", 2) for line in file]
-    except OSError:
-        return None
+    with contextlib.suppress(OSError):
+        return service_in(Path(f"/proc/{pid}/cgroup").read_bytes())
+    return None
+
+
+def service_in(content: bytes) -> str | None:
+    """The same from a file /proc/PID/cgroup."""
+    # A name has no line feed, but perhaps a carriage return, at which text would be cut.
+    lines = [os.fsdecode(line).split(":", 2) for line in content.split(b"\n") if line.count(b":") >= 2]
     path = next((fields[2] for fields in lines if not fields[1] or fields[1] == "name=systemd"), "")
     parts = path.split("/")
     for end in range(len(parts), 0, -1):

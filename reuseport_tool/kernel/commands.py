@@ -16,8 +16,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reuseport_tool.errors import NotFound, ToolError, UsageError
-from reuseport_tool.kernel import capabilities, cgroup, libc, processes
+from reuseport_tool.errors import MissingCapability, NotFound, ToolError, UsageError
+from reuseport_tool.kernel import capabilities, cgroup, libc, named_files, processes
+from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.process_tree import ProcessTree
 from reuseport_tool.kernel.processes import Identity, Process
 
@@ -240,18 +241,29 @@ def _is_terminal() -> bool:
 def _output(output: Path | None, program: str, files: contextlib.ExitStack) -> tuple[int, str | None]:
     """A descriptor for a server's output, and its name. It never is a pipe that somebody waits for the end of."""
     if output is not None:
-        return files.enter_context(output.open("ab")).fileno(), str(output)
+        fd = named_files.open_for_writing(output, os.O_APPEND)
+        files.callback(os.close, fd)
+        return fd, str(output)
     if _is_terminal():
         return sys.stderr.fileno(), None
     with contextlib.suppress(OSError):
         return files.enter_context(_journal(program)).fileno(), f"the journal (journalctl -t {program})"
-    with contextlib.suppress(OSError):
-        _LOGS.mkdir(mode=0o750, parents=True, exist_ok=True)
-        file = _LOGS / f"{program}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-        return files.enter_context(file.open("ab")).fileno(), str(file)
+    with contextlib.suppress(OSError, ToolError):
+        fd, name = _log(f"{program}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log")
+        files.callback(os.close, fd)
+        return fd, name
     fd, name = tempfile.mkstemp(prefix=f"{program}-", suffix=".log")
     files.callback(os.close, fd)
     return fd, name
+
+
+def _log(name: str) -> tuple[int, str]:
+    """A new file in our folder of logs. Others may write to the one above: syslog's group, on some systems."""
+    logs = Place(_LOGS.parent, (_LOGS.name,), forbidden=0o022)
+    logs.make()
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with logs.opened() as folder:
+        return os.open(name, flags, 0o640, dir_fd=folder), str(logs / name)
 
 
 def _journal(program: str) -> socket.socket:
@@ -293,9 +305,13 @@ def _end_group(popen: subprocess.Popen[bytes]) -> None:
 
 def _signal_all(members: Sequence[Identity], number: int) -> None:
     for member in members:
-        with contextlib.suppress(OSError):
-            if member.runs():
-                os.kill(member.pid, number)
+        with contextlib.suppress(NotFound, MissingCapability):
+            held = Process(member.pid)  # before the look at who it is: the number cannot pass to another any more
+            try:
+                if member.runs():
+                    held.signal(number)
+            finally:
+                held.close()
 
 
 def end(pids: Sequence[int]) -> None:

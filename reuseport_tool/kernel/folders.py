@@ -278,7 +278,7 @@ def _locked(place: Place, wait: Callable[[int], bool]) -> int:
             if now is not None and now.st_ino == os.fstat(fd).st_ino:
                 return fd
         except BlockingIOError:
-            holder = lock_holder(os.fstat(fd).st_ino)
+            holder = lock_holder(os.fstat(fd))
             if not wait(holder):
                 os.close(fd)
                 raise Conflict(
@@ -297,14 +297,18 @@ def await_lock(place: Place) -> None:
 def is_locked(place: Place) -> bool:
     """Whether some run holds the flock(2) of a folder."""
     info = place.info()
-    return info is not None and lock_holder(info.st_ino) != 0
+    return info is not None and lock_holder(info) != 0
 
 
-def lock_holder(inode: int) -> int:
-    """The pid that holds a flock on an inode, from /proc/locks; 0 when none is found."""
-    with open("/proc/locks") as file:
-        for line in file:
+def lock_holder(file: os.stat_result) -> int:
+    """The pid that holds a flock on a file, from /proc/locks; 0 when none is found.
+
+    Other file systems have the same inode numbers, and anybody may lock a file of his own there.
+    """
+    wanted = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+    with open("/proc/locks") as locks:
+        for line in locks:
             fields = line.split()
-            if fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(inode):
+            if fields[1] == "FLOCK" and fields[5] == wanted:
                 return int(fields[4])
     return 0

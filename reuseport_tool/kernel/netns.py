@@ -51,7 +51,7 @@ def resolve(name: str) -> str:
 def enter(path: str) -> None:
     """Move the calling thread into the namespace at `path`."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for its writer
         try:
             libc.setns(fd, CLONE_NEWNET)
         finally:
@@ -112,7 +112,11 @@ def reachable() -> list[str]:
 
 def find(inode: int) -> str | None:
     """The path of the namespace with this inode; None when no process and no name holds it."""
-    return next((path for path in reachable() if os.stat(path).st_ino == inode), None)
+    for path in reachable():
+        with contextlib.suppress(OSError):  # the process has ended meanwhile
+            if os.stat(path).st_ino == inode:
+                return path
+    return None
 
 
 def of(pid: int) -> str | None:

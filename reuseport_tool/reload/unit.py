@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ class Twin:
     @property
     def stop_command(self) -> str:
         """systemd stops the old instance, so it is not restarted."""
-        return f"systemctl stop {self.old}"
+        return f"systemctl stop {shlex.quote(self.old)}"
 
 
 @contextlib.contextmanager
