@@ -6,8 +6,8 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 # BCC must be the distribution's, so the venv sees the system's packages.
 PACKAGES := python3-bpfcc python3-venv nginx-light haproxy
-# For the tests: a Go server, a systemd in a container, and a second reader of the kernel's types.
-TEST_PACKAGES := golang-go systemd-container bpftool
+# For the tests: a Go server, a systemd in a container, a second reader of the kernel's types, and promtool.
+TEST_PACKAGES := golang-go systemd-container bpftool prometheus
 
 # For `make dns`.
 DNS_PACKAGES := dnsperf unbound knot dnsdist

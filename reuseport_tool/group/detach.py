@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from reuseport_tool.errors import Conflict, MissingCapability, NotFound, ToolError
-from reuseport_tool.group import discover, journals, places, repair
+from reuseport_tool.group import discover, journals, last_reload, places, repair
 from reuseport_tool.group.attach import program_of
 from reuseport_tool.group.discover import Found
 from reuseport_tool.group.state import State
@@ -64,7 +64,11 @@ def _groups(endpoint: Endpoint, root: Path | None, load: Load) -> list[Endpoint]
     found: set[Endpoint] = set()
     try:
         folder = bpffs.find(root)
-        found = {*places.pinned(folder, endpoint), *journals.groups(folder, endpoint)}
+        found = {
+            *places.pinned(folder, endpoint),
+            *journals.groups(folder, endpoint),
+            *last_reload.groups(folder, endpoint),
+        }
     except (NotFound, Foreign):
         if root is not None:
             raise

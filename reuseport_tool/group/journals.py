@@ -1,8 +1,7 @@
 """Where a reload writes down what it is about to do: pins in the folder of every group that it changes.
 
-The text is that of the reload, and only the reload can read it. The header is for everybody. Each writing makes a new
-map, pins it aside and renames it into place, so a journal is never half there and has room for any text. An orderly
-end removes the journal: whoever finds one and holds the lock of the group knows that its run was killed.
+The text is that of the reload, and only the reload can read it. The header is for everybody. An orderly end removes
+the journal: whoever finds one and holds the lock of the group knows that its run was killed.
 """
 
 from __future__ import annotations
@@ -12,13 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reuseport_tool.errors import Conflict
-from reuseport_tool.group import places
-from reuseport_tool.kernel import bpf, bpffs
+from reuseport_tool.group import pinned_bytes, places
 from reuseport_tool.kernel.folders import Place, is_locked
 from reuseport_tool.models import Endpoint
 
-_ASIDE = "journal_next"
-_CHUNK = 16 * 1024
 _LENGTHS = 8  # two little-endian numbers of four bytes: of the header, of the text
 
 
@@ -53,24 +49,14 @@ def write(folders: Iterable[Place], header: Header, text: bytes) -> None:
 
     head = records.encode(header)
     value = len(head).to_bytes(4, "little") + len(text).to_bytes(4, "little") + head + text
-    chunks = [value[at : at + _CHUNK].ljust(_CHUNK, b"\0") for at in range(0, len(value), _CHUNK)]
-    with bpf.Map.create(bpf.MapType.ARRAY, "journal", value_size=_CHUNK, max_entries=len(chunks)) as entry:
-        with bpf.translated("writing the journal"):
-            for index, chunk in enumerate(chunks):
-                entry.update(index, chunk)
-        for folder in folders:
-            (folder / _ASIDE).unlink()
-            bpffs.pin(entry, folder / _ASIDE)
-            (folder / _ASIDE).rename(folder / places.JOURNAL)
+    pinned_bytes.write(folders, places.JOURNAL, value)
 
 
 def read(folder: Place) -> Entry | None:
     """The journal in a group's folder, None where there is none. Raises Conflict for what is not ours."""
     pin = folder / places.JOURNAL
     try:
-        with bpffs.open_map(pin) as entry:
-            value = _value(entry)
-        head, text = _cut(value)
+        head, text = _cut(pinned_bytes.read(pin))
         from reuseport_tool import records  # which not every status needs
 
         return Entry(header=records.decode(Header, head), text=text)
@@ -78,12 +64,6 @@ def read(folder: Place) -> Entry | None:
         return None
     except (OSError, ValueError) as error:
         raise Conflict(f"{pin} is not this tool's", hint="look at it, then remove it") from error
-
-
-def _value(entry: bpf.Map) -> bytes:
-    if (entry.type, entry.value_size) != (bpf.MapType.ARRAY, _CHUNK):
-        raise ValueError("not a journal")
-    return b"".join(entry.lookup(index) for index in range(entry.max_entries))
 
 
 def _cut(value: bytes) -> tuple[bytes, bytes]:
@@ -95,8 +75,7 @@ def _cut(value: bytes) -> tuple[bytes, bytes]:
 
 def forget(folder: Place) -> None:
     """Remove the journal of a group whose lock the caller holds."""
-    for name in (places.JOURNAL, _ASIDE):
-        (folder / name).unlink()
+    pinned_bytes.remove(folder, places.JOURNAL)
 
 
 def entries(root: Path, endpoint: Endpoint) -> list[Entry]:

@@ -11,6 +11,7 @@ Layout on bpffs (bpffs allows no dot in a name):
         next_<pid>/                                   being built by a run, or left by a killed one
         gone_<pid>/                                   being removed by a run, or left by a killed one
         journal                                       of a reload that runs, or was killed (journals.py)
+        last_reload                                   what became of the last one (last_reload.py)
 
 <netns> is netns.key(). Every folder is one of kernel/folders.py: ours, and closed to others.
 """
@@ -33,6 +34,7 @@ from reuseport_tool.models.endpoint import canonical_address
 
 STATE = "state"
 JOURNAL = "journal"
+LAST_RELOAD = "last_reload"
 _MOMENT_S = 1.0
 _GENERATION = re.compile(r"generation_(\d{1,10})")
 

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from reuseport_tool.errors import Conflict, MissingCapability, ToolError, Unsupported
-from reuseport_tool.group import attach, choice, discover, flow_maps, layout, places
+from reuseport_tool.group import attach, choice, discover, flow_maps, last_reload, layout, places
 from reuseport_tool.group import policy as policies
 from reuseport_tool.group.discover import Found
 from reuseport_tool.group.state import State
@@ -49,7 +49,8 @@ def repair(endpoint: Endpoint, root: Path | None, wait_s: float = 0.0) -> Attach
                 places.refuse_interrupted(group_folder, group.endpoint)
                 group = discover.present(group.endpoint)
                 running = attach.program_of(group.cookies, listeners.listeners(group.cookies))
-                repaired = running is not None and _mend(group, group_folder, running)
+                repaired = last_reload.forget_damaged(group_folder)
+                repaired |= running is not None and _mend(group, group_folder, running)
                 opened, result, registered = attach.attach_group(
                     group, chosen, group_folder, infos=iterator.infos_of(listeners, group.cookies)
                 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reuseport_tool.errors import Conflict, MissingCapability, NotFound, ToolError
-from reuseport_tool.group import choice, discover, flows, followed, journals, places, problems, state
+from reuseport_tool.group import choice, discover, flows, followed, journals, last_reload, places, problems, state
 from reuseport_tool.group.discover import Found, Member
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpf, bpffs, netns, processes
@@ -23,6 +23,7 @@ from reuseport_tool.models import (
     Followed,
     GonePins,
     Group,
+    LastReload,
     Listener,
     Program,
     Protocol,
@@ -161,6 +162,15 @@ class Observer:
         head = entry.header
         return Transaction(running=journals.is_running(folder), step=head.step, pid=head.pid, begun_at=head.begun_at)
 
+    def _last_reload(self, group: Endpoint) -> LastReload | str | None:
+        """What became of the last reload, or what is wrong with the record."""
+        try:
+            return last_reload.read(places.group_folder(bpffs.find(self._root), group))
+        except (NotFound, Foreign, MissingCapability):
+            return None
+        except Conflict as error:
+            return f"{error.message}: 'attach {group} --repair' removes it"
+
     def _group(self, found: Found, infos: Mapping[int, MemberInfo], pinned: _Pinned | str | None) -> Group:
         pins = pinned if isinstance(pinned, _Pinned) else None
         known = [infos[cookie] for cookie in found.cookies if cookie in infos]
@@ -168,6 +178,8 @@ class Observer:
         attached = next((program_id for program_id in running if program_id is not None), None)
         ours = pins is not None and (attached == pins.program.id or (not running and bool(found.members)))
         other = None if ours else _other(attached)
+        last = self._last_reload(found.endpoint)
+        damage = [text for text in (pinned, _lost(found.endpoint, other), last) if isinstance(text, str)]
         group = Group(
             endpoint=str(found.endpoint),
             netns=f"net:[{netns.identity()}]",
@@ -178,9 +190,10 @@ class Observer:
             ),
             counters=pins.counters if pins and ours else None,
             stale=pins is not None and not ours and not (other and other.policy),
-            damage=pinned if isinstance(pinned, str) else _lost(found.endpoint, other),
+            damage=damage[0] if damage else None,
             canary=pins.canary if pins and ours else None,
             reload=self._transaction(found.endpoint),
+            last_reload=last if isinstance(last, LastReload) else None,
             reuseport=_has_reuseport(found, infos),
             mptcp=any(member.socket.mptcp for member in found.members),
             flows=pins.flows if pins and ours else None,

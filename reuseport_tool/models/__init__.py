@@ -60,6 +60,7 @@ if TYPE_CHECKING:
         Followed,
         GonePins,
         Group,
+        LastReload,
         Listener,
         MigrateReq,
         Policy,
@@ -140,6 +141,7 @@ __all__ = [
     "HandedOver",
     "Happening",
     "Identity",
+    "LastReload",
     "Leftovers",
     "Listener",
     "Lost",
@@ -194,7 +196,7 @@ _HOMES = {
     "flows": "Flow FlowCounters FlowMode Flows FlowTable",
     "follow": "FollowEvent Happening",
     "group": (
-        "Attached AttachReport Canary Counters Detached DetachReport Followed GonePins Group Listener "
+        "Attached AttachReport Canary Counters Detached DetachReport Followed GonePins Group LastReload Listener "
         "MigrateReq Policy Problem ProblemKind Program Status Transaction"
     ),
     "maps": "GenerationMap MapChange MapChanges Maps Slot",

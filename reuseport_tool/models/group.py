@@ -112,6 +112,26 @@ class Transaction:
     """When the reload began, in seconds since 1970."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LastReload:
+    """What became of the last reload of a group. One that was refused before it started anything leaves no record."""
+
+    result: str
+    """`reloaded`, `rolled-back`, or `failed` when something went wrong after the old server was told to stop."""
+    ended_at: float
+    """When it ended, in seconds since 1970."""
+    duration_s: float
+    """Duration of the whole reload."""
+    moved: int | None
+    """Connections that the kernel moved to another listener, in all groups of the reload; null for a UDP group."""
+    lost: int | None
+    """Connections that the kernel reset or refused before a server accepted them, in all groups of the reload. For a
+    UDP group: its datagrams that were dropped, and its flows that were cut or evicted; unread bytes count as one. Null
+    when it could not be measured."""
+    failure: str | None
+    """Why it failed, or null."""
+
+
 class ProblemKind(enum.StrEnum):
     """Why `status --check` exits with 1."""
 
@@ -172,6 +192,8 @@ class Group:
     """The canary generation, or null."""
     reload: Transaction | None = None
     """The reload that has begun and not ended, or null."""
+    last_reload: LastReload | None = None
+    """What became of the last reload since the program was attached; null when none was made, or it is not known."""
     parts: int | None = None
     """How many reuseport groups the kernel keeps for the endpoint; more than 1 when a UDP group has split; null where
     the kernel does not tell."""

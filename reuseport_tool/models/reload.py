@@ -41,6 +41,12 @@ class Migrated:
     total: int
     """All of them, by the kernel's counter TCPMigrateReqSuccess of the whole network namespace."""
 
+    @property
+    def moved(self) -> int:
+        """By the program's counters, or by the kernel's where there are none."""
+        by_program = [count for count in (self.established, self.syn_recv, self.new_syn_recv) if count is not None]
+        return sum(by_program) if by_program else self.total
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lost:

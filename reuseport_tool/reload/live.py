@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 
 from reuseport_tool.errors import Unsupported
-from reuseport_tool.group import journals, steering
+from reuseport_tool.group import journals, last_reload, steering
 from reuseport_tool.group import policy as policies
 from reuseport_tool.group.journals import Header
 from reuseport_tool.group.listeners import Listeners
@@ -20,7 +20,7 @@ from reuseport_tool.kernel.iterator import TcpListeners
 from reuseport_tool.kernel.mib import TcpCounters
 from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.kernel.resets import ResetCounter
-from reuseport_tool.models import Endpoint, Protocol, Resets, Step
+from reuseport_tool.models import Endpoint, LastReload, Protocol, Resets, Step
 from reuseport_tool.reload.datagrams import Datagrams
 from reuseport_tool.reload.old_connections import OldConnections
 from reuseport_tool.reload.plan import Plan, Progress
@@ -49,6 +49,10 @@ class Journal:
         """Remove it everywhere."""
         for folder in self._folders.values():
             journals.forget(folder)
+
+    def leave(self, group: Endpoint, last: LastReload) -> None:
+        """In the group's folder."""
+        last_reload.write(self._folders[group], last)
 
 
 class Traffic:

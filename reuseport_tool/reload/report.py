@@ -79,10 +79,9 @@ def _balance(state: ReloadState, world: World, moved: Migrated, resets: Resets |
         behind = sides.half_open_behind(state, world)
     if behind is None:
         return None
-    by_program = [count for count in (moved.established, moved.syn_recv, moved.new_syn_recv) if count is not None]
     return Balance.of(
         waiting=state.queued.accept_queue + state.queued.half_open,
-        moved=sum(by_program) if by_program else moved.total,
+        moved=moved.moved,
         lost=resets.never_accepted + resets.handshakes,
         half_open=behind,
     )

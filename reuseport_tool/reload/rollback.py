@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from reuseport_tool.errors import Interrupted, RolledBack, ToolError
 from reuseport_tool.models import Step, Strategy
-from reuseport_tool.reload import report, sides, ways
+from reuseport_tool.reload import outcome, report, sides, ways
 from reuseport_tool.reload.saving import save
 from reuseport_tool.reload.state import ROLL_BACK, GroupState, ReloadState
 from reuseport_tool.reload.steps.prove import restore_sysctl
@@ -86,6 +86,7 @@ def roll_back(error: BaseException, state: ReloadState, world: World) -> NoRetur
     done = None
     with contextlib.suppress(Exception):
         done = report.made(state, world, "rolled-back")
+        outcome.keep(done, state, world, text)
     if isinstance(error, KeyboardInterrupt):
         raise Interrupted(text, report=done) from error
     if isinstance(error, ToolError):

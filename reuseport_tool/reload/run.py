@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from reuseport_tool.errors import ToolError
 from reuseport_tool.models import Reload, Step
-from reuseport_tool.reload import report, rollback, sides
+from reuseport_tool.reload import outcome, report, rollback, sides
 from reuseport_tool.reload.saving import save
 from reuseport_tool.reload.state import NO_WAY_BACK, ReloadState
 from reuseport_tool.reload.steps import canary as canary_step
@@ -153,6 +153,8 @@ def _finish(state: ReloadState, world: World, stages: Sequence[_Stage], errors: 
     done = None
     with _noted(errors):
         done = report.made(state, world, "reloaded")
+    if done is not None:
+        outcome.keep(done, state, world, "; ".join(map(rollback.described, errors)) or None)
     if errors or done is None:
         raise _failed(errors[0], done) from errors[0]
     return done

@@ -13,8 +13,18 @@ from reuseport_tool.errors import Conflict, MissingCapability, NotFound, ToolErr
 from reuseport_tool.group import journals, places
 from reuseport_tool.kernel import bpffs, capabilities
 from reuseport_tool.kernel.folders import Place
-from reuseport_tool.models import DryRun, Endpoint, FlowMode, PlannedGroup, Protocol, Queues, Reload, Strategy
-from reuseport_tool.reload import live, report, rollback, run, sides, survey
+from reuseport_tool.models import (
+    DryRun,
+    Endpoint,
+    FlowMode,
+    LastReload,
+    PlannedGroup,
+    Protocol,
+    Queues,
+    Reload,
+    Strategy,
+)
+from reuseport_tool.reload import live, outcome, report, rollback, run, sides, survey
 from reuseport_tool.reload import plan as reload_plan
 from reuseport_tool.reload.plan import Plan, Progress
 from reuseport_tool.reload.state import ROLL_BACK, GroupState, ReloadState, WayName, decode
@@ -188,9 +198,11 @@ def aborted(found: ReloadState, world: World) -> Reload:
         )
     with world.clock.held_back():
         done, problems = rollback.undo(found, world)
+    made = report.made(done, world, "rolled-back")
+    outcome.keep(made, done, world, "; ".join(("aborted", *problems)))
     if problems:
-        raise ToolError("; ".join(problems), report=report.made(done, world, "rolled-back"))
-    return report.made(done, world, "rolled-back")
+        raise ToolError("; ".join(problems), report=made)
+    return made
 
 
 @contextlib.contextmanager
@@ -240,6 +252,9 @@ class _Unwritten:
 
     def remove(self) -> None:
         """There is nothing."""
+
+    def leave(self, group: Endpoint, last: LastReload) -> None:
+        """Nothing was done."""
 
 
 def dry_run(endpoints: Sequence[Endpoint], plan: Plan, root: Path | None, progress: Progress) -> DryRun:

@@ -23,7 +23,7 @@ from reuseport_tool.kernel.process_tree import ProcessTree
 from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.kernel.sockets import ListenerOptions
 from reuseport_tool.kernel.udp_sent import Sent
-from reuseport_tool.models import Counters, Endpoint, FlowMode, Resets, Step
+from reuseport_tool.models import Counters, Endpoint, FlowMode, LastReload, Resets, Step
 from reuseport_tool.reload.state import ReloadState
 
 
@@ -264,6 +264,9 @@ class Journal(Protocol):
 
     def remove(self) -> None:
         """The reload has come to an orderly end."""
+
+    def leave(self, group: Endpoint, last: LastReload) -> None:
+        """Keep what became of the reload for those who look at the group later. Raises ToolError."""
 
 
 class Tell(Protocol):

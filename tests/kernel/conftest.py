@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from reuseport_tool.group import places
 from tests.kernel.needs import require
 from tests.tool import Tool
 
@@ -109,14 +110,16 @@ def ask(port: int = PORT, address: str = "127.0.0.1") -> str:
 
 
 def snapshot(tool: Tool) -> Any:
-    """Everything of the namespace's groups that a failed command must leave as it was."""
+    """Everything of the namespace's groups that a failed command must leave as it was: all but its record."""
     status = tool.ok("status")
     for group in status["groups"]:
         group.pop("counters")
+        group.pop("last_reload")
         if group["program"]:
             group["program"].pop("id")
     assert tool.bpffs is not None
-    pins = sorted(
-        str(path.relative_to(tool.bpffs)) for path in tool.bpffs.rglob("*") if not path.name.endswith(".debug")
-    )
-    return status, pins
+    left = (path for path in tool.bpffs.rglob("*") if not path.is_dir() or not any(path.iterdir()))
+    pins = [
+        str(path.relative_to(tool.bpffs)) for path in left if not path.name.endswith((".debug", places.LAST_RELOAD))
+    ]
+    return status, sorted(pins)

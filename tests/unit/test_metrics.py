@@ -14,7 +14,7 @@ from reuseport_tool.cli.show import metrics
 from reuseport_tool.errors import Unsupported
 from reuseport_tool.group import problems
 from reuseport_tool.kernel.mib import TcpCounters
-from reuseport_tool.models import Canary, Counters, FlowCounters, FlowTable, Followed, Group, Resets, Status
+from reuseport_tool.models import Canary, Counters, FlowCounters, FlowTable, Followed, Group, LastReload, Resets, Status
 from tests.unit.test_problems import GROUP, KILLED, listeners
 
 RULES = Path(__file__).parents[2] / "packaging" / "prometheus" / "reuseport-tool.rules.yml"
@@ -26,6 +26,9 @@ BUSY = replace(
     counters=COUNTERS,
     canary=Canary(generation=3, percent=5.0),
     reload=KILLED,
+    last_reload=LastReload(
+        result="rolled-back", ended_at=1700000000.5, duration_s=2.5, moved=7, lost=None, failure="the health check"
+    ),
     followed=Followed(
         pid=77,
         since=1.0,
@@ -74,6 +77,12 @@ def test_every_number_is_there() -> None:
     assert value(found, "reuseport_netstat_TcpExt_TCPMigrateReqFailure_total") == 2
     assert value(found, "reuseport_netstat_Tcp_OutRsts_total") == 3
     assert value(found, "reuseport_reload_begun_timestamp_seconds", running="false", step="switch") == 0
+    assert value(found, "reuseport_last_reload_result", endpoint=endpoint, result="rolled-back") == 1
+    assert value(found, "reuseport_last_reload_result", endpoint=endpoint, result="reloaded") == 0
+    assert value(found, "reuseport_last_reload_timestamp_seconds", endpoint=endpoint) == 1700000000.5
+    assert value(found, "reuseport_last_reload_duration_seconds", endpoint=endpoint) == 2.5
+    assert value(found, "reuseport_last_reload_moved", endpoint=endpoint) == 7
+    assert not [name for name, _ in found if name == "reuseport_last_reload_lost"]  # it was not measured
 
 
 def test_the_flows_of_a_udp_group_are_there() -> None:
@@ -100,7 +109,8 @@ def test_no_group_is_no_error() -> None:
 
 
 def test_the_alerts_name_metrics_that_exist() -> None:
-    names = {name for name, _ in samples(BUSY)}
+    measured = replace(BUSY, last_reload=replace(BUSY.last_reload, lost=1))
+    names = {name for name, _ in samples(measured)}
     used = {
         word
         for line in RULES.read_text().splitlines()

@@ -63,6 +63,8 @@ def _group(group: models.Group, console: Console) -> None:
         put(console, made)
     if group.flows:
         say(console, Text(_flow_table(group.flows), style="dim"))
+    if group.last_reload:
+        say(console, _last_reload(group.last_reload))
     if group.followed:
         say(console, _followed(group.followed))
     if group.counters:
@@ -98,6 +100,17 @@ def _flows(model: models.Flows, console: Console) -> None:
 def _transaction(reload: models.Transaction) -> Text:
     began = time.strftime("%F %T", time.localtime(reload.begun_at))
     return Text(f"  a reload is in the step {reload.step!r} (process {reload.pid}, begun {began})", style="cyan")
+
+
+def _last_reload(last: models.LastReload) -> Text:
+    ended = time.strftime("%F %T", time.localtime(last.ended_at))
+    lost = "losses not measured" if last.lost is None else f"{last.lost} lost"
+    moved = "" if last.moved is None else f", {last.moved} moved"
+    why = f": {last.failure}" if last.failure else ""
+    return Text(
+        f"  last reload: {last.result} at {ended} in {last.duration_s:.1f} s{moved}, {lost}{why}",
+        style="bold red" if last.lost or last.result != "reloaded" else "dim",
+    )
 
 
 def _program(group: models.Group) -> Text:

@@ -19,6 +19,7 @@ _MIGRATED = {
     "new_syn_recv": "migrated_new_syn_recv",
 }
 _SELECTED = {"working": "selected", "canary": "canary", "steered": "steered"}
+_RESULTS = ("reloaded", "rolled-back", "failed")
 _MIB_SECTIONS = {"OutRsts": "Tcp"}
 
 
@@ -169,6 +170,36 @@ class _Families:
                 running = str(group.reload.running).lower()
                 open_since.add_metric([*_group(group), group.reload.step, running], group.reload.begun_at)
         yield open_since
+        yield from self._of_last_reloads(status)
+
+    def _of_last_reloads(self, status: Status) -> Iterator[Any]:
+        result = self._gauge(
+            "reuseport_last_reload_result", "1 for what became of the last reload.", labels=(*_GROUP, "result")
+        )
+        ended = self._gauge("reuseport_last_reload_timestamp_seconds", "When the last reload ended.", labels=_GROUP)
+        took = self._gauge("reuseport_last_reload_duration_seconds", "How long the last reload took.", labels=_GROUP)
+        moved = self._gauge(
+            "reuseport_last_reload_moved", "Connections that the last reload moved to another listener.", labels=_GROUP
+        )
+        lost = self._gauge(
+            "reuseport_last_reload_lost",
+            "Connections, or for UDP datagrams and flows, that the last reload lost.",
+            labels=_GROUP,
+        )
+        for group, last in ((group, group.last_reload) for group in status.groups):
+            if last is None:
+                continue
+            for name in _RESULTS:
+                result.add_metric([*_group(group), name], int(name == last.result))
+            for family, value in (
+                (ended, last.ended_at),
+                (took, last.duration_s),
+                (moved, last.moved),
+                (lost, last.lost),
+            ):
+                if value is not None:
+                    family.add_metric(_group(group), value)
+        yield from (result, ended, took, moved, lost)
 
     def of_namespace(self, mib: TcpCounters) -> Iterator[Any]:
         """As node_exporter calls them, but of the namespace that was asked for."""

@@ -27,7 +27,7 @@ from reuseport_tool.kernel.process_tree import ProcessTree, Row
 from reuseport_tool.kernel.processes import Holder, Identity
 from reuseport_tool.kernel.sockets import ListenerOptions
 from reuseport_tool.kernel.udp_sent import Sent
-from reuseport_tool.models import Counters, Endpoint, FlowMode, Protocol, Resets, Step, parse_endpoint
+from reuseport_tool.models import Counters, Endpoint, FlowMode, LastReload, Protocol, Resets, Step, parse_endpoint
 from reuseport_tool.reload.state import ReloadState, decode, encode
 from reuseport_tool.reload.world import World
 
@@ -103,6 +103,7 @@ class FakeWorld:
         self.migrate_req = "0"
         self.journal: ReloadState | None = None
         self.last: ReloadState | None = None
+        self.last_reloads: dict[Endpoint, LastReload] = {}
         self.interrupted = False
         self.shields = 0
         self.tool = TOOL
@@ -658,6 +659,9 @@ class FakeJournal:
 
     def remove(self) -> None:
         self._world.journal = None
+
+    def leave(self, group: Endpoint, last: LastReload) -> None:
+        self._world.last_reloads[group] = last
 
 
 class FakeTell:
