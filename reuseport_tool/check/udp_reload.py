@@ -23,6 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from reuseport_tool.check import lab
+from reuseport_tool.check.quic_load import QuicLoad
 from reuseport_tool.check.udp_load import CLIENTS, Flood, Load
 from reuseport_tool.check.udp_stories import STORIES, Story
 from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
@@ -121,8 +122,10 @@ class Trial:
             if self._story.foreign:
                 self._attach_foreign()
             if self._story.entries is not None:
-                self._run("attach", self._endpoint, "--flows", "address", "--flow-entries", str(self._story.entries))
-            with Load(self._address, PORT) as load:
+                self._run(
+                    "attach", self._endpoint, "--flows", self._story.way, "--flow-entries", str(self._story.entries)
+                )
+            with self._load() as load:
                 load.go_on(CLIENTS * 10)
                 with Flood(self._address, PORT) if self._story.flood else contextlib.nullcontext():
                     self._replace(old, load)
@@ -142,7 +145,12 @@ class Trial:
             return "" if self.lost else "nothing was lost, so the case proves nothing"
         return f"{self.lost} of {self.sent} datagrams were not answered" if self.lost else ""
 
-    def _replace(self, old: subprocess.Popen[str], load: Load) -> None:
+    def _load(self) -> Load | QuicLoad:
+        if self._story.quic:
+            return QuicLoad(self._address, PORT, renewed=self._story.renewed)
+        return Load(self._address, PORT)
+
+    def _replace(self, old: subprocess.Popen[str], load: Load | QuicLoad) -> None:
         if self._story.options is None:
             self._start("new", *self._story.server, *self._story.new)
             old.terminate()
@@ -174,7 +182,12 @@ class Trial:
             raise ToolError(f"{arguments[0]} takes longer than {_TOOL_S:g} s") from error
 
     def _command(self, name: str, *options: str) -> list[str]:
-        return [sys.executable, "-m", "reuseport_tool.check.udp_server", self._bound, str(PORT), name, *options]
+        server = (
+            ("quic_server", self._bound, str(PORT))
+            if self._story.quic
+            else ("udp_server", self._bound, str(PORT), name)
+        )
+        return [sys.executable, "-m", f"reuseport_tool.check.{server[0]}", *server[1:], *options]
 
     def _start(self, name: str, *options: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(self._command(name, *options), stdout=subprocess.PIPE, text=True)

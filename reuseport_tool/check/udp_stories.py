@@ -16,6 +16,9 @@ class Story:
             `rolled back` (8). In the two last nothing may be lost.
         entries: of the map of flows, where the group is attached before.
         ends: the clients stop soon after the switch, so that their flows end.
+        quic: the servers are quic_server.py, whose only option is the number of workers, and the clients quic_load.py;
+            where it `ends`, every client's address changes at the switch.
+        renewed: their connection IDs change together with their addresses.
     """
 
     name: str
@@ -29,12 +32,15 @@ class Story:
     wildcard: bool = False
     flood: bool = False
     ends: bool = False
+    quic: bool = False
+    renewed: bool = False
 
 
 # A healthy server is given as long as it needs, however busy the machine is.
 _PATIENT = ("--health-timeout", "60s", "--start-timeout", "60s", "--stop-timeout", "60s")
 _NONE = ("--flows", "none", *_PATIENT)
 _ADDRESS = ("--flows", "address", *_PATIENT)
+_QUIC = ("--flows", "quic", *_PATIENT)
 _LATE = ("--delay", "0.3")
 _SESSION = ("--session",)
 STORIES = (
@@ -68,6 +74,36 @@ STORIES = (
         expected="rolled back",
         options=("--flows", "none", "--health-timeout", "1s"),
         new=("--deaf",),
+    ),
+    Story(name="QUIC", way="plain", expected="lose", quic=True),
+    Story(
+        name="QUIC, addresses change",
+        way="address",
+        expected="lose",
+        options=(*_ADDRESS, "--flow-timeout", "2s"),
+        entries=4096,
+        ends=True,
+        quic=True,
+    ),
+    Story(
+        name="QUIC, addresses change",
+        way="quic",
+        expected="survive",
+        options=(*_QUIC, "--flow-timeout", "2s"),
+        entries=4096,
+        ends=True,
+        quic=True,
+    ),
+    Story(
+        name="QUIC, one worker, IDs change too",
+        way="quic",
+        expected="survive",
+        options=(*_QUIC, "--flow-timeout", "2s"),
+        server=("1",),
+        entries=4096,
+        ends=True,
+        quic=True,
+        renewed=True,
     ),
     Story(name="foreign program", way="none", expected="refused", options=_NONE, foreign=True),
     Story(name="unsaid what is kept", way="-", expected="refused", options=()),

@@ -1,0 +1,141 @@
+"""The QUIC clients of `check udp-reload`: crafted packets, and addresses that change."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from reuseport_tool.check.udp_load import CLIENTS, Background
+from reuseport_tool.closing import Closing
+from reuseport_tool.errors import ToolError
+from reuseport_tool.kernel import quic_packets
+from reuseport_tool.waiting import readable
+
+_GAP_S = 0.005
+_AGAIN_S = 1.0
+_DEADLINE_S = 60.0
+_ANSWER_S = 8.0
+_ROUNDS_AFTER = 10
+
+
+class Client(Closing):
+    """One connection. Its datagrams have the ID that the server chose for it, and after a number that grows."""
+
+    def __init__(self, address: str, port: int) -> None:
+        self._server = address, port
+        self._socket = self._connected()
+        self._id = self._handshake()
+        self._number = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def move(self, *, renewed: bool) -> None:
+        """Go on from another port; `renewed`: with another ID as well, which the server gave before in secret."""
+        self._socket.close()
+        self._socket = self._connected()
+        self._number += renewed
+
+    def ask(self, wait_s: float) -> bool:
+        """Whether the server answers within this time."""
+        asked = quic_packets.short(quic_packets.renewed(self._id, self._number))
+        self._send(asked)
+        deadline = time.monotonic() + wait_s
+        while (left_s := deadline - time.monotonic()) > 0:
+            if self._answer(left_s) == asked:  # a handshake may have been answered twice
+                return True
+        return False
+
+    def _send(self, packet: bytes) -> None:
+        with suppress(ConnectionRefusedError):
+            self._socket.send(packet)
+
+    def _connected(self) -> socket.socket:
+        made = socket.socket(socket.AF_INET6 if ":" in self._server[0] else socket.AF_INET, socket.SOCK_DGRAM)
+        made.connect(self._server)
+        made.setblocking(False)
+        return made
+
+    def _handshake(self) -> bytes:
+        """Returns the ID that the server chose. Raises ToolError."""
+        begun = quic_packets.initial(os.urandom(8))
+        deadline = time.monotonic() + _DEADLINE_S
+        while time.monotonic() < deadline:
+            self._send(begun)
+            answer = self._answer(_AGAIN_S)
+            if answer is not None:
+                chosen = quic_packets.source(answer)
+                self._send(quic_packets.long(quic_packets.HANDSHAKE, chosen))
+                return chosen
+        raise ToolError(f"the server does not answer a handshake within {_DEADLINE_S:g} s")
+
+    def _answer(self, wait_s: float) -> bytes | None:
+        try:
+            return self._socket.recv(2048) if readable(self._socket, wait_s) else None
+        except OSError:  # refused: nobody is bound
+            return None
+
+
+class QuicLoad(Closing):
+    """Clients that ask in turn, each when it has its answer. A context manager.
+
+    It stops at the first datagram that nobody answers: a connection is dead then.
+
+    Args:
+        renewed: as Client.move(), at the switch.
+
+    Raises:
+        ToolError: nobody answers a handshake.
+    """
+
+    def __init__(self, address: str, port: int, *, renewed: bool) -> None:
+        self._renewed = renewed
+        self._switched: Path | None = None
+        self.sent = self.lost = 0
+        with ExitStack() as clients:
+            self._clients = [clients.enter_context(Client(address, port)) for _ in range(CLIENTS)]
+            self._asking = Background(self._ask_all)
+            self._owned = clients.pop_all()
+
+    def close(self) -> None:
+        """Ask no more."""
+        with self._owned:
+            self._asking.close()
+
+    def end_after(self, switched: Path) -> None:
+        """When this file is there all clients move, ask some more, and then no more."""
+        self._switched = switched
+
+    def go_on(self, count: int) -> None:
+        """Return when so many more datagrams were sent, or no more are."""
+        wanted = self.sent + count
+        while self._asking.runs and self.sent < wanted:
+            time.sleep(_GAP_S)
+
+    def _ask_all(self, stop: threading.Event) -> None:
+        while not stop.is_set() and not self._has_switched():
+            if not self._round(stop):
+                return
+        if self._has_switched():
+            for client in self._clients:
+                client.move(renewed=self._renewed)
+            for _ in range(_ROUNDS_AFTER):
+                if not self._round(stop):
+                    return
+
+    def _has_switched(self) -> bool:
+        return self._switched is not None and self._switched.exists()
+
+    def _round(self, stop: threading.Event) -> bool:
+        """Whether all were answered."""
+        for client in self._clients:
+            self.sent += 1
+            if not client.ask(_ANSWER_S):
+                self.lost += 1
+                return False
+            stop.wait(_GAP_S)
+        return True
