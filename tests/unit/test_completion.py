@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from reuseport_tool.models import Policy
+
 NAME = "reuseport-tool"
 
 
@@ -39,7 +41,7 @@ def test_the_script_of_each_shell(shell: str) -> None:
 
 def test_verbs_and_policies() -> None:
     assert {"reload", "status", "metrics"} <= set(completed(""))
-    assert completed("attach 8080 --policy ") == ["hash", "round-robin", "cpu", "source-ip"]
+    assert completed("attach 8080 --policy ") == [policy.value for policy in Policy]
     assert completed("check h") == ["hot-reload"]
 
 
