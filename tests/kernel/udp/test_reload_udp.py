@@ -215,6 +215,39 @@ def test_a_map_that_is_too_small_is_said(tool: Tool, server: Start) -> None:
     assert report["datagrams"][0]["evicted"] > 0
 
 
+def test_a_connected_socket_is_waited_for(tool: Tool, server: Start) -> None:
+    """The program does not see what reaches it, so that its flow looks idle."""
+    options = ("--address", "0.0.0.0", "--connect")
+    server("old", *options)
+    group = endpoint("0.0.0.0")
+    tool.ok("attach", group, "--flows", "address")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(ANSWER_S)
+        client.connect(("127.0.0.1", PORT))
+
+        def ask() -> bytes:
+            client.send(b"ask")
+            return client.recv(64)
+
+        assert ask() == b"old ask"
+        done: list[tuple[int, Any, str]] = []
+        how = (group, "--flow-timeout", "1s", "--drain-timeout", "60s")
+        thread = threading.Thread(target=lambda: done.append(reload(tool, *how, new=options)))
+        thread.start()
+        deadline = time.monotonic() + 60
+        while tool.ok("status", group)["groups"][0]["working_generation"] != 2:
+            assert time.monotonic() < deadline
+        while tool.ok("flows", group, "--generation", 1)["flows"][0]["idle_s"] < 4:
+            assert time.monotonic() < deadline
+        assert thread.is_alive()
+        assert ask() == b"old ask"
+        client.send(b"end")
+        thread.join(60)
+    code, report, err = done[0]
+    assert code == 0, err
+    assert report["datagrams"][0]["cut"] == 0
+
+
 def test_a_whole_server_is_one_transaction(tool: Tool, server: Start) -> None:
     server("old", "--tcp")
     with Load() as load, contextlib.ExitStack() as stack:

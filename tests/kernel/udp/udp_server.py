@@ -1,7 +1,8 @@
 """A UDP server with two workers' sockets: answers each datagram with its name, after a while if so asked.
 
-    udp_server.py PORT NAME [--address A] [--delay S] [--deaf] [--tcp]
+    udp_server.py PORT NAME [--address A] [--delay S] [--deaf] [--tcp] [--connect]
 
+With --connect it answers each client from a socket of its own, as haproxy does for QUIC, until the client sends "end".
 It prints "ready", and ends at SIGTERM without looking back, as servers do that know nothing of a reload.
 """
 
@@ -35,15 +36,17 @@ def main() -> None:
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--deaf", action="store_true")
     parser.add_argument("--tcp", action="store_true")
+    parser.add_argument("--connect", action="store_true")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     workers = [bound(options.address, options.port, socket.SOCK_DGRAM) for _ in range(2)]
     listeners = [bound(options.address, options.port, socket.SOCK_STREAM)] if options.tcp else []
+    connected: list[socket.socket] = []
     print("ready", flush=True)
     late: collections.deque[tuple[float, socket.socket, bytes, object]] = collections.deque()
     name = options.name.encode()
     while True:
-        readable, _, _ = select.select([] if options.deaf else workers + listeners, [], [], 0.005)
+        readable, _, _ = select.select([] if options.deaf else workers + listeners + connected, [], [], 0.005)
         for sock in readable:
             with contextlib.suppress(BlockingIOError):
                 if sock in listeners:
@@ -52,11 +55,22 @@ def main() -> None:
                     client.close()
                     continue
                 data, source = sock.recvfrom(2048)
+                if data == b"end" and sock in connected:
+                    connected.remove(sock)
+                    sock.close()
+                    continue
+                if data and options.connect and sock in workers:
+                    sock = bound(options.address, options.port, socket.SOCK_DGRAM)
+                    sock.connect(source)
+                    connected.append(sock)
                 if data:
                     late.append((time.monotonic() + options.delay, sock, data, source))
         while late and late[0][0] <= time.monotonic():
             _, sock, data, source = late.popleft()
-            sock.sendto(name + b" " + data, source)
+            if sock in connected:
+                sock.send(name + b" " + data)
+            else:
+                sock.sendto(name + b" " + data, source)
 
 
 if __name__ == "__main__":
