@@ -25,9 +25,10 @@ from contextlib import ExitStack
 from reuseport_tool.bench.spread import relative
 from reuseport_tool.errors import ToolError, Unsupported
 from reuseport_tool.kernel import netns, sysctl
+from reuseport_tool.kernel.socket_iterator import Walker
 from reuseport_tool.models import BenchSockets, Protocol, SocketsArm, SocketsSize
 from reuseport_tool.sockets import select as sockets
-from reuseport_tool.sockets.select import Filter, Walker
+from reuseport_tool.sockets.select import Filter
 
 SIZES = (1_000, 10_000, 100_000)
 WALK, LIST, COMMAND, SS, SS_P = "walk", "list", "sockets", "ss", "ss -p"

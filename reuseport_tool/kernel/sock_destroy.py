@@ -36,6 +36,11 @@ def source(protocol: Protocol) -> Source:
     return Source(path=path, defines=tuple_offsets(), maps=("TARGETS_FD",), kfuncs=("KFUNC_ID",))
 
 
+def end(protocol: Protocol, targets: Sequence[SocketRecord], states: int) -> Outcomes:
+    """End the targets as by_bpf() does, or as by_netlink() where the kernel has no bpf_sock_destroy()."""
+    return (by_netlink if kfunc() is None else by_bpf)(protocol, targets, states)
+
+
 def by_bpf(protocol: Protocol, targets: Sequence[SocketRecord], states: int) -> Outcomes:
     """End the targets in one walk over the sockets of the calling thread's network namespace.
 

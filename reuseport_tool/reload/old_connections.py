@@ -6,12 +6,16 @@ from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 
 from reuseport_tool.closing import Closing
-from reuseport_tool.kernel import processes
+from reuseport_tool.group.endpoint_sockets import EndpointSockets
+from reuseport_tool.kernel import processes, sock_destroy
+from reuseport_tool.kernel.abi import NO_IDLE, SocketRecord, TcpState
 from reuseport_tool.kernel.processes import Identity
+from reuseport_tool.kernel.socket_iterator import Walker, jiffies_per_second
 from reuseport_tool.models import Endpoint, Protocol
-from reuseport_tool.sockets import destroy
-from reuseport_tool.sockets import select as sockets
-from reuseport_tool.sockets.select import Filter, Found, Walker
+
+# A listener is nothing accepted, and no process holds a request socket, or one in TIME_WAIT.
+_NOT_ACCEPTED = (TcpState.LISTEN, TcpState.NEW_SYN_RECV, TcpState.TIME_WAIT)
+_ACCEPTED = sum(1 << state for state in TcpState if state not in _NOT_ACCEPTED)
 
 
 class OldConnections(Closing):
@@ -28,7 +32,7 @@ class OldConnections(Closing):
     def __init__(self, groups: Sequence[Endpoint], side: Collection[Identity]) -> None:
         self._groups = groups
         self._side = side
-        self._last: list[Found] = []
+        self._last: list[SocketRecord] = []
         self._idle: tuple[float | None, float | None] = (None, None)
         with ExitStack() as stack:
             self._walker = stack.enter_context(Walker([Protocol.TCP]))
@@ -40,31 +44,43 @@ class OldConnections(Closing):
     def count(self) -> int:
         """How many there are now."""
         found = self._read()
-        self._last, self._idle = found, _idle(found) if found else self._idle
+        self._last, self._idle = found, _idle_s(found) if found else self._idle
         return len(found)
 
     def idle_s(self) -> tuple[float | None, float | None]:
         """The shortest and the longest time without data, at the last look that saw one."""
         return self._idle
 
-    def _read(self) -> list[Found]:
-        pids = tuple(process.pid for process in self._side if process.runs())
-        if not pids:
+    def _read(self) -> list[SocketRecord]:
+        side = {process.pid for process in self._side if process.runs()}
+        if not side:
             return []
-        raws = self._walker.read()
-        matching = (sockets.select(Filter(endpoint=group, pids=pids), raws, None) for group in self._groups)
-        return [found for group in matching for found in group if destroy.may_end(Filter(), found.raw)]
+        raws = self._walker.read()[Protocol.TCP]
+        reached = [EndpointSockets(group, raws) for group in self._groups]
+        theirs = [raw for raw in raws if _is_accepted(raw) and any(group.covers(raw) for group in reached)]
+        held = _pids(theirs)
+        return [raw for raw in theirs if not side.isdisjoint(held[raw.inode])]
 
     def end(self) -> int:
         """End those that were counted, but what another process holds as well. Returns how many ended."""
-        chosen = self._last
         side = {process.pid for process in self._side}
-        held = processes.holders([found.raw.inode for found in chosen])
-        only_theirs = [found for found in chosen if {holder.pid for holder in held[found.raw.inode]} <= side]
-        endings = destroy.end(Filter(), only_theirs, self._walker)
-        return sum(ending.result in ("ended", "gone") for ending in endings)
+        held = _pids(self._last)
+        only_theirs = [raw for raw in self._last if held[raw.inode] <= side]
+        sock_destroy.end(Protocol.TCP, only_theirs, _ACCEPTED)
+        left = {raw.cookie for raw in self._walker.read()[Protocol.TCP] if _is_accepted(raw)}
+        return sum(raw.cookie not in left for raw in only_theirs)
 
 
-def _idle(found: Sequence[Found]) -> tuple[float | None, float | None]:
-    known = [entry.shown.idle_s for entry in found if entry.shown.idle_s is not None]
+def _is_accepted(raw: SocketRecord) -> bool:
+    return bool(_ACCEPTED >> raw.state & 1)
+
+
+def _pids(raws: Collection[SocketRecord]) -> dict[int, set[int]]:
+    """Who holds each of these sockets, by inode."""
+    found = processes.holders([raw.inode for raw in raws])
+    return {inode: {holder.pid for holder in holders} for inode, holders in found.items()}
+
+
+def _idle_s(raws: Sequence[SocketRecord]) -> tuple[float | None, float | None]:
+    known = [round(raw.idle / jiffies_per_second(), 3) for raw in raws if raw.idle != NO_IDLE]
     return (min(known), max(known)) if known else (None, None)

@@ -9,9 +9,10 @@ from pathlib import Path
 from reuseport_tool.errors import UsageError
 from reuseport_tool.kernel import netns, sock_destroy
 from reuseport_tool.kernel.abi import SocketRecord, TcpState
+from reuseport_tool.kernel.socket_iterator import Walker
 from reuseport_tool.models import Destroy, Ending, Protocol, SocketState
 from reuseport_tool.sockets import select as sockets
-from reuseport_tool.sockets.select import Filter, Found, Walker
+from reuseport_tool.sockets.select import Filter, Found
 
 _NEVER = 1 << TcpState.TIME_WAIT | 1 << TcpState.NEW_SYN_RECV
 

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Conflict, MissingCapability, NotFound, UsageError
 from reuseport_tool.group import places
+from reuseport_tool.group.endpoint_sockets import EndpointSockets
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpffs, netns, processes
 from reuseport_tool.kernel.abi import SocketRecord
 from reuseport_tool.kernel.folders import Foreign
-from reuseport_tool.kernel.socket_iterator import (
-    SocketWalk,
-    collector_paused,
-    exactly_once,
-)
+from reuseport_tool.kernel.socket_iterator import Walker, collector_paused
 from reuseport_tool.models import Endpoint, Protocol, Socket, Sockets, SocketState
-from reuseport_tool.sockets.place import Place
 from reuseport_tool.sockets.shown import NUMBERS, Moment, Owners, show
 
-_WALKS_MAX = 10
 _STATES_OF = {
     Protocol.TCP: frozenset(SocketState) - {SocketState.UNCONNECTED},
     Protocol.UDP: frozenset({SocketState.ESTABLISHED, SocketState.UNCONNECTED}),
@@ -86,56 +79,6 @@ class Found:
     protocol: Protocol
     raw: SocketRecord
     shown: Socket
-
-
-class Walker(Closing):
-    """The loaded iterators of some protocols. A context manager.
-
-    Attributes:
-        walks: how many walks over one protocol were merged, at most.
-
-    Raises:
-        Unsupported: no iterators (Linux 5.9), or no BTF.
-        MissingCapability: CAP_BPF and CAP_PERFMON are needed.
-    """
-
-    def __init__(self, protocols: Collection[Protocol]) -> None:
-        self.protocols = tuple(protocols)
-        self.walks = 0
-        with ExitStack() as stack:
-            self._walks = {protocol: stack.enter_context(SocketWalk(protocol)) for protocol in protocols}
-            self._stack = stack.pop_all()
-
-    def read(self) -> dict[Protocol, list[SocketRecord]]:
-        """Walk over the sockets of each protocol, as often as it takes: see walk_all()."""
-        found = {}
-        for protocol, walk in self._walks.items():
-            found[protocol], walks = (walk.read(), 1) if exactly_once(protocol) else walk_all(walk.read)
-            self.walks = max(self.walks, walks)
-        return found
-
-    def promise(self) -> bool | None:
-        """Whether each walked protocol is iterated exactly once; None where one of them does not tell."""
-        answers = {exactly_once(protocol) for protocol in self.protocols}
-        return False if False in answers else None if None in answers else True
-
-    def close(self) -> None:
-        self._stack.close()
-
-
-def walk_all(read: Callable[[], list[SocketRecord]]) -> tuple[list[SocketRecord], int]:
-    """Walks by an iterator that may skip and repeat sockets, merged, until one brings nothing new or there were many.
-
-    A walk that is cut by sockets that come and go missed 280 of 3,000 (UDP, Linux 6.1). What has closed since it was
-    seen is still among the sockets. Returns how many walks there were, too.
-    """
-    merged: dict[int, SocketRecord] = {}
-    for walks in range(1, _WALKS_MAX + 1):
-        before = len(merged)
-        merged |= {raw.cookie: raw for raw in read()}
-        if walks > 1 and len(merged) == before:
-            break
-    return list(merged.values()), walks
 
 
 def sockets(wanted: Filter, root: Path | None) -> Sockets:
@@ -201,7 +144,7 @@ def _match(wanted: Filter, protocol: Protocol, raws: Sequence[SocketRecord]) -> 
     """By what the kernel's record says alone."""
     tests: list[Callable[[SocketRecord], bool]] = []
     if wanted.endpoint is not None:
-        tests.append(Place(wanted.endpoint, raws).covers)
+        tests.append(EndpointSockets(wanted.endpoint, raws).covers)
     if wanted.states:
         mask = wanted.state_mask()
         tests.append(lambda raw: bool(mask >> raw.state & 1))
@@ -230,7 +173,7 @@ class _Group:
     """An attached group: where each registered listener belongs, and the inodes of the listeners."""
 
     endpoint: Endpoint
-    place: Place
+    place: EndpointSockets
     places: Mapping[int, int]
     inodes: Mapping[int, int]
 
@@ -270,7 +213,7 @@ def _group(folder: Path, endpoint: Endpoint, raws: Sequence[SocketRecord]) -> _G
     except Conflict:
         return None
     inodes = {raw.inode: found[raw.cookie] for raw in raws if raw.cookie in found}
-    return _Group(endpoint=endpoint, place=Place(endpoint, raws), places=found, inodes=inodes)
+    return _Group(endpoint=endpoint, place=EndpointSockets(endpoint, raws), places=found, inodes=inodes)
 
 
 def _generation(protocol: Protocol, raw: SocketRecord, groups: Sequence[_Group], owners: Owners) -> int | None:

@@ -34,10 +34,6 @@ OURS = {
     "programs": BELOW_JOBS | JOBS,
     "cli": BELOW_JOBS | JOBS | {"cli", ""},
 }
-# Imports that go up, or from one job to another, until the code that they need has moved down.
-NOT_YET = {
-    ("reload/old_connections.py", "sockets"),
-}
 FOREIGN_HOME = {
     "ctypes": {"kernel"},
     "bcc": {"kernel"},
@@ -72,8 +68,7 @@ def test_imports_go_down(path: Path) -> None:
         if top == "reuseport_tool":
             target = rest.split(".")[0]
             allowed = OURS[layer]
-            known = (str(path), target) in NOT_YET
-            assert known or target in allowed or (target == "__version__" and "" in allowed), f"{path} imports {name}"
+            assert target in allowed or (target == "__version__" and "" in allowed), f"{path} imports {name}"
         elif top in FOREIGN_HOME:
             homes = {layer, *map(str, path.parents)}
             assert homes & FOREIGN_HOME[top], f"{path} imports {name}"

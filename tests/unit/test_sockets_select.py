@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from reuseport_tool.errors import NotFound, UsageError
+from reuseport_tool.group.endpoint_sockets import EndpointSockets
 from reuseport_tool.kernel import bpffs, links, processes
 from reuseport_tool.kernel.abi import NO_IDLE, SocketRecord, TcpState
 from reuseport_tool.models import Endpoint, Protocol, SocketState, parse_endpoint
 from reuseport_tool.sockets import select
-from reuseport_tool.sockets.place import Place
 from reuseport_tool.sockets.select import Filter
 from reuseport_tool.sockets.shown import Moment
 
@@ -65,15 +65,15 @@ ALL = [LISTENER, ANY, CONNECTION, ELSEWHERE, MAPPED]
     ],
 )
 def test_an_endpoint_covers(endpoint: str, cookies: set[int]) -> None:
-    place = Place(parse_endpoint(endpoint), ALL)
+    place = EndpointSockets(parse_endpoint(endpoint), ALL)
     assert {raw.cookie for raw in ALL if place.covers(raw)} == cookies
 
 
 def test_a_device_is_one_that_exists() -> None:
     with pytest.raises(NotFound, match="no network device 'nosuch0'"):
-        Place(parse_endpoint("10.0.0.1%nosuch0:80"), ALL)
+        EndpointSockets(parse_endpoint("10.0.0.1%nosuch0:80"), ALL)
     index = socket.if_nametoindex("lo")
-    place = Place(parse_endpoint("10.0.0.1%lo:80"), ALL)
+    place = EndpointSockets(parse_endpoint("10.0.0.1%lo:80"), ALL)
     assert not place.covers(LISTENER)
     assert place.covers(LISTENER._replace(device=index))
 

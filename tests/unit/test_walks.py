@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reuseport_tool.kernel.abi import SocketRecord
-from reuseport_tool.sockets.select import walk_all
+from reuseport_tool.kernel.socket_iterator import walk_all
 
 
 def record(cookie: int, state: int = 7) -> SocketRecord:

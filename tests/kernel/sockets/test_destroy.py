@@ -14,10 +14,11 @@ import pytest
 
 from reuseport_tool.errors import Unsupported
 from reuseport_tool.kernel import sock_destroy, sockets
+from reuseport_tool.kernel.socket_iterator import Walker
 from reuseport_tool.models import Protocol
 from reuseport_tool.sockets import destroy
 from reuseport_tool.sockets.destroy import Engine
-from reuseport_tool.sockets.select import Filter, Walker
+from reuseport_tool.sockets.select import Filter
 from tests.kernel.conftest import PORT
 from tests.kernel.sockets import churn
 from tests.tool import Tool

@@ -11,7 +11,7 @@ from reuseport_tool.kernel.abi import SocketRecord
 from reuseport_tool.models import Endpoint
 
 
-class Place:
+class EndpointSockets:
     """The sockets of an endpoint, among those of a walk.
 
     Without an address: all with that local port. With one: what is bound to exactly that address, and
