@@ -17,13 +17,20 @@ _PLAIN = (str, int, float, bool)
 
 def encode(record: Any) -> bytes:
     """A dataclass of plain values, enums, paths, tuples and dataclasses as JSON."""
-    return json.dumps(dataclasses.asdict(record), default=_plain, separators=(",", ":")).encode()
+    return json.dumps(record, default=_plain, separators=(",", ":")).encode()
 
 
 def _plain(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: getattr(value, name) for name in _names(type(value))}
     raise TypeError(f"no JSON for {type(value).__name__}")
+
+
+@functools.cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
 
 
 def decode(kind: type[_T], text: bytes) -> _T:

@@ -12,7 +12,6 @@ from reuseport_tool.cli import show
 from reuseport_tool.errors import Conflict, ToolError
 from reuseport_tool.kernel import named_files
 from reuseport_tool.models import Reload
-from reuseport_tool.reload import timeline
 
 
 @contextlib.contextmanager
@@ -23,6 +22,10 @@ def drawn(picture: Path | None, trace: Path | None) -> Iterator[Callable[[Reload
     """
 
     def draw(report: Reload) -> None:
+        if picture is None and trace is None:
+            return
+        from reuseport_tool.reload import timeline  # most reloads draw nothing
+
         for file, text_of in ((picture, timeline.svg), (trace, timeline.trace)):
             if file is not None:
                 _write(file, text_of(report))

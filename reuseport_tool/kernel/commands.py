@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -80,9 +78,11 @@ class Commands:
 
         Raises UsageError when it cannot be started.
         """
+        from shutil import which  # takes 10 ms to import, and not every reload starts a command
+
         argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
         shown = command if isinstance(command, str) else " ".join(command)
-        if shutil.which(argv[0]) is None:
+        if which(argv[0]) is None:
             raise UsageError(f"cannot start {shown}: no such program")
         with contextlib.ExitStack() as files:
             try:
@@ -123,7 +123,9 @@ class Commands:
 
         Raises ToolError when it fails or takes too long.
         """
-        with tempfile.TemporaryFile() as output:
+        from tempfile import TemporaryFile
+
+        with TemporaryFile() as output:
             target = sys.stderr.fileno() if _is_terminal() else output.fileno()
             popen = subprocess.Popen(
                 command,
@@ -193,9 +195,15 @@ class Processes(Commands):
             executable = os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
         return Kin(unit=cgroup.service(pid), executable=executable, parent=processes.parent(pid))
 
-    def waits_for(self, pid: int, inode: int) -> bool:
-        """Whether a process sleeps in accept(2), or in a call that waits for several descriptors."""
-        return any(_sleeps_in(f"/proc/{pid}/task/{task}") for task in _listed(f"/proc/{pid}/task"))
+    def waits(self, pid: int) -> bool | None:
+        """Whether a thread sleeps in accept(2), or in a call that waits for several descriptors.
+
+        None where one runs, or the kernel does not tell where it sleeps.
+        """
+        places = {_sleeps_in(f"/proc/{pid}/task/{task}") for task in _listed(f"/proc/{pid}/task")}
+        if any(place in _ACCEPTS or "poll" in place or "accept" in place for place in places):
+            return True
+        return None if places & {"", "0"} else False
 
     def marked(self, token: str) -> set[int]:
         """The processes whose environment has the mark of a reload."""
@@ -224,12 +232,11 @@ def _listed(folder: str) -> list[str]:
     return []
 
 
-def _sleeps_in(task: str) -> bool:
-    """Whether a thread sleeps where it would wait for a connection; a thread that runs may be about to."""
+def _sleeps_in(task: str) -> str:
+    """The function of the kernel that a thread sleeps in; "" or "0" for one that runs."""
     with contextlib.suppress(OSError), open(f"{task}/wchan") as file:
-        place = file.read().strip()
-        return place in ("0", "") or place in _ACCEPTS or "poll" in place or "accept" in place
-    return False
+        return file.read().strip()
+    return "gone"
 
 
 def _is_terminal() -> bool:
@@ -252,7 +259,9 @@ def _output(output: Path | None, program: str, files: contextlib.ExitStack) -> t
         fd, name = _log(f"{program}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log")
         files.callback(os.close, fd)
         return fd, name
-    fd, name = tempfile.mkstemp(prefix=f"{program}-", suffix=".log")
+    from tempfile import mkstemp
+
+    fd, name = mkstemp(prefix=f"{program}-", suffix=".log")
     files.callback(os.close, fd)
     return fd, name
 

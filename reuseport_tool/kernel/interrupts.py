@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import signal
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+_FIRST_S = 0.001
 _POLL_S = 0.01
+_TOLD_S = 0.1
 # All whose default is to end the process and that a process may catch, but for the ones of a fault in its own code.
 _NAMES = ("INT", "TERM", "HUP", "QUIT", "ALRM", "USR1", "USR2", "VTALRM", "PROF", "POLL", "PWR", "STKFLT", "XCPU")
 
@@ -16,25 +20,43 @@ _NAMES = ("INT", "TERM", "HUP", "QUIT", "ALRM", "USR1", "USR2", "VTALRM", "PROF"
 class Clock:
     """Time, and interrupts that arrive only where they are asked for: in wait() and check().
 
-    A context manager for the main thread; the handlers from before come back at the end.
+    A context manager for the main thread; the handlers from before come back at the end. Signals, the end of a child
+    among them, and the events of wake_on() end a pause of wait().
     """
 
     def __init__(self) -> None:
         self._arrived = False
         self._shields = 0
-        self._before: dict[int, signal._HANDLER] = {}
+        self._stack = contextlib.ExitStack()
+        self._poll = select.poll()
+        self._events: dict[int, Callable[[], object]] = {}
 
     def __enter__(self) -> Clock:
         for number in (getattr(signal, f"SIG{name}") for name in _NAMES if hasattr(signal, f"SIG{name}")):
-            self._before[number] = signal.signal(number, self._note)
+            self._stack.callback(signal.signal, number, signal.signal(number, self._note))
+        self._stack.callback(signal.signal, signal.SIGCHLD, signal.signal(signal.SIGCHLD, lambda *_: None))
+        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._stack.callback(os.close, reader)
+        self._stack.callback(os.close, writer)
+        self._stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writer, warn_on_full_buffer=False))
+        self.wake_on(reader, lambda: os.read(reader, select.PIPE_BUF))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._stack.close()
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
         self._arrived = True
+
+    def wake_on(self, fd: int, take: Callable[[], object]) -> None:
+        """End a pause of wait() when a descriptor is readable; `take` reads what made it so."""
+        self._poll.register(fd, select.POLLIN)
+        self._events[fd] = take
+
+    def forget(self, fd: int) -> None:
+        """The opposite of wake_on()."""
+        self._poll.unregister(fd)
+        del self._events[fd]
 
     def wall_s(self) -> float:
         """Seconds since 1970."""
@@ -62,14 +84,30 @@ class Clock:
         finally:
             self._shields -= 1
 
-    def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
-        """Whether the condition came true in time. It is asked at least once. Raises as check()."""
+    def wait(self, condition: Callable[[], bool], timeout_s: float, told: bool = False) -> bool:
+        """Whether the condition came true in time. It is asked at least once. Raises as check().
+
+        It is asked again after each event, and after pauses that become longer, because the kernel tells of a listener
+        a moment before it can be found.
+
+        Args:
+            told: an event tells when the condition may have come true: the pauses become longer than without.
+        """
         deadline_s = time.monotonic() + timeout_s
+        pause_s = _FIRST_S
         while not condition():
             self.check()
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 return False
-            time.sleep(min(_POLL_S, left_s))
+            woken = self._pause(min(pause_s, left_s))
+            pause_s = _FIRST_S if woken else min(2 * pause_s, _TOLD_S if told else _POLL_S)
         self.check()
         return True
+
+    def _pause(self, seconds: float) -> bool:
+        """Whether an event ended it."""
+        ready = self._poll.poll(seconds * 1000)
+        for fd, _ in ready:
+            self._events[fd]()
+        return bool(ready)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
-from reuseport_tool.errors import Unsupported
+from reuseport_tool.errors import ToolError, Unsupported
 from reuseport_tool.group import journals, last_reload, steering
 from reuseport_tool.group import policy as policies
 from reuseport_tool.group.journals import Header
-from reuseport_tool.group.listeners import Listeners
+from reuseport_tool.group.listeners import Listeners as GroupListeners
 from reuseport_tool.group.pins import Pins
 from reuseport_tool.kernel import mib, resets, rlimit, sysctl
 from reuseport_tool.kernel.commands import Processes, adopting
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.interrupts import Clock
-from reuseport_tool.kernel.iterator import TcpListeners
+from reuseport_tool.kernel.iterator import TcpListeners, UdpInfo
 from reuseport_tool.kernel.mib import TcpCounters
 from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.kernel.resets import ResetCounter
@@ -26,6 +27,9 @@ from reuseport_tool.reload.old_connections import OldConnections
 from reuseport_tool.reload.plan import Plan, Progress
 from reuseport_tool.reload.state import ReloadState, encode
 from reuseport_tool.reload.world import World
+
+if TYPE_CHECKING:
+    from reuseport_tool.group.urls import Url
 
 
 class Journal:
@@ -55,11 +59,39 @@ class Journal:
         last_reload.write(self._folders[group], last)
 
 
+class Listeners(GroupListeners):
+    """The same, and events that end the pauses of the clock."""
+
+    def __init__(
+        self, iterator: TcpListeners | None, udp_sockets: Callable[[], Mapping[int, UdpInfo]], clock: Clock
+    ) -> None:
+        super().__init__(iterator, udp_sockets)
+        self._clock = clock
+
+    @contextlib.contextmanager
+    def watched(self, groups: Collection[Endpoint]) -> Iterator[bool]:
+        """Inside, a listener that comes on these ports ends a pause of the clock. False where none tells of it."""
+        if any(group.protocol is Protocol.UDP for group in groups):
+            yield False
+            return
+        from reuseport_tool.kernel.listen_events import ListenEvents
+
+        ports = {group.port for group in groups}
+        told = False
+        with ExitStack() as stack:
+            with contextlib.suppress(ToolError, OSError):  # then the pauses are short
+                events = stack.enter_context(ListenEvents(Protocol.TCP, ports))
+                self._clock.wake_on(events.fileno(), events.drain)
+                stack.callback(self._clock.forget, events.fileno())
+                told = True
+            yield told
+
+
 class Traffic:
     """Connections of the tool's own, and the kernel's counters."""
 
     def __init__(self, plan: Plan, pins: Pins, clock: Clock, stack: ExitStack) -> None:
-        self._url: steering.Url | None = None
+        self._url: Url | None = None
         self._counter: ResetCounter | None = None
         self._plan = plan
         self._pins = pins
@@ -75,7 +107,9 @@ class Traffic:
         counter = self._stack.enter_context(resets.counting(ports))
         self._counter = None if isinstance(counter, str) else counter
         if self._plan.health_url:
-            self._url = steering.url(self._plan.health_url, [group for group in kept if group.protocol is Protocol.TCP])
+            from reuseport_tool.group import urls
+
+            self._url = urls.url(self._plan.health_url, [group for group in kept if group.protocol is Protocol.TCP])
 
     def probe(self, group: Endpoint, steered: bool) -> None:
         """Leave a connection to be accepted, where one can be made."""
@@ -85,7 +119,9 @@ class Traffic:
         """Ask --health-url until it answers well, or the time is over."""
         assert self._url is not None
         canary = self._pins.state(self._url.group) if steered else None
-        steering.ask_until(self._url, self._clock.wait, timeout_s, canary)
+        from reuseport_tool.group import urls
+
+        urls.ask_until(self._url, self._clock.wait, timeout_s, canary)
 
     def mib(self) -> TcpCounters:
         """The counters of the namespace."""
@@ -151,7 +187,7 @@ def world(plan: Plan, folders: Mapping[Endpoint, Place], progress: Progress, sta
     datagrams = stack.enter_context(Datagrams(pins, clock.wait))
     return World(
         clock=clock,
-        listeners=stack.enter_context(Listeners(listeners, datagrams.sockets)),
+        listeners=stack.enter_context(Listeners(listeners, datagrams.sockets, clock)),
         pins=pins,
         processes=Processes(clock.wait, limits),
         traffic=Traffic(plan, pins, clock, stack),

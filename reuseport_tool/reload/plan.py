@@ -12,7 +12,7 @@ from reuseport_tool.errors import NotFound, Unsupported, UsageError
 from reuseport_tool.group import policy as policies
 from reuseport_tool.kernel import processes
 from reuseport_tool.models import Endpoint, FlowMode, Policy, Protocol, Step, Strategy
-from reuseport_tool.probes import features
+from reuseport_tool.probes import migration
 from reuseport_tool.reload.thresholds import Threshold
 
 _DRAIN_S = 70.0  # SYN+ACK retries take 63 s by default
@@ -180,7 +180,7 @@ def choose_strategy(plan: Plan, warn: Callable[[str], None]) -> Strategy:
     Raises:
         Unsupported: the strategy that was asked for does not work on this kernel.
     """
-    works = features.migration_works()
+    works = migration.migration_works()
     if works is None:
         warn("could not try whether this kernel migrates connections and wakes servers: CAP_SYS_ADMIN is needed")
         works = policies.can_migrate()
@@ -189,7 +189,7 @@ def choose_strategy(plan: Plan, warn: Callable[[str], None]) -> Strategy:
             f"the kernel cannot migrate connections, which --strategy {plan.strategy} needs",
             hint="it came with Linux 5.14; --strategy drain works without it",
         )
-    wakes = features.migration_wakes() if works else None
+    wakes = migration.migration_wakes() if works else None
     if plan.strategy is not None:
         if plan.strategy is not Strategy.DRAIN and wakes is False:
             warn("this kernel does not wake a server for a migrated connection (CVE-2026-46015); drain is safe here")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import traceback
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -33,6 +32,8 @@ def described(error: BaseException) -> str:
 
 def trace(error: BaseException) -> str:
     """The traceback of an exception that nobody expected."""
+    import traceback  # of most runs there is none to tell
+
     return "".join(traceback.format_exception(error))
 
 

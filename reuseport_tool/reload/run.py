@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -89,7 +90,7 @@ def execute(state: ReloadState, world: World) -> Reload:
                 state = ask(state, world)
         except BaseException as error:
             with world.clock.held_back():
-                state = world.journal.last() or state
+                state = _latest(state, world)
                 if rollback.must_go_forward(state, world):
                     return _go_forward(error, state, world)
                 rollback.roll_back(error, state, world)
@@ -104,7 +105,6 @@ def _do(stage: _Stage, state: ReloadState, world: World) -> ReloadState:
     if state.step != stage.name and not (stage.name == "health" and state.step in NO_WAY_BACK):
         state = save(state, world, step=stage.name)
     world.tell.begin(stage.name)
-    outcome, detail = "done" if needed else "skipped", ""
     try:
         world.clock.check()
         if needed:
@@ -113,15 +113,24 @@ def _do(stage: _Stage, state: ReloadState, world: World) -> ReloadState:
             world.clock.check()
             _hooks(stage, state, world)
     except BaseException as error:
-        outcome, detail = "failed", rollback.described(error)
-        state = world.journal.last() or state
-        raise
-    finally:
-        step = Step(name=stage.name, duration_s=round(world.clock.now_s() - begun_s, 4), outcome=outcome, detail=detail)
-        world.tell.end(step)
+        step = _ended(stage, begun_s, world, "failed", rollback.described(error))
         with contextlib.suppress(Exception):  # the step's own error is the one to tell
-            state = save(state, world, steps=(*state.steps, step))
-    return state
+            save(_latest(state.with_step(step), world), world)
+        raise
+    # Written down with what comes next: a step that was done is done again by a run that goes on.
+    return state.with_step(_ended(stage, begun_s, world, "done" if needed else "skipped"))
+
+
+def _latest(state: ReloadState, world: World) -> ReloadState:
+    """What was last written down, with the steps that have ended since."""
+    last = world.journal.last() or state
+    return dataclasses.replace(last, steps=max(last.steps, state.steps, key=len))
+
+
+def _ended(stage: _Stage, begun_s: float, world: World, outcome: str, detail: str = "") -> Step:
+    step = Step(name=stage.name, duration_s=round(world.clock.now_s() - begun_s, 4), outcome=outcome, detail=detail)
+    world.tell.end(step)
+    return step
 
 
 def _hooks(stage: _Stage, state: ReloadState, world: World) -> None:
@@ -140,7 +149,7 @@ def _finish(state: ReloadState, world: World, stages: Sequence[_Stage], errors: 
             state = _do(stage, state, world)
         except BaseException as error:
             errors.append(error)
-            state = world.journal.last() or state
+            state = _latest(state, world)
             if stage.name == "stop" and rollback.old_serves(state, world):
                 break  # what comes after a stop is not true yet
     else:

@@ -96,6 +96,13 @@ def members_of(state: ReloadState, world: World, cookies: Collection[int]) -> tu
     return world.listeners.with_holders(entries, None)
 
 
+def accepting(state: ReloadState, world: World, cookies: Collection[int]) -> frozenset[int]:
+    """Those of these listeners of which a process sleeps in a call that waits for connections."""
+    members = members_of(state, world, cookies)
+    waits = {pid: world.processes.waits(pid) for pid in {pid for member in members for pid in _pids(member)}}
+    return frozenset(member.cookie for member in members if any(waits[pid] for pid in _pids(member)))
+
+
 def held_by_others(state: ReloadState, world: World) -> frozenset[int]:
     """The old listeners that a process besides ours has open."""
     return frozenset(member.cookie for member in members_of(state, world, state.old_cookies) if member.holders)

@@ -206,16 +206,16 @@ def staying(
     found: dict[int, str] = {}
     for member in members:
         for pid in (holder.pid for holder in member.holders):
-            if pid in ending and (pid in owners or _is_worker(pid, member, executables, world)):
+            if pid in ending and (pid in owners or _is_worker(pid, executables, world)):
                 continue
             found[pid] = f"process {pid} ({world.processes.command(pid)})"
     return found
 
 
-def _is_worker(pid: int, member: Member, executables: Collection[str | None], world: World) -> bool:
+def _is_worker(pid: int, executables: Collection[str | None], world: World) -> bool:
     """Whether a process below an owner serves, and does not just have a descriptor that it inherited."""
     executable = world.processes.kin(pid).executable
-    return executable in executables or executable is None or world.processes.waits_for(pid, member.socket.inode)
+    return executable in executables or executable is None or world.processes.waits(pid) is not False
 
 
 def describe(pids: Iterable[int], world: World) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -303,7 +302,9 @@ def _tried(tried: ReloadState, world: World, folders: Mapping[Endpoint, Place]) 
                     f"{group.endpoint} has a reuseport program that is not this tool's",
                     hint="--strategy sysctl works beside it",
                 )
-    if tried.plan.command and shutil.which(tried.plan.command[0]) is None:
+    from shutil import which
+
+    if tried.plan.command and which(tried.plan.command[0]) is None:
         raise UsageError(f"cannot start {' '.join(tried.plan.command)}: no such program")
     if tried.given is not None:
         tried = compare(sides.find_new(sides.new_side(tried, world), world), world)

@@ -36,8 +36,11 @@ class Clock(Protocol):
     def now_s(self) -> float:
         """Monotonic."""
 
-    def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
-        """Whether the condition came true in time. Raises KeyboardInterrupt at an interrupt that is not held back."""
+    def wait(self, condition: Callable[[], bool], timeout_s: float, told: bool = False) -> bool:
+        """Whether the condition came true in time. Raises KeyboardInterrupt at an interrupt that is not held back.
+
+        `told` says that events tell when to ask, so that the pauses between may be long.
+        """
 
     def check(self) -> None:
         """Raises KeyboardInterrupt when an interrupt has arrived that is not held back."""
@@ -60,6 +63,12 @@ class Listeners(Protocol):
 
     def on_ports(self, groups: Iterable[Endpoint]) -> Mapping[Endpoint, tuple[BoundSocket, ...]]:
         """The sockets of these groups, and of all others on their ports."""
+
+    def watched(self, groups: Collection[Endpoint]) -> AbstractContextManager[bool]:
+        """Inside, a socket that begins to listen on a port of these groups ends a pause of Clock.wait().
+
+        The value is False where the kernel does not tell, of one of them at least.
+        """
 
     def with_holders(self, sockets: Collection[BoundSocket], among: Collection[int] | None) -> tuple[Member, ...]:
         """The same with the processes that hold them, of all processes or of these."""
@@ -156,8 +165,8 @@ class Processes(Protocol):
     def kin(self, pid: int) -> Kin:
         """Raises nothing: of a process that is gone all is unknown."""
 
-    def waits_for(self, pid: int, inode: int) -> bool:
-        """Whether a process seems to wait for connections of this listener."""
+    def waits(self, pid: int) -> bool | None:
+        """Whether a process sleeps in a call that waits for connections; None for one that runs, or that hides it."""
 
     def marked(self, token: str) -> set[int]:
         """The processes whose environment has the mark of a reload."""

@@ -7,7 +7,7 @@ import pytest
 from reuseport_tool.cli import main
 from reuseport_tool.cli.types import DURATION
 from reuseport_tool.errors import UsageError
-from reuseport_tool.group import steering
+from reuseport_tool.group import urls
 from reuseport_tool.models import parse_endpoint
 from reuseport_tool.reload import thresholds
 
@@ -52,7 +52,7 @@ BAD_URLS = [
 @pytest.mark.parametrize("text", BAD_URLS)
 def test_bad_urls(text: str) -> None:
     with pytest.raises(UsageError):
-        steering.url(text, [parse_endpoint("127.0.0.1:8080")])
+        urls.url(text, [parse_endpoint("127.0.0.1:8080")])
 
 
 GOOD_URLS = {
@@ -65,7 +65,7 @@ GOOD_URLS = {
 @pytest.mark.parametrize("text", GOOD_URLS)
 def test_a_url_leads_to_its_group(text: str) -> None:
     group = parse_endpoint(GOOD_URLS[text])
-    assert steering.url(text, [parse_endpoint("10.0.0.1:8080"), group]).group == group
+    assert urls.url(text, [parse_endpoint("10.0.0.1:8080"), group]).group == group
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("30", 30), ("30s", 30), ("500ms", 0.5), ("2m", 120), ("1.5h", 5400)])

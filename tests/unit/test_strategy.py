@@ -35,8 +35,8 @@ def test_strategy(
     taken: Strategy,
     warned: bool,
 ) -> None:
-    monkeypatch.setattr(reload_plan.features, "migration_works", lambda: works)
-    monkeypatch.setattr(reload_plan.features, "migration_wakes", lambda: wakes)
+    monkeypatch.setattr(reload_plan.migration, "migration_works", lambda: works)
+    monkeypatch.setattr(reload_plan.migration, "migration_wakes", lambda: wakes)
     monkeypatch.setattr(policies, "can_migrate", lambda: True)
     warnings: list[str] = []
     assert choose_strategy(Plan(strategy=asked), warnings.append) is taken
@@ -45,7 +45,7 @@ def test_strategy(
 
 @pytest.mark.parametrize("asked", [MIGRATE, SYSCTL])
 def test_a_kernel_that_cannot_migrate(monkeypatch: pytest.MonkeyPatch, asked: Strategy) -> None:
-    monkeypatch.setattr(reload_plan.features, "migration_works", lambda: False)
+    monkeypatch.setattr(reload_plan.migration, "migration_works", lambda: False)
     with pytest.raises(Unsupported) as caught:
         choose_strategy(Plan(strategy=asked), print)
     assert caught.value.exit_code == 4

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import threading
+import time
 
 import pytest
 
+from reuseport_tool.kernel import interrupts
 from reuseport_tool.kernel.interrupts import Clock
 from reuseport_tool.waiting import wait_until
 
@@ -52,3 +56,47 @@ def test_the_handlers_come_back() -> None:
     with Clock():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.fixture
+def long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses that outlive the deadline of a test, unless something ends them."""
+    monkeypatch.setattr(interrupts, "_FIRST_S", 300.0)
+    monkeypatch.setattr(interrupts, "_TOLD_S", 300.0)
+
+
+@pytest.mark.usefixtures("long_pauses")
+def test_an_event_ends_a_pause() -> None:
+    reader, writer = os.pipe()
+    taken: list[bytes] = []
+    with Clock() as clock:
+        clock.wake_on(reader, lambda: taken.append(os.read(reader, 9)))
+        threading.Timer(0.02, os.write, (writer, b".")).start()
+        assert clock.wait(lambda: bool(taken), 100, told=True)
+        clock.forget(reader)
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.usefixtures("long_pauses")
+def test_the_end_of_a_child_ends_a_pause() -> None:
+    start = time.monotonic()
+    with Clock() as clock, subprocess.Popen(["sleep", "0.05"]) as child:
+        assert clock.wait(lambda: child.poll() is not None, 100, told=True)
+    assert time.monotonic() - start < 100
+
+
+def test_pauses_are_longer_where_events_tell() -> None:
+    def looks(told: bool) -> int:
+        count = 0
+
+        def never() -> bool:
+            nonlocal count
+            count += 1
+            return False
+
+        with Clock() as clock:
+            assert not clock.wait(never, 0.4, told=told)
+        return count
+
+    assert looks(told=True) < looks(told=False)

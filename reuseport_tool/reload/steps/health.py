@@ -22,8 +22,10 @@ def ask_new(state: ReloadState, world: World, steered: bool) -> None:
     plan = state.plan
     if plan.probe:
         _probe(state, world, steered)
-    gate = AcceptGate(set(state.new_cookies), world.clock.now_s)
     udp = {cookie for group in quiet.groups(state) for cookie in group.new}
+    gate = AcceptGate(
+        state.new_cookies, world.clock.now_s, lambda empty: sides.accepting(state, world, set(empty) - udp)
+    )
 
     def passed() -> bool:
         return gate.passed({**sides.queues(state, world), **sides.unread(state, world, udp)})

@@ -13,25 +13,27 @@ from reuseport_tool.reload.state import ReloadState
 from reuseport_tool.reload.survey import held_by
 from reuseport_tool.reload.world import World
 
-_SETTLE_S = 0.3  # no further listener for so long: the new side has all it opens
+_SETTLE_S = 0.3  # no further listener for so long: the new side has all it opens, where nobody knows how many
 _WRONG_S = 0.03  # a server opens all its groups within so long: until then a wrong one may be just the first
 _OVER_S = 2.0  # a --run command is over for so long and nothing changed: the server kept its listeners
 
 
 def start(state: ReloadState, world: World) -> ReloadState:
     """Raises ToolError when the new side does not come to listen as it should, UsageError for no such program."""
-    if state.plan.new_pid is None and not _is_started(state, world):
-        state = _begin(state, world)
-    watch = _Watch(state, world)
-    done = watch.replaced if state.plan.run is not None else watch.complete
-    in_time = world.clock.wait(done, state.plan.start_timeout_s)
-    state = sides.new_side(sides.find_new(state, world), world)
-    if not in_time:
-        _check_late(state, world)
-    if state.plan.run is not None and state.new_cookies:
-        watch.counted_at = world.clock.now_s()
-        world.clock.wait(watch.settled, state.plan.start_timeout_s)
-        state = sides.find_new(state, world)
+    # Before the new side runs: it is told of every listener that it opens.
+    with world.listeners.watched([group.endpoint for group in state.kept]) as told:
+        if state.plan.new_pid is None and not _is_started(state, world):
+            state = _begin(state, world)
+        watch = _Watch(state, world)
+        done = watch.replaced if state.plan.run is not None else watch.complete
+        in_time = world.clock.wait(done, state.plan.start_timeout_s, told)
+        state = sides.new_side(sides.find_new(state, world), world)
+        if not in_time:
+            _check_late(state, world)
+        if state.plan.run is not None and state.new_cookies:
+            watch.counted_at = world.clock.now_s()
+            world.clock.wait(watch.settled, state.plan.start_timeout_s, told)
+            state = sides.find_new(state, world)
     state = save(state, world)
     for group in state.groups:
         ways.of(group).check(group, world)
@@ -71,28 +73,38 @@ class _Watch:
         self._state = state
         self._world = world
         self._newcomers = Newcomers(state, world)
-        self._counts: dict[Endpoint, int] = {}
+        self._found: dict[Endpoint, tuple[int, ...]] = {}
         self._wrong_since: float | None = None
         self._over_since: float | None = None
         self.counted_at = world.clock.now_s()
 
     def _look(self) -> int:
         """Count the new listeners. Returns their number, after noting when it last changed."""
-        counts = {group: len(cookies) for group, cookies in self._newcomers.look().items()}
-        if counts != self._counts:
-            self._counts, self.counted_at = counts, self._world.clock.now_s()
-        return sum(counts.values())
+        found = self._newcomers.look()
+        if found != self._found:
+            self._found, self.counted_at = found, self._world.clock.now_s()
+        return sum(map(len, found.values()))
 
     def _missing(self) -> list[Endpoint]:
         wanted = self._state.plan.listeners or 1
-        return [group for group, count in self._counts.items() if count < wanted]
+        return [group for group, found in self._found.items() if len(found) < wanted]
 
     def settled(self) -> bool:
-        """As many as were asked for, or no further one for a while."""
+        """As many as were asked for, or as the old side has, and they are waited on; or no further one for a while."""
         self._look()
-        if self._state.plan.listeners is not None and not self._missing():
-            return True
-        return self._state.plan.listeners is None and self._world.clock.now_s() - self.counted_at >= _SETTLE_S
+        if self._state.plan.listeners is not None:
+            return not self._missing()
+        return self._world.clock.now_s() - self.counted_at >= _SETTLE_S or self._replace_all()
+
+    def _replace_all(self) -> bool:
+        """Whether the new side accepts by as many listeners as the old one.
+
+        A program that only tries its configuration, as `nginx -t` does, opens them too, and closes them at once.
+        """
+        if any(len(self._found[group.endpoint]) < len(group.old) for group in self._state.kept):
+            return False
+        cookies = {cookie for found in self._found.values() for cookie in found}
+        return cookies <= sides.accepting(self._state, self._world, cookies)
 
     def complete(self) -> bool:
         """Raises ToolError as soon as it is certain that the new side will not come to listen as it should."""

@@ -293,7 +293,7 @@ class FakeClock:
         finally:
             self._world.shields -= 1
 
-    def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+    def wait(self, condition: Callable[[], bool], timeout_s: float, told: bool = False) -> bool:
         until = self._world.now + timeout_s
         while not condition():
             self.check()
@@ -343,6 +343,11 @@ class FakeListeners:
             if (sock.endpoint.protocol, sock.endpoint.port) in ports:
                 found.setdefault(sock.endpoint, []).append(self._bound(sock))
         return {endpoint: tuple(entries) for endpoint, entries in found.items()}
+
+    @contextlib.contextmanager
+    def watched(self, groups: Collection[Endpoint]) -> Iterator[bool]:
+        self._world.tap("watched")
+        yield True
 
     def with_holders(self, entries: Collection[BoundSocket], among: Collection[int] | None) -> tuple[Member, ...]:
         return tuple(self._member(each.cookie, among) for each in entries if each.cookie in self._world.socks)
@@ -503,8 +508,9 @@ class FakeProcesses:
             else Kin(unit=None, executable=None, parent=0)
         )
 
-    def waits_for(self, pid: int, inode: int) -> bool:
-        return self._world.procs[pid].name == "waiter"
+    def waits(self, pid: int) -> bool | None:
+        self._world.tap("waits")
+        return pid in self._world.procs and self._world.procs[pid].name == "waiter"
 
     def marked(self, token: str) -> set[int]:
         return {pid for pid, proc in self._world.procs.items() if proc.mark == token}
