@@ -13,7 +13,8 @@
  * 5. A SYN arrives at a port where nobody listens. Before Linux 6.10 the tracepoint is not reached without a socket.
  *
  * Packets that were on their way when their connection was reset, or had ended, look like 4: for example the answer to a
- * FIN that was sent twice. So which connection was reset or ended is remembered, and not counted again.
+ * FIN that was sent twice. So which connection was reset or ended is remembered, and not counted again, and who closed
+ * it, for 3.
  */
 #include "abi.h"
 #include "fields.h"
@@ -38,13 +39,20 @@ struct address_pair {
 	u16 local_port;
 };
 
-static __always_inline void set_ipv4(struct address_pair *connection, u32 address)
+/* What is known of a connection. */
+struct seen {
+	u64 ended_ns;	/* CLOCK_MONOTONIC; 0 while it may live */
+	u32 closer;	/* the process that closed it, 0 where none is known */
+	u32 unused;
+};
+
+static __always_inline void set_ipv4(struct address_pair *peer, u32 address)
 {
-	connection->remote[2] = bpf_htonl(0xffff);
-	connection->remote[3] = address;
+	peer->remote[2] = bpf_htonl(0xffff);
+	peer->remote[3] = address;
 }
 
-static __always_inline void read_packet(struct address_pair *connection, struct packet *packet, void *skb)
+static __always_inline void read_packet(struct address_pair *peer, struct packet *packet, void *skb)
 {
 	u16 network = 0, transport = 0;
 	void *head = NULL;
@@ -59,30 +67,30 @@ static __always_inline void read_packet(struct address_pair *connection, struct 
 	READ(packet->flags, head, transport + TCP_FLAGS);
 	READ(version, head, network);
 	if (version >> 4 == 6) {
-		READ(connection->remote, head, network + IPV6_SOURCE);
+		READ(peer->remote, head, network + IPV6_SOURCE);
 	} else {
 		READ(ipv4, head, network + IPV4_SOURCE);
-		set_ipv4(connection, ipv4);
+		set_ipv4(peer, ipv4);
 	}
-	connection->remote_port = packet->source;
-	connection->local_port = bpf_ntohs(packet->destination);
+	peer->remote_port = packet->source;
+	peer->local_port = bpf_ntohs(packet->destination);
 }
 
-static __always_inline void read_socket(struct address_pair *connection, void *sk)
+static __always_inline void read_socket(struct address_pair *peer, void *sk)
 {
 	u32 ipv4 = 0;
 	u16 family = 0, port = 0;
 
 	READ(family, sk, OFF_FAMILY);
 	if (family == FAMILY_INET6) {
-		READ(connection->remote, sk, OFF_REMOTE6);
+		READ(peer->remote, sk, OFF_REMOTE6);
 	} else {
 		READ(ipv4, sk, OFF_REMOTE);
-		set_ipv4(connection, ipv4);
+		set_ipv4(peer, ipv4);
 	}
-	READ(connection->remote_port, sk, OFF_REMOTE_PORT);
+	READ(peer->remote_port, sk, OFF_REMOTE_PORT);
 	READ(port, sk, OFF_SPORT);	/* skc_num is 0 by then */
-	connection->local_port = bpf_ntohs(port);
+	peer->local_port = bpf_ntohs(port);
 }
 
 static __always_inline u32 network_namespace(void *sk, void *skb)
@@ -138,43 +146,64 @@ static __always_inline void count(u16 port, u32 kind, u32 process)
 int tcp_resets(u64 *ctx)
 {
 	void *sk = (void *)ctx[0], *skb = (void *)ctx[1];
-	struct address_pair connection = {};
+	struct address_pair peer = {};
 	struct packet packet = {};
-	u64 place, now = bpf_ktime_get_ns(), *before;
+	struct seen after = {.ended_ns = bpf_ktime_get_ns()}, *before;
 	u32 kind, *watched;
+	u64 place;
+	bool late;
 
 	if (skb)
-		read_packet(&connection, &packet, skb);
+		read_packet(&peer, &packet, skb);
 	else
-		read_socket(&connection, sk);
-	place = (u64)network_namespace(sk, skb) << 16 | connection.local_port;
+		read_socket(&peer, sk);
+	place = (u64)network_namespace(sk, skb) << 16 | peer.local_port;
 	watched = bpf_map_lookup_elem(MAP(WATCHED_FD), &place);
 	if (!watched)
 		return 0;
 	kind = kind_of(sk, &packet);
-	before = bpf_map_lookup_elem(MAP(SEEN_FD), &connection);
-	if (kind != RESET_HANDSHAKE || !before || now - *before > LATE_NS)
-		/* Who closes a connection runs; what answers a packet runs in whatever process was interrupted. */
-		count(connection.local_port, kind, skb ? 0 : process_id(*watched));
-	bpf_map_update_elem(MAP(SEEN_FD), &connection, &now, BPF_ANY);
+	before = bpf_map_lookup_elem(MAP(SEEN_FD), &peer);
+	late = before && before->ended_ns && after.ended_ns - before->ended_ns <= LATE_NS;
+	/* Who closes a connection runs; what answers a packet runs in whatever process was interrupted. */
+	if (!skb)
+		after.closer = process_id(*watched);
+	else if (before && kind == RESET_ACCEPTED)
+		after.closer = before->closer;
+	if (kind != RESET_HANDSHAKE || !late)
+		count(peer.local_port, kind, after.closer);
+	bpf_map_update_elem(MAP(SEEN_FD), &peer, &after, BPF_ANY);
 	return 0;
 }
 
-/* The raw tracepoint inet_sock_set_state: the socket, its old and its new state. */
+/*
+ * The raw tracepoint inet_sock_set_state: the socket, its old and its new state. It tells that a connection has ended,
+ * and, as only a process closes one, by whom.
+ */
 int tcp_ended(u64 *ctx)
 {
-	struct address_pair connection = {};
-	u64 place, now = bpf_ktime_get_ns();
+	int old = (int)ctx[1], new = (int)ctx[2];
+	struct seen after = {}, *before;
 	void *sk = (void *)ctx[0];
-	int before = (int)ctx[1];
+	struct address_pair peer = {};
+	u64 place;
+	u32 *watched;
 
-	if ((int)ctx[2] != BPF_TCP_CLOSE || before == BPF_TCP_LISTEN)
+	if (new != BPF_TCP_CLOSE && new != BPF_TCP_FIN_WAIT1 && new != BPF_TCP_LAST_ACK)
 		return 0;
-	if (before == BPF_TCP_SYN_SENT || before == BPF_TCP_SYN_RECV)
+	if (old == BPF_TCP_LISTEN || old == BPF_TCP_SYN_SENT || old == BPF_TCP_SYN_RECV)
 		return 0;
-	read_socket(&connection, sk);
-	place = (u64)network_namespace(sk, NULL) << 16 | connection.local_port;
-	if (bpf_map_lookup_elem(MAP(WATCHED_FD), &place))
-		bpf_map_update_elem(MAP(SEEN_FD), &connection, &now, BPF_ANY);
+	read_socket(&peer, sk);
+	place = (u64)network_namespace(sk, NULL) << 16 | peer.local_port;
+	watched = bpf_map_lookup_elem(MAP(WATCHED_FD), &place);
+	if (!watched)
+		return 0;
+	if (new == BPF_TCP_CLOSE) {
+		before = bpf_map_lookup_elem(MAP(SEEN_FD), &peer);
+		after.closer = before ? before->closer : 0;
+		after.ended_ns = bpf_ktime_get_ns();
+	} else {
+		after.closer = process_id(*watched);
+	}
+	bpf_map_update_elem(MAP(SEEN_FD), &peer, &after, BPF_ANY);
 	return 0;
 }

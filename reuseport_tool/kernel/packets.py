@@ -72,6 +72,7 @@ class Client:
         self.reset = False
         self._wire = wire
         self._sequence = _SEQUENCE
+        self._end: int | None = None  # the sequence number of the FIN
         self._expected = 0  # the server's next sequence number; 0 before its SYN+ACK
 
     @property
@@ -87,6 +88,17 @@ class Client:
         """Acknowledge what has come, perhaps with data: after a SYN+ACK it completes the handshake."""
         self._wire.send(self.port, _ACK | (_PSH if data else 0), self._sequence, self._expected, data)
         self._sequence += len(data)
+
+    def fin(self) -> None:
+        """Send no more; called again, the same segment once more."""
+        if self._end is None:
+            self._end = self._sequence
+            self._sequence += 1
+        self._wire.send(self.port, _FIN | _ACK, self._end, self._expected, b"")
+
+    def rst(self) -> None:
+        """Reset the connection."""
+        self._wire.send(self.port, _RST, self._sequence, 0, b"")
 
     def receive(self, segment: Any) -> None:
         """Take a segment of the server."""

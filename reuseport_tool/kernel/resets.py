@@ -18,12 +18,14 @@ from reuseport_tool.kernel import bpf, btf, netns, process_id
 from reuseport_tool.kernel.abi import ResetKind
 from reuseport_tool.kernel.program import AttachType, ProgramType, Source, bpf_dir, load
 from reuseport_tool.models import Resets
-from reuseport_tool.models.proof import PortResets
+from reuseport_tool.models.proof import PortResets, SideResets
 
 _TRACEPOINT = "tcp_send_reset"
-_STATES, _ENDED = "inet_sock_set_state", "tcp_ended"
+PROGRAMS = (("tcp_ended", "inet_sock_set_state"), ("tcp_resets", _TRACEPOINT))
+"""Each with its tracepoint. First what sees connections end, so that none of them is taken for a handshake."""
 _LATE_NS = 60 * 10**9  # for so long packets of a connection that was reset may still come
-_PLACES_MAX, _COUNTS_MAX, _SEEN_MAX, _CONNECTION_SIZE = 1024, 8192, 16384, 20
+_PLACES_MAX, _COUNTS_MAX, _SEEN_MAX = 1024, 8192, 16384
+_PEER_SIZE, _SEEN_SIZE = 20, 16
 _PROBED_PORT = 1  # of a namespace where nothing listens
 _OFFSETS = {
     "OFF_STATE": ("sock_common", "skc_state"),
@@ -53,7 +55,7 @@ _NOTHING = Resets(never_accepted=0, handshakes=0, refused=0, accepted=0)
 class ResetCount:
     """How many resets of one kind there were on one port.
 
-    `pid` is the process that closed the connections; None where the kernel answered packets, or where the process is
+    `pid` is the process that closed the connections; None where none did, or is known to have, or where the process is
     not of our PID namespace.
     """
 
@@ -107,6 +109,15 @@ class Counts(Closing):
             accepted=count(ResetKind.ACCEPTED),
         )
 
+    def by_processes(self, port: int, pids: Collection[int]) -> SideResets:
+        """What these processes brought about on a port."""
+        rows = [row for row in self.rows() if row.port == port and row.pid in pids]
+
+        def count(kind: ResetKind) -> int:
+            return sum(row.count for row in rows if row.kind is kind)
+
+        return SideResets(never_accepted=count(ResetKind.NEVER_ACCEPTED), accepted=count(ResetKind.ACCEPTED))
+
     def _value(self, key: int) -> int:
         return int.from_bytes(self.map.lookup(key), sys.byteorder)
 
@@ -152,6 +163,13 @@ class ResetCounter(Closing):
         """All ports together."""
         return functools.reduce(Resets.plus, (entry.resets for entry in self.by_port()), _NOTHING)
 
+    def of(self, pids: Collection[int]) -> SideResets:
+        """What these processes brought about, on all ports."""
+        each = [self.counts.by_processes(port, pids) for port in self._ports]
+        return SideResets(
+            never_accepted=sum(entry.never_accepted for entry in each), accepted=sum(entry.accepted for entry in each)
+        )
+
     def close(self) -> None:
         self._owned.close()
 
@@ -196,7 +214,7 @@ def new_maps(stack: ExitStack) -> dict[str, bpf.Map]:
     shapes = {
         "WATCHED_FD": (bpf.MapType.HASH, 8, 4, _PLACES_MAX),
         "COUNTS_FD": (bpf.MapType.HASH, 8, 8, _COUNTS_MAX),
-        "SEEN_FD": (bpf.MapType.LRU_HASH, _CONNECTION_SIZE, 8, _SEEN_MAX),
+        "SEEN_FD": (bpf.MapType.LRU_HASH, _PEER_SIZE, _SEEN_SIZE, _SEEN_MAX),
     }
     return {
         constant: stack.enter_context(
@@ -215,8 +233,7 @@ def _packed(value: int) -> bytes:
 
 
 def _attach(maps: dict[str, int], stack: ExitStack) -> None:
-    """First what sees connections end, so that none of them is taken for a handshake."""
     code = source()
-    for function, tracepoint in ((_ENDED, _STATES), (code.path.stem, _TRACEPOINT)):
+    for function, tracepoint in PROGRAMS:
         with load(code, function, ProgramType.RAW_TRACEPOINT, AttachType.NONE, maps) as program:
             stack.enter_context(bpf.attach_raw_tracepoint(program, tracepoint))

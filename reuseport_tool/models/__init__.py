@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     )
     from reuseport_tool.models.maps import GenerationMap, MapChange, MapChanges, Maps, Slot
     from reuseport_tool.models.programs import CompiledProgram, Filled
-    from reuseport_tool.models.proof import Balance, Resets
+    from reuseport_tool.models.proof import Balance, Resets, SideResets
     from reuseport_tool.models.reload import (
         CanaryStep,
         DryRun,
@@ -164,6 +164,7 @@ __all__ = [
     "Resets",
     "SelectArm",
     "Side",
+    "SideResets",
     "Slot",
     "Socket",
     "SocketState",
@@ -201,7 +202,7 @@ _HOMES = {
     ),
     "maps": "GenerationMap MapChange MapChanges Maps Slot",
     "programs": "CompiledProgram Filled",
-    "proof": "Balance Resets",
+    "proof": "Balance Resets SideResets",
     "reload": "CanaryStep DryRun HandedOver Leftovers Lost Migrated PlannedGroup Queues Reload Side Step Strategy",
     "sockets": "Destroy Ending Socket Sockets SocketState",
 }

@@ -41,6 +41,22 @@ class Resets:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SideResets:
+    """The resets that one side of a reload brought about: its processes closed the listener, or the connection. A
+    packet that finds nothing is of no side."""
+
+    never_accepted: int
+    """They waited for accept() when its listener closed: lost."""
+    accepted: int
+    """It had accepted them, and closed them with unread data or before their clients were done: its own doing."""
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.never_accepted + self.accepted
+
+
+@dataclass(frozen=True, kw_only=True)
 class PortResets:
     """The resets of one port."""
 

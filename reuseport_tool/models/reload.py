@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from reuseport_tool.models.proof import Balance, Resets
+from reuseport_tool.models.proof import Balance, Resets, SideResets
 
 
 class Strategy(enum.StrEnum):
@@ -187,6 +187,11 @@ class Reload:
     resets: Resets | None = None
     """What the kernel reset on the ports of the reload since it began; null where that cannot be seen, as for the part
     before a kill of a reload that was resumed. Exit 1 when anything was lost."""
+    resets_old: SideResets | None = None
+    """Those of `resets` that processes of the old server brought about; null as there."""
+    resets_new: SideResets | None = None
+    """Those of `resets` that processes of the new server brought about; null as there. The others are packets that
+    found nothing, and what other processes on these ports did."""
     steps: tuple[Step, ...]
     """The steps, in order."""
     switch_us: float | None

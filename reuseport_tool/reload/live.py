@@ -21,7 +21,7 @@ from reuseport_tool.kernel.iterator import TcpListeners, UdpInfo
 from reuseport_tool.kernel.mib import TcpCounters
 from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.kernel.resets import ResetCounter
-from reuseport_tool.models import Endpoint, LastReload, Protocol, Resets, Step
+from reuseport_tool.models import Endpoint, LastReload, Protocol, Resets, SideResets, Step
 from reuseport_tool.reload.datagrams import Datagrams
 from reuseport_tool.reload.old_connections import OldConnections
 from reuseport_tool.reload.plan import Plan, Progress
@@ -130,6 +130,10 @@ class Traffic:
     def resets(self) -> Resets | None:
         """Those on the ports of the groups since this run began; None where they cannot be seen."""
         return self._counter.total() if self._counter is not None else None
+
+    def resets_of(self, side: Collection[Identity]) -> SideResets | None:
+        """Those that these processes brought about; None where they cannot be seen."""
+        return self._counter.of({process.pid for process in side}) if self._counter is not None else None
 
     def migrate_req(self) -> str:
         """net.ipv4.tcp_migrate_req."""

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping
 
 from reuseport_tool.kernel.iterator import UdpInfo
+from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.models import Balance, HandedOver, Lost, Migrated, Reload, Resets, Side
 from reuseport_tool.reload import sides
 from reuseport_tool.reload.state import GroupState, ReloadState, WayName
@@ -35,6 +36,8 @@ def made(state: ReloadState, world: World, result: str) -> Reload:
         ),
         balance=_balance(state, world, moved, resets),
         resets=resets,
+        resets_old=None if resets is None else world.traffic.resets_of(state.old_side),
+        resets_new=None if resets is None else world.traffic.resets_of(_new_side(state, world)),
         steps=state.steps,
         switch_us=state.switch_us,
         duration_s=round(max(0.0, world.clock.wall_s() - state.begun_at), 4),
@@ -44,6 +47,13 @@ def made(state: ReloadState, world: World, result: str) -> Reload:
         leftovers=state.leftovers,
         datagrams=tuple(_handed_over(group, world) for group in state.groups if group.way is WayName.DATAGRAMS),
     )
+
+
+def _new_side(state: ReloadState, world: World) -> tuple[Identity, ...]:
+    """All processes that are known to be the new server's, also those that it has started since."""
+    with contextlib.suppress(Exception):
+        return (*state.new_side, *sides.new_side(state, world).new_side)
+    return state.new_side
 
 
 def _handed_over(group: GroupState, world: World) -> HandedOver:

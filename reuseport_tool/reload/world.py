@@ -23,7 +23,7 @@ from reuseport_tool.kernel.process_tree import ProcessTree
 from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.kernel.sockets import ListenerOptions
 from reuseport_tool.kernel.udp_sent import Sent
-from reuseport_tool.models import Counters, Endpoint, FlowMode, LastReload, Resets, Step
+from reuseport_tool.models import Counters, Endpoint, FlowMode, LastReload, Resets, SideResets, Step
 from reuseport_tool.reload.state import ReloadState
 
 
@@ -217,6 +217,9 @@ class Traffic(Protocol):
 
     def resets(self) -> Resets | None:
         """The resets on the ports of the reload since this run began; None where they cannot be seen."""
+
+    def resets_of(self, side: Collection[Identity]) -> SideResets | None:
+        """Those that these processes brought about; None where they cannot be seen."""
 
     def migrate_req(self) -> str:
         """net.ipv4.tcp_migrate_req."""

@@ -36,6 +36,8 @@ def _reload(model: models.Reload, console: Console) -> None:
         for name, text in _balance(model.balance):
             made.add_row(f"  {name}", Text(text))
     made.add_row("lost", _lost(model.lost, model.resets))
+    if model.resets_old and model.resets_new and (model.resets_old.total or model.resets_new.total):
+        made.add_row("reset by", Text(f"old server {_by(model.resets_old)}; new server {_by(model.resets_new)}"))
     for group in model.datagrams:
         made.add_row("datagrams", _handed_over(group))
     if model.leftovers and model.leftovers.connections:
@@ -122,6 +124,10 @@ def _lost(lost: models.Lost, resets: models.Resets | None) -> Text:
         f"{refused} SYNs were refused; {lost.migrate_failures} migrations failed{own}{drops}",
         style="bold red",
     )
+
+
+def _by(resets: models.SideResets) -> str:
+    return f"{resets.never_accepted} before accept() and {resets.accepted} after it"
 
 
 def _own_doing(accepted: int) -> str:

@@ -7,14 +7,15 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from reuseport_tool.errors import MissingCapability, Unsupported
 from reuseport_tool.kernel import btf, loopback, netns, resets, sysctl
 from reuseport_tool.kernel.abi import ResetKind
-from reuseport_tool.kernel.packets import Family, Wire
+from reuseport_tool.kernel.packets import Client, Family, Wire
 from reuseport_tool.kernel.resets import ResetCounter
 from reuseport_tool.waiting import wait_until
 from tests.kernel.conftest import PORT
@@ -184,6 +185,59 @@ def test_packets_that_come_late_are_not_counted_again(counter: ResetCounter, fam
     assert counted(counter) == {NEVER: 1}
 
 
+def end_by_fin(client: Client, accepted: socket.socket) -> None:
+    client.fin()
+    assert accepted.recv(100) == b""
+    accepted.close()
+
+
+def end_by_rst(client: Client, accepted: socket.socket) -> None:
+    client.rst()
+    with accepted, pytest.raises(ConnectionResetError):
+        accepted.recv(100)
+
+
+@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize("remembers", [True, False], ids=["as-it-is", "without-tcp_ended"])
+@pytest.mark.parametrize("late", [Client.ack, Client.fin], ids=["ack", "fin"])
+@pytest.mark.parametrize("end", [end_by_fin, end_by_rst])
+def test_a_packet_of_a_connection_that_had_ended_is_no_handshake(
+    in_netns: None,
+    monkeypatch: pytest.MonkeyPatch,
+    family: Family,
+    remembers: bool,
+    late: Callable[[Client], None],
+    end: Callable[[Client, socket.socket], None],
+) -> None:
+    """An ACK that its own RST overtook, a FIN that was sent twice: the listener resets them, and nothing was lost.
+
+    Without the program tcp_ended each would be counted as a lost handshake.
+    """
+    if not remembers:
+        monkeypatch.setattr(resets, "PROGRAMS", resets.PROGRAMS[1:])
+    with ResetCounter([PORT]) as counter, Wire(family, PORT) as wire, listen(family.server) as listener:
+        client = wire.client()
+        client.syn()
+        assert wire.wait(lambda: client.syn_acks > 0, DEADLINE_S)
+        client.ack()
+        accepted, _ = listener.accept()
+        accepted.settimeout(DEADLINE_S)
+        end(client, accepted)
+        # The client acknowledges the server's FIN, which is the end of the connection.
+        assert wire.wait(lambda: not states(family, client.port), DEADLINE_S)
+        client.reset = False
+        late(client)
+        assert wire.wait(lambda: client.reset, DEADLINE_S)
+        assert counted(counter) == ({} if remembers else {HANDSHAKE: 1})
+
+
+def states(family: Family, port: int) -> list[str]:
+    """The states of the server's sockets of a connection from this port."""
+    table = Path("/proc/thread-self/net") / ("tcp" if family is Family.IPV4 else "tcp6")
+    rows = [line.split() for line in table.read_text().splitlines()[1:]]
+    return [row[3] for row in rows if int(row[2].rpartition(":")[2], 16) == port]
+
+
 def test_other_ports_and_other_namespaces_are_not_counted(counter: ResetCounter) -> None:
     sysctl.write(sysctl.TCP_MIGRATE_REQ, "0")
     for port, elsewhere in ((PORT + 1, contextlib.nullcontext()), (PORT, netns.throw_away())):
@@ -195,6 +249,28 @@ def test_other_ports_and_other_namespaces_are_not_counted(counter: ResetCounter)
             with pytest.raises(ConnectionRefusedError):
                 connect(1, "127.0.0.1", port)
     assert counter.counts.rows() == ()
+
+
+def test_each_process_has_its_own(counter: ResetCounter) -> None:
+    """One connection waited, one was accepted and closed unread, one got data after it had been closed."""
+    refuse_too_old()
+    sysctl.write(sysctl.TCP_MIGRATE_REQ, "0")
+    listener = listen("127.0.0.1")
+    clients = connect(3, "127.0.0.1")
+    unread, _ = listener.accept()
+    loopback.wait_received(unread, len(b"request"))
+    unread.close()
+    with listener.accept()[0] as answered:
+        answered.recv(100)
+    assert clients[1].recv(100) == b""
+    clients[1].sendall(b"more")
+    assert wait_until(lambda: counted(counter) == {ACCEPTED: 2}, DEADLINE_S), counter.counts.rows()
+    listener.close()
+    for client in clients:
+        client.close()
+    mine = counter.of({os.getpid()})
+    assert (mine.never_accepted, mine.accepted) == (1, 2)
+    assert counter.of({1}).total == 0
 
 
 def test_a_port_that_is_added_counts_from_then_on(counter: ResetCounter) -> None:

@@ -27,7 +27,17 @@ from reuseport_tool.kernel.process_tree import ProcessTree, Row
 from reuseport_tool.kernel.processes import Holder, Identity
 from reuseport_tool.kernel.sockets import ListenerOptions
 from reuseport_tool.kernel.udp_sent import Sent
-from reuseport_tool.models import Counters, Endpoint, FlowMode, LastReload, Protocol, Resets, Step, parse_endpoint
+from reuseport_tool.models import (
+    Counters,
+    Endpoint,
+    FlowMode,
+    LastReload,
+    Protocol,
+    Resets,
+    SideResets,
+    Step,
+    parse_endpoint,
+)
 from reuseport_tool.reload.state import ReloadState, decode, encode
 from reuseport_tool.reload.world import World
 
@@ -581,6 +591,9 @@ class FakeTraffic:
 
     def resets(self) -> Resets | None:
         return Resets(never_accepted=self._world.lost, handshakes=0, refused=0, accepted=0)
+
+    def resets_of(self, side: Collection[Identity]) -> SideResets | None:
+        return SideResets(never_accepted=0, accepted=0)
 
     def migrate_req(self) -> str:
         return self._world.migrate_req
