@@ -45,11 +45,19 @@ def _named(entry: Listener) -> str:
     return f"listener {entry.cookie}" + (f" of {entry.command} (process {entry.pid})" if entry.pid else "")
 
 
+def _outcome(before: Group, after: Group) -> str:
+    last = after.last_reload
+    if last is None or last == before.last_reload:
+        return ""
+    lost = "losses not measured" if last.lost is None else f"{last.lost} lost"
+    return f": {last.result}, {lost}"
+
+
 def _reload(before: Group, after: Group) -> Iterator[str]:
     old, new = before.reload, after.reload
     if new is None:
         if old is not None:
-            yield "the reload has ended"
+            yield f"the reload has ended{_outcome(before, after)}"
         return
     if old is None or old.begun_at != new.begun_at:
         yield f"a reload began (process {new.pid})"

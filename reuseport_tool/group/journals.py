@@ -27,12 +27,14 @@ class Header:
         pid: of the tool.
         begun_at: seconds since 1970.
         step: the one that is being done.
+        share_until: when the present share of a canary will have lasted long enough, in seconds since 1970.
     """
 
     sequence: int
     pid: int
     begun_at: float
     step: str
+    share_until: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

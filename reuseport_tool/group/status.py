@@ -160,7 +160,13 @@ class Observer:
         if entry is None:
             return None
         head = entry.header
-        return Transaction(running=journals.is_running(folder), step=head.step, pid=head.pid, begun_at=head.begun_at)
+        return Transaction(
+            running=journals.is_running(folder),
+            step=head.step,
+            pid=head.pid,
+            begun_at=head.begun_at,
+            share_until=head.share_until,
+        )
 
     def _last_reload(self, group: Endpoint) -> LastReload | str | None:
         """What became of the last reload, or what is wrong with the record."""

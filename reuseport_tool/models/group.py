@@ -110,6 +110,8 @@ class Transaction:
     """The process of the tool that runs, or ran, the reload."""
     begun_at: float
     """When the reload began, in seconds since 1970."""
+    share_until: float | None = None
+    """When the present share of a canary will have lasted long enough, in seconds since 1970; null without a canary."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,13 @@ class Journal:
     def write(self, state: ReloadState) -> None:
         """Replace what is there."""
         self._last = state
-        header = Header(sequence=state.sequence, pid=state.pid, begun_at=state.begun_at, step=state.step)
+        header = Header(
+            sequence=state.sequence,
+            pid=state.pid,
+            begun_at=state.begun_at,
+            step=state.step,
+            share_until=state.share_until,
+        )
         journals.write(self._folders.values(), header, encode(state))
 
     def last(self) -> ReloadState | None:

@@ -91,6 +91,7 @@ class ReloadState:
         resumed: another run began it.
         output: where the new server's output goes; None for our stderr.
         stop_asked: whether the old side has been told to stop.
+        share_until: when the present share of the canary will have lasted long enough, in seconds since 1970.
         forward: there is no way back although the old side was not told to stop: it is gone.
     """
 
@@ -119,6 +120,7 @@ class ReloadState:
     migrated: Migrated | None = None
     leftovers: Leftovers | None = None
     canary: tuple[CanaryStep, ...] = ()
+    share_until: float | None = None
     steps: tuple[Step, ...] = ()
     warnings: tuple[str, ...] = ()
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from reuseport_tool.group import changes
-from reuseport_tool.models import Canary, Counters, Group, Program, Transaction
+from reuseport_tool.models import Canary, Counters, Group, LastReload, Program, Transaction
 from tests.unit.test_problems import GROUP, LISTENER, listeners
 
 BEFORE = replace(GROUP, counters=Counters(selected=10, migrated_established=2))
@@ -79,3 +79,10 @@ def look(group: Group) -> tuple[str, ...]:
 
 def test_nothing_changes_nothing() -> None:
     assert look(replace(BEFORE, reload=RUNNING, canary=Canary(generation=3, percent=1.0), stale=True)) == ()
+
+
+@pytest.mark.parametrize(("lost", "told"), [(0, "reloaded, 0 lost"), (None, "reloaded, losses not measured")])
+def test_the_outcome_of_a_reload_is_told_at_its_end(lost: int | None, told: str) -> None:
+    last = LastReload(result="reloaded", ended_at=2.0, duration_s=1.0, moved=3, lost=lost, failure=None)
+    before = replace(GROUP, reload=RUNNING)
+    assert list(changes.between(before, replace(GROUP, last_reload=last))) == [f"the reload has ended: {told}"]

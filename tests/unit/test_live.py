@@ -65,6 +65,14 @@ def test_a_frame_fits(width: int) -> None:
     assert "generation 3 gets 25 % of the new connections" in text
 
 
+@pytest.mark.parametrize(("left_s", "told"), [(12.4, "next in 12 s"), (-1.0, "health check")])
+def test_a_canary_counts_down(left_s: float, told: str) -> None:
+    running = replace(RUNNING, share_until=time.time() + left_s)
+    titles = [line for line in frames(80, Status(groups=(group(1, reload=running),))) if "reload:" in line]
+    assert titles
+    assert all(title.endswith(f"reload: canary, {told}") for title in titles)
+
+
 def test_the_first_frame_has_no_rate_and_no_event() -> None:
     text = "\n".join(frames(80, BUSY[0]))
     assert "/s" not in text

@@ -20,7 +20,7 @@ from reuseport_tool.cli.show import output
 from reuseport_tool.cli.show.console import make_console, make_table, row
 from reuseport_tool.group import changes
 from reuseport_tool.kernel.mib import TcpCounters
-from reuseport_tool.models import Group, Listener, Status
+from reuseport_tool.models import Group, Listener, Status, Transaction
 
 _EVENTS = 8
 _RATES = 24
@@ -136,9 +136,17 @@ def _title(group: Group) -> Text:
         name = group.program.policy or f"foreign program {group.program.name}"
         title += Text(f"  {name}, working generation {group.working_generation or '-'}", style="not bold")
     if group.reload is not None and group.reload.running:
-        seconds = max(time.time() - group.reload.begun_at, 0)
-        title += Text(f"  reload: {group.reload.step}, {seconds:.0f} s", style="not bold cyan")
+        title += Text(f"  reload: {group.reload.step}, {_timing(group.reload)}", style="not bold cyan")
     return title
+
+
+def _timing(reload: Transaction) -> str:
+    """How long a canary's share will last, or how long the reload has taken."""
+    now = time.time()
+    if reload.share_until is None:
+        return f"{max(now - reload.begun_at, 0):.0f} s"
+    left_s = reload.share_until - now
+    return f"next in {left_s:.0f} s" if left_s > 0 else "health check"
 
 
 def _sparks(rates: deque[float]) -> str:

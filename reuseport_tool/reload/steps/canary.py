@@ -47,12 +47,13 @@ def _do_share(state: ReloadState, world: World, percent: float) -> ReloadState:
     before, start = _counts(state, world), world.clock.now_s()
     _give(state, world, percent)
     world.tell.note(f"{percent:g} % of the new connections go to the new generation")
+    state = save(state, world, share_until=world.clock.wall_s() + state.plan.step_s)
     _watch(state, world)
     ask_new(state, world, steered=True)
     to_new, to_old = (now - then for now, then in zip(_counts(state, world), before, strict=True))
     duration_s = round(world.clock.now_s() - start, 3)
     done = CanaryStep(percent=percent, duration_s=duration_s, to_new=to_new, to_old=to_old)
-    return save(state, world, canary=(*state.canary, done))
+    return save(state, world, canary=(*state.canary, done), share_until=None)
 
 
 def _counts(state: ReloadState, world: World) -> tuple[int, int]:
