@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from reuseport_tool.bench.load import Ledger
 from reuseport_tool.errors import NotFound
 from reuseport_tool.kernel import commands, libc, processes
 from reuseport_tool.kernel.processes import Process
@@ -30,6 +31,13 @@ def own_bpffs() -> Iterator[Path]:
             yield Path(folder)
         finally:
             subprocess.run(["umount", folder], check=True)
+
+
+def assert_resets(ledger: Ledger) -> None:
+    """The arm without the tool: it answers, and it loses connections."""
+    print(ledger)
+    assert ledger.answered
+    assert ledger.reset
 
 
 def start(server: Server) -> None:

@@ -123,9 +123,7 @@ def test_respawned_workers_alone_lose_connections(workers: Workers) -> None:
             restart.await_queue(QUEUED)
             workers.respawn(number)
         ledger = load.stop()
-    print(ledger)
-    assert ledger.answered
-    assert ledger.reset
+    restart.assert_resets(ledger)
 
 
 def test_respawned_workers_with_a_follower_lose_none(tool: Tool, workers: Workers, tmp_path: Path) -> None:

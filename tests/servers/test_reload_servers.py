@@ -58,9 +58,7 @@ def test_a_plain_restart_loses_connections(server: Server) -> None:
             restart.await_queue(QUEUED)
             restart.plainly(server)
         ledger = load.stop()
-    print(ledger)
-    assert ledger.answered
-    assert ledger.reset
+    restart.assert_resets(ledger)
 
 
 def test_a_reload_loses_none(tool: Tool, server: Server) -> None:
@@ -136,9 +134,7 @@ def test_haproxy_alone_loses_connections(haproxy: Server) -> None:
             subprocess.run(soft_stop(haproxy), check=True)
             restart.await_gone(old)
         ledger = load.stop()
-    print(ledger)
-    assert ledger.answered
-    assert ledger.reset
+    restart.assert_resets(ledger)
 
 
 def test_haproxy_soft_stop_by_the_tool_loses_none(tool: Tool, haproxy: Server) -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from reuseport_tool import models
 from reuseport_tool.cli.show.console import make_table, row, say
 from reuseport_tool.cli.show.layout import put
 from reuseport_tool.cli.show.tables import table
+
+
+def _put(console: Console, made: Table, note: str) -> None:
+    """A table with a note below it."""
+    put(console, made)
+    say(console, Text(note, style="dim"))
 
 
 @table.register
@@ -27,12 +34,12 @@ def _bench_select(model: models.BenchSelect, console: Console) -> None:
             arm.ns_per_run,
             None if arm.ns_relative is None else f"{arm.ns_relative:.2f}",
         )
-    put(console, made)
-    console.print(
+    _put(
+        console,
+        made,
         f"Linux {model.kernel}, {model.rounds} rounds of {model.connections_per_round} connections, "
         f"{model.duration_s:.0f} s. Connections per second relative to no program: "
         "median ± half the interquartile range. ratio: ns/run relative to bench_select.",
-        style="dim",
     )
 
 
@@ -43,13 +50,13 @@ def _bench_sockets(model: models.BenchSockets, console: Console) -> None:
         for arm in size.arms:
             relative = None if arm.name == "ss" else _ratio(arm.relative)
             row(made, size.protocol, size.sockets, arm.name, f"{arm.milliseconds:.1f}", relative)
-    put(console, made)
-    note = (
+    _put(
+        console,
+        made,
         f"Linux {model.kernel}, {model.ss}, {model.rounds} rounds, {model.duration_s:.0f} s. Wall time relative to ss: "
         "median ± half the interquartile range. walk: into records of a running process; list: with filters, "
-        "text and processes; sockets: our whole command; ss -p: with processes."
+        "text and processes; sockets: our whole command; ss -p: with processes.",
     )
-    say(console, Text(note, style="dim"))
 
 
 @table.register
@@ -57,12 +64,12 @@ def _bench_speed(model: models.BenchSpeed, console: Console) -> None:
     made = make_table("command", "ms", "to imports", right=("ms", "to imports"))
     for figure in model.figures:
         row(made, figure.name, f"{figure.duration_s * 1000:.0f}", figure.relative and _ratio(figure.relative))
-    put(console, made)
-    note = (
+    _put(
+        console,
+        made,
         f"Linux {model.kernel}, {model.rounds} rounds, {model.duration_s:.0f} s. Whole processes, programs from the "
-        "cache. imports: python -c 'import click, rich.console'. Relative to it: median ± half the interquartile range."
+        "cache. imports: python -c 'import click, rich.console'. Relative to it: median ± half the interquartile range.",
     )
-    say(console, Text(note, style="dim"))
 
 
 @table.register
@@ -97,13 +104,13 @@ def _bench_reload(model: models.BenchReload, console: Console) -> None:
             *_resets(arm.resets),
             style="red" if sum(losses) else "green",
         )
-    put(console, made)
-    note = (
+    _put(
+        console,
+        made,
         f"Linux {model.kernel}, {model.rounds} rounds, {model.clients} clients at a time. Of one reload, median ± half "
         "the interquartile range: connections lost, longest time from connect to the first byte, duration. The rest "
-        "is of all rounds. Reset by kernel: the kernel's own count of resets and refusals."
+        "is of all rounds. Reset by kernel: the kernel's own count of resets and refusals.",
     )
-    say(console, Text(note, style="dim"))
     console.print()
     _closes(model, console)
 
@@ -126,13 +133,13 @@ def _closes(model: models.BenchReload, console: Console) -> None:
             f"{size.sysctl_us_per_connection:.2f} µs",
             *map(_ratio, (size.relative, size.cpu_relative, size.minimal_relative)),
         )
-    put(console, made)
-    note = (
+    _put(
+        console,
+        made,
         f"close(2) of the last old listener, in which the queued connections move: {model.close_rounds} rounds, "
         "median ± half the interquartile range. any program: the smallest one there is. "
-        f"All of it took {model.duration_s:.0f} s."
+        f"All of it took {model.duration_s:.0f} s.",
     )
-    say(console, Text(note, style="dim"))
 
 
 def _spread(spread: models.Spread, unit: str, digits: int = 1) -> str:
@@ -157,11 +164,11 @@ def _bench_rpc_framing(model: models.BenchRpcFraming, console: Console) -> None:
                 *(f"{arm.frames_per_s:.0f}", None if is_base else _ratio(arm.speed_relative)),
                 *(f"{arm.p50_us:.0f}", f"{arm.p99_us:.0f}"),
             )
-    put(console, made)
-    note = (
+    _put(
+        console,
+        made,
         f"Linux {model.kernel}, {'both ends on one CPU' if model.cpus == 1 else 'each end on its own CPU'}, "
         f"{model.rounds} rounds, {model.duration_s:.0f} s. For each frame: wake-ups and system "
         "calls of the receiver, CPU time of both ends. CPU and speed relative to off in the same round: median ± half "
-        "the interquartile range."
+        "the interquartile range.",
     )
-    say(console, Text(note, style="dim"))
