@@ -68,7 +68,8 @@ def _bench_speed(model: models.BenchSpeed, console: Console) -> None:
         console,
         made,
         f"Linux {model.kernel}, {model.rounds} rounds, {model.duration_s:.0f} s. Whole processes, programs from the "
-        "cache. imports: python -c 'import click, rich.console'. Relative to it: median ± half the interquartile range.",
+        "cache. imports: python -c 'import click, rich.console'. Relative to it: median ± half the interquartile "
+        "range.",
     )
 
 
