@@ -93,7 +93,7 @@ dns: setup ## unbound, Knot DNS and dnsdist under load, restarted and reloaded (
 	$(PY) -m tests.servers.dns
 
 .PHONY: quic
-quic: setup ## aioquic, and Debian 13's nginx and haproxy, restarted and reloaded under QUIC connections (ten minutes, as root)
+quic: setup ## aioquic, and Debian 13's nginx and haproxy, restarted and reloaded under QUIC connections (a quarter of an hour, as root)
 	$(call install_packages,debootstrap debian-archive-keyring)
 	$(PY) -m tests.servers.quic
 

@@ -89,12 +89,15 @@ static __always_inline void read_header(struct __sk_buff *skb, u32 offset, struc
 
 int quic_egress(struct __sk_buff *skb)
 {
-	u32 *port = quic_element(QUIC_PORT), offset = udp_offset(skb);
+	u32 *port, offset = udp_offset(skb);
 	struct flow_word *word, found;
 	struct flow_key key = {};
 	u16 ports[2];
 
-	if (!offset || !port || bpf_skb_load_bytes(skb, offset, ports, sizeof(ports)) || ports[0] != *port)
+	if (!offset || bpf_skb_load_bytes(skb, offset, ports, sizeof(ports)))
+		return PASS;
+	port = quic_element(QUIC_PORT);
+	if (!port || ports[0] != *port)
 		return PASS;
 	key.port = ports[1];
 	if (!read_answered(skb, &key))

@@ -164,6 +164,7 @@ class Trial:
         self._load.__exit__()
         for pid in self._pids:
             _end(pid)
+        _until(lambda: not _sockets(), "a socket is left of the servers")
         _tool("detach", self.endpoint)
         shutil.rmtree(self._folder)
 
@@ -270,9 +271,9 @@ def _until(condition: Callable[[], bool], problem: str) -> None:
 
 
 def _end(pid: int) -> None:
-    """A server and its workers."""
+    """A server and its workers; the master first, because it would start another worker for each that ends."""
     children = Path(f"/proc/{pid}/task/{pid}/children")
-    for each in (*(children.read_text().split() if children.exists() else ()), pid):
+    for each in (pid, *(children.read_text().split() if children.exists() else ())):
         try:
             os.kill(int(each), signal.SIGKILL)
         except ProcessLookupError:
