@@ -225,7 +225,7 @@ class Trial:
         run = lambda: done.append(subprocess.run(command, capture_output=True, text=True, check=False))  # noqa: E731
         thread = threading.Thread(target=run)
         thread.start()
-        _until(lambda: self._working() != working or not thread.is_alive(), "no switch")
+        _until(lambda: self._working() != working or not thread.is_alive(), "no switch", 4 * _READY_S)
         after = self.connect() if thread.is_alive() else []
         if mode == "quic" and self._server.moves:
             self._load.rebind(before + after)
@@ -262,8 +262,8 @@ def _sockets() -> list[str]:
     return [line for line in lines if line.split()[1].endswith(f":{PORT:04X}") and line.split()[3] == "07"]
 
 
-def _until(condition: Callable[[], bool], problem: str) -> None:
-    deadline = time.monotonic() + _READY_S
+def _until(condition: Callable[[], bool], problem: str, wait_s: float = _READY_S) -> None:
+    deadline = time.monotonic() + wait_s
     while not condition():
         if time.monotonic() > deadline:
             raise SystemExit(problem)
