@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reuseport_tool.closing import Closing
-from reuseport_tool.kernel import btf, process_id
+from reuseport_tool.kernel import bpf, btf, process_id
 from reuseport_tool.kernel.abi import HELD_SOCKET
 from reuseport_tool.kernel.bpf_iterator import BpfIterator
 from reuseport_tool.kernel.program import Source, bpf_dir
@@ -13,22 +13,27 @@ _OFFSETS = {
     "OFF_MODE": ("inode", "i_mode"),
     "OFF_NUMBER": ("inode", "i_ino"),
 }
+_REMEMBERED = 1 << 15  # sockets
 
 
 def source() -> Source:
     """The program of HeldSockets."""
     defines = {**process_id.defines(), **btf.offsets(_OFFSETS)}
-    return Source(path=bpf_dir() / "sockets" / "held_sockets.c", defines=defines)
+    return Source(path=bpf_dir() / "sockets" / "held_sockets.c", defines=defines, maps=("SEEN_FD",))
 
 
 class HeldSockets(Closing):
     """The loaded iterator, over the processes of our PID namespace. A context manager; raises as BpfIterator."""
 
     def __init__(self) -> None:
-        self._iterator = BpfIterator("task_file", source())
+        with bpf.Map.create(bpf.MapType.LRU_HASH, "seen", key_size=8, value_size=16, max_entries=_REMEMBERED) as seen:
+            self._iterator = BpfIterator("task_file", source(), {"SEEN_FD": seen.fd})
 
     def read(self) -> list[tuple[int, int, int]]:
-        """(inode, pid, fd) of every socket that a process holds."""
+        """(inode, pid, fd) of every socket that a process holds, one descriptor a process.
+
+        Where a process holds very many sockets, the same one may come again.
+        """
         return list(HELD_SOCKET.iter_unpack(self._iterator.read()))
 
     def close(self) -> None:

@@ -6,9 +6,12 @@ Root runs every verb. There is no traceback, and nothing outside of our folders 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import random
+import socket
 import stat
 import subprocess
 import sys
@@ -19,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from reuseport_tool.group import places
-from reuseport_tool.kernel import bpf, bpffs, libc, netns
+from reuseport_tool.kernel import bpf, bpffs, folders, held_sockets, libc, netns
 from reuseport_tool.models import parse_endpoint
 from tests.kernel.conftest import PORT, ask, server_command
 from tests.tool import Tool
@@ -45,6 +48,15 @@ VERBS = [
     ("autolowat", "status"),
     ("detach", "--gone"),
     ("detach", PORT),
+    ("detach", "--all"),
+    ("status", "--check"),
+    ("metrics",),
+    ("flows", PORT),
+    ("reload", PORT, "--dry-run", "--run", "true"),
+    ("reload", PORT, "--unit", "web@"),
+    ("reload", "no-such-deploy"),
+    ("autolowat", "detach"),
+    ("completion", "bash"),
 ]
 
 
@@ -121,7 +133,7 @@ def test_what_a_user_plants_in_a_bpffs(
             done = tool.run(*verb)
             assert done.code in CODES, (verb, done)
             assert "Traceback" not in done.err, (verb, done.err)
-            if verb[0] in ("attach", "detach") and "--gone" not in verb:
+            if verb[0] in ("attach", "detach") and not {"--gone", "--all"} & {*verb}:
                 assert (done.code, f"uid {USER}" in done.error["message"]) == (7, True), done
         assert picture(open_bpffs, victim) == before
         assert ask() == "one"
@@ -217,6 +229,126 @@ def test_every_current_folder(tool: Tool, server: Start, fresh_compiler: None, t
     )
     assert done.returncode == 0, done.stderr
     assert ask() == "one"
+
+
+@pytest.fixture
+def sticky() -> Iterator[Path]:
+    """A folder like /tmp, in which everybody may make files."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o1777)
+        yield Path(folder)
+
+
+def test_a_header_that_a_user_puts_beside_root_s_policy(
+    tool: Tool, server: Start, fresh_compiler: None, sticky: Path
+) -> None:
+    server("one")
+    source = sticky / "mine.c"
+    source.write_text('#include "reuseport.h"\n#include "other.h"\nREUSEPORT_POLICY(mine)\n{\n\treturn 0;\n}\n')
+    as_user(
+        f"echo '#error planted' >{sticky}/other.h; mkdir {sticky}/linux; cp {sticky}/other.h {sticky}/linux/types.h"
+    )
+    assert "other.h' file not found" in tool.fails(5, "attach", PORT, "--program", source)["message"]
+    source.write_text(source.read_text().replace('#include "other.h"\n', ""))
+    tool.ok("attach", PORT, "--program", source)
+
+
+PLANTED = {"link": "ln -s {victim}/precious {file}", "pipe": "mkfifo {file}", "file": "echo theirs >{file}"}
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_files_that_root_names_in_a_folder_of_everybody(
+    tool: Tool, server: Start, sticky: Path, victim: Path, what: str
+) -> None:
+    """Also where the kernel's own protection is off: see kernel/named_files.py."""
+    server("one")
+    names = ("output", "timeline", "trace", "metrics")
+    for name in names:
+        as_user(PLANTED[what].format(victim=victim, file=sticky / name))
+    before = picture(victim), _about(sticky / "output")
+    command = ("--output", sticky / "output", "--", *server_command("two"))
+    assert f"uid {USER}" in tool.fails(7, "reload", PORT, *command)["message"]
+    assert ask() == "one"
+    pictures = ("--timeline", sticky / "timeline", "--trace", sticky / "trace", "--output", "/dev/null")
+    done = tool.run("reload", PORT, *pictures, "--", *server_command("two"))
+    assert (done.code, done.err.count(f"of uid {USER}")) == (0, 2), done
+    assert ask() == "two"
+    assert (picture(victim), _about(sticky / "output")) == before
+    replaced = tool.run("metrics", "--textfile", sticky / "metrics")
+    assert replaced.code == (2 if what == "pipe" else 0)
+    assert picture(victim) == before[0]
+
+
+def _about(file: Path) -> tuple[int, int, int]:
+    info = file.lstat()
+    return info.st_ino, info.st_mode, info.st_size
+
+
+@pytest.mark.parametrize("file", ["/dev/null", "/no/such/folder/x", "/proc/x"])
+def test_metrics_that_cannot_be_written(tool: Tool, in_netns: None, file: str) -> None:
+    """A device is not replaced by a file."""
+    before = os.stat("/dev/null").st_rdev
+    tool.fails(2 if file == "/dev/null" else 1, "metrics", "--textfile", file)
+    assert os.stat("/dev/null").st_rdev == before
+
+
+def test_programs_are_not_kept_where_somebody_else_can_write(tool: Tool, sticky: Path) -> None:
+    as_user(f"mkdir {sticky}/theirs; ln -s /etc {sticky}/link; echo x >{sticky}/file")
+    before = picture(sticky)
+    for name in ("", "theirs", "link"):
+        tool.fails(1, "compile", "--output", sticky / name)
+    tool.fails(2, "compile", "--output", sticky / "file")
+    assert picture(sticky) == before
+
+
+def test_a_lock_with_the_inode_of_root_s_folder(tmp_path: Path) -> None:
+    """Every file system has its own inode numbers, and a user may lock what he likes on his."""
+    with contextlib.ExitStack() as stack:
+        for name, mode in (("theirs", "1777"), ("ours", "0700")):
+            (tmp_path / name).mkdir()
+            libc.mount("none", str(tmp_path / name), "tmpfs", data=f"mode={mode},inode64")
+            stack.callback(subprocess.run, ["umount", str(tmp_path / name)], check=True)
+        place = folders.Place(tmp_path / "ours", ("lock",))
+        place.make()
+        inode = os.stat(tmp_path / "ours" / "lock").st_ino
+        while True:
+            fd = os.open(tmp_path / "theirs" / str(len(os.listdir(tmp_path / "theirs"))), os.O_CREAT | os.O_RDWR)
+            stack.callback(os.close, fd)
+            assert os.fstat(fd).st_ino <= inode
+            if os.fstat(fd).st_ino == inode:
+                break
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        assert folders.lock_holder(os.fstat(fd)) == os.getpid()
+        assert not folders.is_locked(place)
+        stack.close()
+
+
+MANY = """
+import os, resource, socket, time
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+listeners = [socket.create_server(("127.0.0.1", port), reuse_port=True) for port in (9100, 9101)]
+for number in range(3000):
+    os.dup(listeners[number % 2].fileno())
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_very_many_descriptors_of_a_user(in_netns: None, spawn: Callable[..., subprocess.Popen[str]]) -> None:
+    """They cost root nothing: who holds a socket is told once for each process. More than one buffer is read."""
+    process = spawn(*AS_USER, os.path.realpath(sys.executable), "-c", MANY, stdout=subprocess.PIPE, cwd="/")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    with contextlib.ExitStack() as stack:
+        mine = [stack.enter_context(socket.socket()) for _ in range(3000)]
+        with held_sockets.HeldSockets() as held:
+            for _ in range(2):
+                found = held.read()
+                assert sum(pid == process.pid for _, pid, _ in found) == 2
+                ours = [inode for inode, pid, _ in found if pid == os.getpid()]
+                assert {os.fstat(sock.fileno()).st_ino for sock in mine} <= set(ours)
+                assert len(ours) == len(set(ours))
 
 
 def test_a_policy_with_a_header_of_its_own(tool: Tool, server: Start, tmp_path: Path) -> None:
