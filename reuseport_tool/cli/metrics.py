@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def _replace(file: Path, text: bytes) -> None:
 
 
 def _rename_into(file: Path, text: bytes) -> None:
-    if file.exists() and not file.is_file():
+    if os.path.lexists(file) and not stat.S_ISREG(file.lstat().st_mode):
         raise UsageError(
             f"not a plain file: {file}",
             hint="the file is replaced as a whole; without --textfile the metrics go to stdout",

@@ -275,7 +275,7 @@ def test_files_that_root_names_in_a_folder_of_everybody(
     assert ask() == "two"
     assert (picture(victim), _about(sticky / "output")) == before
     replaced = tool.run("metrics", "--textfile", sticky / "metrics")
-    assert replaced.code == (2 if what == "pipe" else 0)
+    assert replaced.code == (0 if what == "file" else 2)
     assert picture(victim) == before[0]
 
 
