@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from reuseport_tool import names
 from reuseport_tool.cli.context import Context, examples, pass_context
 from reuseport_tool.cli.show import metrics
 from reuseport_tool.cli.types import ENDPOINT
@@ -43,7 +44,7 @@ def command(ctx: Context, endpoint: Endpoint | None, textfile: Path | None) -> N
     reuseport-tool-metrics.timer and .service write a textfile every 15 seconds.
     """
     with Observer(endpoint, ctx.bpffs) as observer:
-        text = metrics.exposition(observer.read(), mib.read())
+        text = metrics.exposition(names.printable(observer.read()), mib.read())
     if textfile is None:
         click.echo(text.decode(), nl=False)
     else:

@@ -189,7 +189,7 @@ def test_a_name_that_a_user_has_chosen(
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    for verb in (("status",), ("sockets",), ("destroy", "--state", "listen")):
+    for verb in (("status",), ("sockets",), ("metrics",), ("destroy", "--state", "listen")):
         done = tool.run(*verb, as_json=False)
         assert done.code == 0, done.err
         assert "\x1b" not in done.out
