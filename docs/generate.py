@@ -14,7 +14,7 @@ import json
 import textwrap
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,7 +127,7 @@ def _type_schema(hint: Any) -> dict[str, Any]:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return {"anyOf": [_type_schema(argument) for argument in arguments]}
-    if origin is tuple and arguments[1:] == (...,):
+    if origin is Sequence or (origin is tuple and arguments[1:] == (...,)):
         return {"type": "array", "items": _type_schema(arguments[0])}
     if origin is dict and arguments[0] is str:
         return {"type": "object", "additionalProperties": _type_schema(arguments[1])}
@@ -165,7 +165,7 @@ def _words(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_words(argument) for argument in arguments)
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         return f"list of {_words(arguments[0])}"
     if origin is dict:
         return f"object of {_words(arguments[1])} by name"

@@ -112,7 +112,7 @@ def _arms(protocol: Protocol, walker: Walker) -> dict[str, Callable[[], object]]
     wanted = Filter(protocol=protocol)
     return {
         WALK: walker.read,
-        LIST: lambda: sockets.select(wanted, walker.read(), None),
+        LIST: lambda: sockets.selections(wanted, walker.read(), None),
         COMMAND: lambda: _run(ours),
         SS: lambda: _run(["ss", _SS_OPTIONS[protocol]]),
         SS_P: lambda: _run(["ss", _SS_OPTIONS[protocol] + "p"]),

@@ -87,7 +87,7 @@ if TYPE_CHECKING:
         Step,
         Strategy,
     )
-    from reuseport_tool.models.sockets import Destroy, Ending, Socket, Sockets, SocketState
+    from reuseport_tool.models.sockets import Destroy, Ending, Socket, Sockets, SocketState, SocketTable
 
 __all__ = [
     "AttachReport",
@@ -168,6 +168,7 @@ __all__ = [
     "Slot",
     "Socket",
     "SocketState",
+    "SocketTable",
     "Sockets",
     "SocketsArm",
     "SocketsSize",
@@ -204,7 +205,7 @@ _HOMES = {
     "programs": "CompiledProgram Filled",
     "proof": "Balance Resets SideResets",
     "reload": "CanaryStep DryRun HandedOver Leftovers Lost Migrated PlannedGroup Queues Reload Side Step Strategy",
-    "sockets": "Destroy Ending Socket Sockets SocketState",
+    "sockets": "Destroy Ending Socket Sockets SocketState SocketTable",
 }
 """The module of each name."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, overload
 
 
 class SocketState(enum.StrEnum):
@@ -66,6 +68,52 @@ class Socket:
     its process's listeners, if they are all of one. Null otherwise, also when the process has closed its listeners."""
 
 
+class SocketTable(Sequence[Socket]):
+    """Sockets by column: to make and show a hundred thousand takes half of the time that as many records take.
+
+    Attributes:
+        columns: by the names of a Socket's fields, all of one length.
+    """
+
+    def __init__(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        assert columns.keys() == Socket.__dataclass_fields__.keys()
+        self.columns = columns
+
+    @classmethod
+    def of(cls, entries: Iterable[Socket]) -> SocketTable:
+        """The same sockets by column."""
+        if isinstance(entries, SocketTable):
+            return entries
+        listed = list(entries)
+        return cls({name: [getattr(entry, name) for entry in listed] for name in Socket.__dataclass_fields__})
+
+    @classmethod
+    def joined(cls, tables: Iterable[SocketTable]) -> SocketTable:
+        """The sockets of several tables, one after another."""
+        listed = list(tables)
+        return cls(
+            {name: [each for table in listed for each in table.columns[name]] for name in Socket.__dataclass_fields__}
+        )
+
+    def __len__(self) -> int:
+        return len(self.columns["cookie"])
+
+    @overload
+    def __getitem__(self, index: int) -> Socket: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> SocketTable: ...
+
+    def __getitem__(self, index: int | slice) -> Socket | SocketTable:
+        chosen: dict[str, Any] = {name: column[index] for name, column in self.columns.items()}
+        return SocketTable(chosen) if isinstance(index, slice) else Socket(**chosen)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The fields of each socket."""
+        names = tuple(self.columns)
+        return (dict(zip(names, row, strict=True)) for row in zip(*self.columns.values(), strict=True))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sockets:
     """What `sockets` found."""
@@ -84,7 +132,7 @@ class Sockets:
     at most ten times."""
     walk_s: float
     """Time of the walk in the kernel, without /proc."""
-    sockets: tuple[Socket, ...]
+    sockets: Sequence[Socket]
     """The sockets that match."""
 
 

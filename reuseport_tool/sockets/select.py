@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 
 from reuseport_tool.errors import Conflict, MissingCapability, NotFound, UsageError
@@ -15,7 +16,7 @@ from reuseport_tool.kernel import bpffs, netns, processes
 from reuseport_tool.kernel.abi import SocketRecord
 from reuseport_tool.kernel.folders import Foreign
 from reuseport_tool.kernel.socket_iterator import Walker, collector_paused
-from reuseport_tool.models import Endpoint, Protocol, Socket, Sockets, SocketState
+from reuseport_tool.models import Endpoint, Protocol, Socket, Sockets, SocketState, SocketTable
 from reuseport_tool.sockets.shown import NUMBERS, Moment, Owners, show
 
 _STATES_OF = {
@@ -29,7 +30,7 @@ class Filter:
     """A socket matches when it fits every field that is given.
 
     Attributes:
-        endpoint: the local one; see Place.
+        endpoint: the local one; see EndpointSockets.
         pids: processes, one of which holds it.
         idle_s: a TCP connection without data for that long.
         older_than_s: known to be that old: by its age, or because it was idle for as long.
@@ -81,6 +82,18 @@ class Found:
     shown: Socket
 
 
+@dataclass(frozen=True)
+class Selection:
+    """The sockets of one protocol that match, as the kernel told them and as the model shows them."""
+
+    protocol: Protocol
+    raws: Sequence[SocketRecord]
+    shown: SocketTable
+
+    def __iter__(self) -> Iterator[Found]:
+        return map(Found, repeat(self.protocol), self.raws, self.shown)
+
+
 def sockets(wanted: Filter, root: Path | None) -> Sockets:
     """The sockets that match.
 
@@ -98,7 +111,7 @@ def sockets(wanted: Filter, root: Path | None) -> Sockets:
         start = time.perf_counter()
         raws = walker.read()
         walk_s = time.perf_counter() - start
-        found = select(wanted, raws, root)
+        found = selections(wanted, raws, root)
         return Sockets(
             netns=f"net:[{netns.identity()}]",
             protocols=tuple(map(str, walker.protocols)),
@@ -106,7 +119,7 @@ def sockets(wanted: Filter, root: Path | None) -> Sockets:
             walked=sum(map(len, raws.values())),
             walks=walker.walks,
             walk_s=round(walk_s, 6),
-            sockets=tuple(entry.shown for entry in found),
+            sockets=SocketTable.joined(selection.shown for selection in found),
         )
 
 
@@ -117,27 +130,36 @@ def require_processes(pids: Iterable[int]) -> None:
 
 
 def select(wanted: Filter, raws: Mapping[Protocol, Sequence[SocketRecord]], root: Path | None) -> list[Found]:
+    """Those of a walk that match, one by one. Raises as selections()."""
+    return list(chain.from_iterable(selections(wanted, raws, root)))
+
+
+def selections(wanted: Filter, raws: Mapping[Protocol, Sequence[SocketRecord]], root: Path | None) -> list[Selection]:
     """Those of a walk that match, with their processes and generations. Raises NotFound (generation)."""
     with collector_paused():
-        return _select(wanted, raws, root)
+        matching = {protocol: _match(wanted, protocol, entries) for protocol, entries in raws.items()}
+        groups = _groups(wanted, raws, root)
+        owners, now = Owners(), Moment.take()
+        return [_selection(wanted, protocol, entries, groups, owners, now) for protocol, entries in matching.items()]
 
 
-def _select(wanted: Filter, raws: Mapping[Protocol, Sequence[SocketRecord]], root: Path | None) -> list[Found]:
-    matching = {protocol: _match(wanted, protocol, entries) for protocol, entries in raws.items()}
-    groups = _groups(wanted, raws, root)
-    owners = Owners(
-        [raw.inode for entries in matching.values() for raw in entries]
-        + [inode for group in groups for inode in group.inodes]
-    )
-    found = []
-    now = Moment.take()
-    for protocol, entries in matching.items():
-        for raw in entries:
-            generation = _generation(protocol, raw, groups, owners) if groups else None
-            if wanted.generation not in (None, generation) or not owners.one_holds(wanted.pids, raw.inode):
-                continue
-            found.append(Found(protocol, raw, show(protocol, raw, owners, generation, now)))
-    return found
+def _selection(
+    wanted: Filter,
+    protocol: Protocol,
+    raws: Sequence[SocketRecord],
+    groups: Sequence[_Group],
+    owners: Owners,
+    now: Moment,
+) -> Selection:
+    if wanted.pids:
+        raws = [raw for raw in raws if owners.one_holds(wanted.pids, raw.inode)]
+    generations: list[int | None] = [None] * len(raws)
+    if groups:
+        generations = [_generation(protocol, raw, groups, owners) for raw in raws]
+    if wanted.generation is not None:
+        raws = [raw for raw, number in zip(raws, generations, strict=True) if number == wanted.generation]
+        generations = [wanted.generation] * len(raws)
+    return Selection(protocol, raws, show(protocol, raws, owners, generations, now))
 
 
 def _match(wanted: Filter, protocol: Protocol, raws: Sequence[SocketRecord]) -> list[SocketRecord]:
@@ -152,7 +174,7 @@ def _match(wanted: Filter, protocol: Protocol, raws: Sequence[SocketRecord]) -> 
         cookies = frozenset(wanted.cookies)
         tests.append(lambda raw: raw.cookie in cookies)
     now = Moment.take()
-    for least, known in ((wanted.idle_s, now.idle_s), (wanted.older_than_s, now.at_least_s)):
+    for least, known in ((wanted.idle_s, lambda raw: now.idle_s(raw.idle)), (wanted.older_than_s, now.at_least_s)):
         if least is not None:
             tests.append(_at_least(least, known))
     for passes in tests:

@@ -1,17 +1,18 @@
-"""A socket as the model shows it, made of what the kernel's record says."""
+"""Sockets as the model shows them, made of what the kernel's records say."""
 
 from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Any
 
 from reuseport_tool.kernel import links, processes
 from reuseport_tool.kernel.abi import NO_IDLE, SocketRecord, TcpState
 from reuseport_tool.kernel.socket_iterator import jiffies_per_second
-from reuseport_tool.models import Protocol, Socket, SocketState
+from reuseport_tool.models import Protocol, SocketState, SocketTable
 
 NUMBERS: dict[SocketState, int] = {
     name: TcpState[name.name] for name in SocketState if name is not SocketState.UNCONNECTED
@@ -34,30 +35,23 @@ class Moment:
     def take(cls) -> Moment:
         return cls(time.monotonic_ns() / 1000, jiffies_per_second())
 
-    def idle_s(self, raw: SocketRecord) -> float | None:
-        return None if raw.idle == NO_IDLE else round(raw.idle / self.hertz, 3)
+    def idle_s(self, jiffies: int) -> float | None:
+        return None if jiffies == NO_IDLE else round(jiffies / self.hertz, 3)
 
-    def age_s(self, raw: SocketRecord) -> float | None:
-        return round((self.monotonic_us - raw.synack_us) / 1e6, 3) if raw.synack_us else None
+    def age_s(self, since_us: int) -> float | None:
+        return round((self.monotonic_us - since_us) / 1e6, 3) if since_us else None
 
     def at_least_s(self, raw: SocketRecord) -> float | None:
         """A lower bound of the age: data that came and went a while ago had a socket then."""
-        age_s = self.age_s(raw)
-        return self.idle_s(raw) if age_s is None else age_s
+        age_s = self.age_s(raw.synack_us)
+        return self.idle_s(raw.idle) if age_s is None else age_s
 
 
 class Owners:
     """Who holds which socket, found by one walk."""
 
-    def __init__(self, inodes: Iterable[int]) -> None:
-        found = processes.holders({inode for inode in inodes if inode})
-        # Most sockets have one holder, and a process has many sockets.
-        alone = cache(lambda pid: frozenset((pid,)))
-        self._pids = {
-            inode: alone(holders[0].pid) if len(holders) == 1 else frozenset(holder.pid for holder in holders)
-            for inode, holders in found.items()
-            if holders
-        }
+    def __init__(self) -> None:
+        self._pids = processes.pids_by_inode()
         self._topmost = cache(lambda pids: next(iter(processes.topmost(pids)), None))
         self.command = cache(processes.command)
 
@@ -69,41 +63,62 @@ class Owners:
         return not pids or not self.pids(inode).isdisjoint(pids)
 
     def topmost(self, inode: int) -> int | None:
-        pids = self.pids(inode)
+        """None for inode 0, which is that of no descriptor."""
+        pids = self._pids.get(inode)
         return self._topmost(pids) if pids else None
 
 
 _LISTEN = int(TcpState.LISTEN)  # a comparison with a member of an enum takes longer than all else of a row
-_WITHOUT_QUEUES = (int(TcpState.TIME_WAIT), int(TcpState.NEW_SYN_RECV))
+_WITHOUT_QUEUES = (_LISTEN, int(TcpState.TIME_WAIT), int(TcpState.NEW_SYN_RECV))
 _NOBODY: frozenset[int] = frozenset()
+_NOTHING: dict[str, tuple[Any, ...]] = dict.fromkeys(SocketRecord._fields, ())
+_NTOHS = socket.ntohs
 
 
-def show(protocol: Protocol, raw: SocketRecord, owners: Owners, generation: int | None, now: Moment) -> Socket:
-    pid = owners.topmost(raw.inode) if raw.inode else None
-    listens = raw.state == _LISTEN
-    has_queues = not listens and raw.state not in _WITHOUT_QUEUES
-    return Socket(
-        protocol=protocol.value,
-        state=_NAMES[protocol].get(raw.state, str(raw.state)),
-        local=_address(raw.family, raw.local, raw.local_port, raw.device),
-        remote=_address(raw.family, raw.remote, socket.ntohs(raw.remote_port), 0) if raw.remote_port else None,
-        cookie=raw.cookie,
-        pid=pid,
-        command=owners.command(pid) if pid is not None else None,
-        uid=raw.uid,
-        inode=raw.inode or None,
-        age_s=now.age_s(raw),
-        idle_s=now.idle_s(raw),
-        receive_queue=raw.receive_queue if has_queues else None,
-        send_queue=raw.send_queue if has_queues else None,
-        accept_queue=raw.receive_queue if listens else None,
-        backlog=raw.send_queue if listens else None,
-        generation=generation,
+def show(
+    protocol: Protocol, raws: Sequence[SocketRecord], owners: Owners, generations: Sequence[int | None], now: Moment
+) -> SocketTable:
+    """What the records say, and the generation of each."""
+    of = dict(zip(SocketRecord._fields, zip(*raws, strict=True), strict=True)) if raws else _NOTHING
+    names, states = _NAMES[protocol], of["state"]
+    pids = list(map(owners.topmost, of["inode"]))
+    with_queues = [state not in _WITHOUT_QUEUES for state in states]
+    return SocketTable(
+        {
+            "protocol": [protocol.value] * len(raws),
+            "state": [names.get(state) or str(state) for state in states],
+            "local": _addresses(of["family"], of["local"], of["local_port"], of["device"]),
+            "remote": [
+                f"{_host(family, address, 0)}:{_NTOHS(port)}" if port else None
+                for family, address, port in zip(of["family"], of["remote"], of["remote_port"], strict=True)
+            ],
+            "cookie": of["cookie"],
+            "pid": pids,
+            "command": [None if pid is None else owners.command(pid) for pid in pids],
+            "uid": of["uid"],
+            "inode": [inode or None for inode in of["inode"]],
+            "age_s": [now.age_s(sent_us) if sent_us else None for sent_us in of["synack_us"]],
+            "idle_s": list(map(now.idle_s, of["idle"])),
+            "receive_queue": _where(with_queues, of["receive_queue"]),
+            "send_queue": _where(with_queues, of["send_queue"]),
+            "accept_queue": _where([state == _LISTEN for state in states], of["receive_queue"]),
+            "backlog": _where([state == _LISTEN for state in states], of["send_queue"]),
+            "generation": generations,
+        }
     )
 
 
-def _address(family: int, address: bytes, port: int, device: int) -> str:
-    return f"{_host(family, address, device)}:{port}"
+def _where(wanted: Iterable[bool], column: Iterable[int]) -> list[int | None]:
+    return [value if known else None for known, value in zip(wanted, column, strict=True)]
+
+
+def _addresses(
+    families: Iterable[int], addresses: Iterable[bytes], ports: Iterable[int], devices: Iterable[int]
+) -> list[str]:
+    return [
+        f"{_host(family, address, device)}:{port}"
+        for family, address, port, device in zip(families, addresses, ports, devices, strict=True)
+    ]
 
 
 @lru_cache(maxsize=1 << 16)

@@ -27,6 +27,7 @@ from reuseport_tool.models import (
     SocketsArm,
     SocketsSize,
     SocketState,
+    SocketTable,
     Spread,
 )
 from reuseport_tool.sockets import destroy
@@ -130,6 +131,31 @@ def test_two_lines_for_each_where_not() -> None:
         "gen",
         "2",
     ]
+
+
+NAMED = dataclasses.replace(CONNECTION, command="a\udcff \U0001f600")
+
+
+def test_a_table_is_shown_as_its_records_are() -> None:
+    several = (CONNECTION, LISTENER, LONG, NAMED)
+    listed = dataclasses.replace(SOCKETS, sockets=several)
+    by_column = dataclasses.replace(SOCKETS, sockets=SocketTable.of(several))
+    assert tuple(by_column.sockets) == several
+    assert tuple(SocketTable.joined([SocketTable.of(several[:1]), SocketTable.of(several[1:])])) == several
+    assert tuple(by_column.sockets[1:3]) == several[1:3]
+    for width in (80, 240):
+        assert text(by_column, width) == text(listed, width)
+    for indent in (2, None):
+        assert json.loads(show.to_json(by_column, indent)) == json.loads(show.to_json(listed, indent))
+    lines = show.to_json(by_column).splitlines()
+    assert sum('"cookie"' in line for line in lines) == len(several), "a line for each"
+    assert json.loads(show.to_json(by_column))["sockets"][3]["command"] == "a\\xff \U0001f600"
+
+
+def test_no_sockets() -> None:
+    nothing = dataclasses.replace(SOCKETS, sockets=SocketTable.of(()))
+    assert json.loads(show.to_json(nothing))["sockets"] == []
+    assert "0 of 5 sockets" in text(nothing)
 
 
 def test_a_row_fits_80_columns() -> None:

@@ -86,7 +86,7 @@ def walk(monkeypatch: pytest.MonkeyPatch) -> dict[Protocol, list[SocketRecord]]:
         raise NotFound("no bpffs")
 
     monkeypatch.setattr(bpffs, "find", nowhere)
-    monkeypatch.setattr(processes, "holders", lambda inodes, *_: {900: [processes.Holder(4242, 3)]} if inodes else {})
+    monkeypatch.setattr(processes, "pids_by_inode", lambda: {900: frozenset({4242})})
     monkeypatch.setattr(processes, "topmost", lambda pids: set(pids))
     monkeypatch.setattr(processes, "command", lambda _pid: "nginx")
     return {Protocol.TCP: ALL, Protocol.UDP: []}
@@ -115,9 +115,9 @@ def test_a_filter(walk: dict[Protocol, list[SocketRecord]], wanted: Filter, cook
 
 def test_idle_and_age(walk: dict[Protocol, list[SocketRecord]]) -> None:
     moment = Moment(monotonic_us=10e6, hertz=100)
-    assert moment.idle_s(CONNECTION._replace(idle=250)) == 2.5
-    assert moment.idle_s(CONNECTION) is None
-    assert moment.age_s(CONNECTION._replace(synack_us=4_000_000)) == 6.0
+    assert moment.idle_s(250) == 2.5
+    assert moment.idle_s(CONNECTION.idle) is None
+    assert moment.age_s(4_000_000) == 6.0
     assert moment.at_least_s(CONNECTION._replace(idle=250)) == 2.5
     assert moment.at_least_s(CONNECTION._replace(idle=250, synack_us=4_000_000)) == 6.0
     quiet = CONNECTION._replace(idle=1 << 30, cookie=90)

@@ -287,15 +287,15 @@ def test_a_process_that_is_gone(tool: Tool) -> None:
 
 def test_a_process_that_ends_while_it_is_listed(pair: Pair, server: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     process = server("short", port=PORT + 1)
-    select_all = listing.select
+    select_all = listing.selections
 
     def end_first(*arguments: object) -> object:
         process.kill()
         process.wait()
         return select_all(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(listing, "select", end_first)
-    assert listing.sockets(Filter(pids=(process.pid,)), None).sockets == ()
+    monkeypatch.setattr(listing, "selections", end_first)
+    assert list(listing.sockets(Filter(pids=(process.pid,)), None).sockets) == []
 
 
 def test_a_namespace_that_disappears(tool: Tool, spawn: Start) -> None:
