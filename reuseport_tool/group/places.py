@@ -184,11 +184,22 @@ def _has_listeners(folder: Place) -> bool:
     try:
         for number in generations(folder / STATE):
             with bpffs.open_map(folder / STATE / generation_name(number)) as array:
-                if any(SockArray(array).items(array.max_entries)):
+                if any(SockArray(array).items(_slots_in_use(folder, number, array))):
                     return True
     except (OSError, ToolError):
         return True
     return False
+
+
+def _slots_in_use(folder: Place, number: int, array: bpf.Map) -> int:
+    """How many slots of a generation may be occupied: those that the program looks at and the next, which is filled
+    before the program is told; all where that is not known. A look at each of 512 takes the kernel as many calls."""
+    try:
+        with bpffs.open_map(folder / STATE / "members") as members:
+            in_use: int = members.lookup_u32(number % int(members.max_entries)) + 1
+            return min(in_use, int(array.max_entries))
+    except FileNotFoundError:
+        return int(array.max_entries)
 
 
 def of_gone_namespaces(root: Path) -> list[Place]:
