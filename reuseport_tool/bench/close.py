@@ -189,6 +189,7 @@ def _summary(queued: int, program: _Samples, minimal: _Samples, sysctl: _Samples
         relative=relative(program.wall_us, sysctl.wall_us, 3),
         cpu_relative=relative(program.cpu_us, sysctl.cpu_us, 3),
         minimal_relative=relative(minimal.wall_us, sysctl.wall_us, 3),
+        over_minimal=relative(program.wall_us, minimal.wall_us, 3),
     )
 
 

@@ -212,6 +212,8 @@ class CloseSize:
     """The same by CPU time."""
     minimal_relative: Spread
     """The smallest program against the sysctl, by wall clock: the kernel's cost of running any program."""
+    over_minimal: Spread
+    """The tool's program against the smallest program, by wall clock: what the tool itself costs."""
 
 
 @dataclass(frozen=True, kw_only=True)

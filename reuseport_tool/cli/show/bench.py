@@ -122,7 +122,8 @@ def _resets(resets: models.Resets | None) -> tuple[str, str]:
 
 
 def _closes(model: models.BenchReload, console: Console) -> None:
-    numbers = ("queued", "program", "each", "sysctl", "each ", "program/sysctl", "by CPU time", "any program/sysctl")
+    ratios = ("program/sysctl", "by CPU time", "any program/sysctl", "program/any program")
+    numbers = ("queued", "program", "each", "sysctl", "each ", *ratios)
     made = make_table(*numbers, right=numbers)
     for size in model.closes:
         row(
@@ -132,7 +133,7 @@ def _closes(model: models.BenchReload, console: Console) -> None:
             f"{size.program_us_per_connection:.2f} µs",
             _spread(size.sysctl_us, " µs"),
             f"{size.sysctl_us_per_connection:.2f} µs",
-            *map(_ratio, (size.relative, size.cpu_relative, size.minimal_relative)),
+            *map(_ratio, (size.relative, size.cpu_relative, size.minimal_relative, size.over_minimal)),
         )
     _put(
         console,
