@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from pathlib import Path
 
 import click
@@ -13,7 +15,7 @@ from reuseport_tool.errors import UsageError
 from reuseport_tool.group import attach
 from reuseport_tool.group.policy import FlowChoice
 from reuseport_tool.kernel.flow_map import ENTRIES
-from reuseport_tool.models import Endpoint, FlowMode, Policy
+from reuseport_tool.models import Endpoint, FlowMode, FollowEvent, Policy
 
 
 @click.command(
@@ -100,7 +102,10 @@ def command(
     elif following:
         from reuseport_tool.follow import run as follow
 
-        follow.follow(endpoint, wanted, program, ctx.bpffs, lambda event: show.event(event, ctx.json))
+        def tell(event: FollowEvent) -> None:
+            show.event(dataclasses.replace(event, at=round(time.time(), 6)), ctx.json)
+
+        follow.follow(endpoint, wanted, program, ctx.bpffs, tell)
     else:
         show.result(attach.attach(endpoint, wanted, program, ctx.bpffs, wait_s, _flows(flows, flow_entries)), ctx.json)
 

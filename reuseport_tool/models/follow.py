@@ -44,3 +44,5 @@ class FollowEvent:
     """From listen() to the registration; null where no event told of this listener, and for UDP."""
     detail: str = ""
     """More about the event, for people."""
+    at: float | None = None
+    """When it was told, in seconds since 1970."""

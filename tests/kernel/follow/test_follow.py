@@ -101,6 +101,7 @@ def test_a_respawned_worker_is_registered_and_a_stranger_is_not(
         assert (last["pid"], last["cookie"], last["generation"]) == (pid, cookie, 1)
         assert last["slot"] in (0, 1)  # the dead one's
         assert last["delay_s"] > 0
+        assert 0 <= time.time() - last["at"] < 60
         server("stranger")
         left = follower.await_event("left-alone")[0]
         assert listeners(tool)[left["cookie"]] == (None, "foreign")
