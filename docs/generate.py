@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[type, ...]] = {
     "bench reload": (models.BenchReload,),
     "bench sockets": (models.BenchSockets,),
     "bench speed": (models.BenchSpeed,),
+    "bench udp": (models.BenchUdp,),
     "autolowat attach, autolowat detach, autolowat status": (
         models.AutolowatAttachment,
         models.AutolowatDetached,

@@ -96,7 +96,7 @@ def select(rounds: int, connections: int, on_round: Callable[[], None] = lambda:
     with ExitStack() as stack:
         stack.enter_context(room.descriptors(sum(LISTENERS) + _BATCH + _SPARE_FDS))
         stack.enter_context(netns.throw_away())
-        _statistics().close()  # fail now rather than after the rounds
+        run_statistics().close()  # fail now rather than after the rounds
         benches = [_bench(stack, number) for number in LISTENERS]
         stack.enter_context(steady())
         order = random.Random(0)
@@ -104,7 +104,7 @@ def select(rounds: int, connections: int, on_round: Callable[[], None] = lambda:
             for bench in benches:
                 _round(bench, connections, order)
             on_round()
-        stack.enter_context(_statistics())
+        stack.enter_context(run_statistics())
         for _ in range(STATISTICS_ROUNDS):
             for bench in benches:
                 _statistics_round(bench, connections, order)
@@ -138,7 +138,7 @@ def _bench(stack: ExitStack, number: int) -> _Bench:
     )
 
 
-def _statistics() -> bpf.Handle:
+def run_statistics() -> bpf.Handle:
     """Run statistics, on until the handle is closed. Raises Unsupported, MissingCapability."""
     try:
         return bpf.enable_stats()

@@ -1,4 +1,4 @@
-"""bench select|reload|sockets|rpc-framing"""
+"""bench select|reload|sockets|speed|udp|rpc-framing"""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from reuseport_tool.bench import rpc_framing as bench_rpc_framing
 from reuseport_tool.bench import select as bench_select
 from reuseport_tool.bench import sockets as bench_sockets
 from reuseport_tool.bench import speed as bench_speed
+from reuseport_tool.bench import udp as bench_udp
 from reuseport_tool.cli import show
 from reuseport_tool.cli.compat import VerbGroup
 from reuseport_tool.cli.context import Context, examples, pass_context
@@ -143,6 +144,38 @@ def speed(ctx: Context, rounds: int, workers: int, addresses: int) -> None:
     """
     with show.steps("rounds", rounds) as step:
         report = bench_speed.bench(rounds, workers, addresses, ctx.bpffs, step)
+    show.result(report, ctx.json)
+
+
+@command.command(
+    "udp",
+    short_help="Datagrams per second, by what the program keeps together.",
+    epilog=examples(
+        "reuseport-tool bench udp",
+        "reuseport-tool bench udp --rounds 30 --flows 1 --flows 50000",
+        "reuseport-tool --json bench udp | jq '.arms[] | {program, flows, ns_per_run, ns_relative}'",
+    ),
+)
+@_count("--rounds", 15, "Turns of each arm.", least=2)
+@_count("--datagrams", 10_000, "Datagrams of each arm in each round.", least=1, most=1_000_000)
+@click.option(
+    "--flows",
+    type=click.IntRange(1, 4_000_000),
+    multiple=True,
+    default=bench_udp.FLOWS,
+    show_default=True,
+    help="This many flows; repeatable. A flow takes 220 bytes.",
+)
+@pass_context
+def udp(ctx: Context, rounds: int, datagrams: int, flows: tuple[int, ...]) -> None:
+    """Measure what the program costs for a UDP datagram, in a throw-away network namespace.
+
+    The arms are no program, and each value of `attach --flows` with each number of flows. They take turns in a random
+    order. Nanoseconds for each run come from the kernel's BPF statistics, in rounds of their own, because statistics
+    cost time; they are off again afterwards.
+    """
+    with show.steps("rounds", rounds + bench_udp.STATISTICS_ROUNDS) as step:
+        report = bench_udp.bench(rounds, datagrams, sorted(set(flows)), step)
     show.result(report, ctx.json)
 
 

@@ -154,9 +154,11 @@ def _check_name(source: Path) -> None:
         )
 
 
-def load_policy(policy: Policy, stack: ExitStack) -> tuple[dict[str, bpf.Map], bpf.Program]:
+def load_policy(
+    policy: Policy, stack: ExitStack, flows: FlowChoice | None = None
+) -> tuple[dict[str, bpf.Map], bpf.Program]:
     """Compile a policy of ours and load it over fresh maps; see ChosenPolicy.fresh()."""
-    with ChosenPolicy(policy, None) as chosen:
+    with ChosenPolicy(policy, None, flows) as chosen:
         return chosen.fresh(stack)
 
 

@@ -13,7 +13,7 @@ from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpf
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.sockarray import SockArray
-from reuseport_tool.models import Counters, Policy
+from reuseport_tool.models import Counters, FlowCounters, Policy
 
 
 class Scratch:
@@ -23,9 +23,9 @@ class Scratch:
         MissingCapability, ProgramRejected, Unsupported: from loading.
     """
 
-    def __init__(self, stack: ExitStack, policy: Policy) -> None:
+    def __init__(self, stack: ExitStack, policy: Policy, flows: policies.FlowChoice | None = None) -> None:
         self._stack = stack
-        self._maps, self.program = policies.load_policy(policy, stack)
+        self._maps, self.program = policies.load_policy(policy, stack, flows)
         self._state = State(Place(Path()), self._maps, self.program)
 
     def add_generation(self, generation: int, listeners: Sequence[socket.socket]) -> bpf.Map:
@@ -37,6 +37,13 @@ class Scratch:
         self._maps["generations"].update_u32(generation % GENERATIONS, array.fd)
         self._state.choice.switch(generation)
         return array
+
+    def give_id_length(self, generation: int, length: int) -> None:
+        """Say how long the connection IDs of a generation are, as a QUIC server's answers would."""
+        self._maps["quic"].update_u32(generation % GENERATIONS, length)
+
+    def flow_counters(self) -> FlowCounters | None:
+        return self._state.flows.counters()
 
     def counters(self) -> Counters:
         return self._state.counters()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         BenchSelect,
         BenchSockets,
         BenchSpeed,
+        BenchUdp,
         CloseSize,
         FramingArm,
         FramingSize,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         SocketsSize,
         SpeedFigure,
         Spread,
+        UdpArm,
     )
     from reuseport_tool.models.check import (
         Case,
@@ -102,6 +104,7 @@ __all__ = [
     "BenchSelect",
     "BenchSockets",
     "BenchSpeed",
+    "BenchUdp",
     "Canary",
     "CanaryStep",
     "Capability",
@@ -178,6 +181,7 @@ __all__ = [
     "Step",
     "Strategy",
     "Transaction",
+    "UdpArm",
     "UdpCase",
     "Way",
     "parse_endpoint",
@@ -186,8 +190,8 @@ __all__ = [
 _HOMES = {
     "autolowat": "Autolowat AutolowatAttachment AutolowatDetached AutolowatStatus Engine FailOpens",
     "bench": (
-        "BenchReload BenchRpcFraming BenchSelect BenchSockets BenchSpeed CloseSize FramingArm FramingSize "
-        "ReloadArm SelectArm SocketsArm SocketsSize SpeedFigure Spread"
+        "BenchReload BenchRpcFraming BenchSelect BenchSockets BenchSpeed BenchUdp CloseSize FramingArm FramingSize "
+        "ReloadArm SelectArm SocketsArm SocketsSize SpeedFigure Spread UdpArm"
     ),
     "check": (
         "Case CheckHotReload CheckRpcFraming CheckUdpReload ConnectionState FramingCase Move Redistribution UdpCase Way"

@@ -61,6 +61,42 @@ class BenchSelect:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UdpArm:
+    """One arm of `bench udp`, over all rounds."""
+
+    program: str
+    """`-` for no program, or what the program keeps together: `none`, `address`, `quic`."""
+    flows: int
+    """Flows whose datagrams take turns at random."""
+    datagrams_per_s: float
+    """Median over the rounds, by wall clock, from a client to the socket. One client on one CPU."""
+    relative: Spread
+    """Datagrams per second, divided by those of the round's arm without a program."""
+    ns_per_run: float | None
+    """By the kernel's BPF statistics, in rounds of their own; null without a program."""
+    ns_relative: float | None
+    """`ns_per_run`, divided by that of `none`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchUdp:
+    """What `bench udp` measured."""
+
+    kernel: str
+    """The kernel's release."""
+    rounds: int
+    """Rounds of the measurement of speed."""
+    datagrams_per_round: int
+    """Datagrams in one round of one arm."""
+    statistics_rounds: int
+    """Rounds of the same size that follow, for `ns_per_run`."""
+    arms: tuple[UdpArm, ...]
+    """One entry for each program and number of flows."""
+    duration_s: float
+    """Duration of everything."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SocketsArm:
     """One way to list sockets, over all rounds."""
 
