@@ -45,7 +45,11 @@ def made(state: ReloadState, world: World, result: str) -> Reload:
         warnings=state.warnings,
         canary=state.canary,
         leftovers=state.leftovers,
-        datagrams=tuple(_handed_over(group, world) for group in state.groups if group.way is WayName.DATAGRAMS),
+        datagrams=tuple(
+            _handed_over(group, world, is_stopped=state.stop_asked)
+            for group in state.groups
+            if group.way is WayName.DATAGRAMS
+        ),
     )
 
 
@@ -56,7 +60,7 @@ def _new_side(state: ReloadState, world: World) -> tuple[Identity, ...]:
     return state.new_side
 
 
-def _handed_over(group: GroupState, world: World) -> HandedOver:
+def _handed_over(group: GroupState, world: World, *, is_stopped: bool) -> HandedOver:
     """By the program's counters, and by the sockets as they were when they were last looked at."""
     now, before = None, group.counters_before
     present: Mapping[int, UdpInfo] = {}
@@ -66,16 +70,17 @@ def _handed_over(group: GroupState, world: World) -> HandedOver:
     first = now.since(before) if now is not None and before is not None else None
     last = now.since(group.counters_at_switch or now) if now is not None else None
     gone = [world.datagrams.last_seen(cookie) for cookie in group.old]
+    closed = [info for cookie, info in zip(group.old, gone, strict=True) if info and cookie not in present]
     return HandedOver(
         endpoint=str(group.endpoint),
         flows=group.flows,
         to_old=first.selected - last.selected if first and last else None,
         to_new=last.selected if last else None,
         by_kernel=first.fallback if first else None,
-        unread=sum(info.receive_queue for info in gone if info) if all(gone) else None,
+        unread=sum(info.receive_queue for info in closed) if all(gone) else None,
         drops_old=sum(info.drops for info in gone if info) - group.drops_before if all(gone) else None,
         drops_new=sum(present[cookie].drops for cookie in group.new) if present.keys() >= set(group.new) else None,
-        cut=group.cut,
+        cut=group.cut if is_stopped else 0,
         evicted=group.evicted,
     )
 

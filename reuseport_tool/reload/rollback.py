@@ -12,6 +12,7 @@ from reuseport_tool.models import Step, Strategy
 from reuseport_tool.reload import outcome, report, sides, ways
 from reuseport_tool.reload.saving import save
 from reuseport_tool.reload.state import ROLL_BACK, GroupState, ReloadState
+from reuseport_tool.reload.steps import quiet
 from reuseport_tool.reload.steps.prove import restore_sysctl
 from reuseport_tool.reload.survey import untouchable
 from reuseport_tool.reload.world import World
@@ -146,6 +147,7 @@ def _end_new_side(state: ReloadState, world: World) -> list[str]:
         )
     if state.given is not None:
         return []
+    quiet.answer_all(state, world)
     ending = _Ending(state, world)
     if not world.clock.wait(ending.done, _KILL_AFTER_S):
         ending.kill()

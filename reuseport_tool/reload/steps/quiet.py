@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Collection
 
@@ -43,6 +44,17 @@ def become_quiet(state: ReloadState, world: World) -> ReloadState:
     if not world.clock.wait(done, timeout_s):
         state = _cut(state, watches, timeout_s, world)
     return _written(state, watches, world)
+
+
+def answer_all(state: ReloadState, world: World) -> None:
+    """In a roll-back: wait, not for long, until the new side has answered what it got while it had the datagrams."""
+    cookies = {cookie for group in groups(state) for cookie in group.new}
+    if not cookies or not (state.plan.canary or any(group.counters_at_switch for group in groups(state))):
+        return
+    with contextlib.suppress(Unsupported, MissingCapability):
+        world.datagrams.watch(cookies)
+    world.datagrams.barrier()
+    world.clock.wait(_Quiet(cookies, state.plan.settle_s, world).reached, state.plan.health_timeout_s)
 
 
 def _cut(state: ReloadState, watches: list[_Flows], timeout_s: float, world: World) -> ReloadState:

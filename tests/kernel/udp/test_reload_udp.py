@@ -23,6 +23,7 @@ import pytest
 
 from reuseport_tool.kernel import diag, processes
 from reuseport_tool.models import Protocol
+from reuseport_tool.waiting import wait_until
 from tests.tool import Tool
 
 PORT = 5500
@@ -151,6 +152,45 @@ def test_a_plain_restart_loses(server: Start) -> None:
         old.terminate()
         old.wait()
     assert load.lost() > 0
+
+
+_DROPPED = "until awk 'NR > 1 && $NF > 0 { found = 1 } END { exit !found }' /proc/net/udp; do sleep 0.05; done"
+
+
+def test_a_server_that_reads_long_after_it_has_bound(tool: Tool, server: Start, tmp_path: Path) -> None:
+    """Knot DNS binds, loads its zones, and then begins to read: it gets nothing before it does."""
+    server("old")
+    may_read = tmp_path / "may read"
+    done: list[tuple[int, Any, str]] = []
+    options = (endpoint(), "--flows", "none", "--health-timeout", "60s")
+    with Load() as load:
+        thread = threading.Thread(target=lambda: done.append(reload(tool, *options, new=("--wait-for", may_read))))
+        thread.start()
+        try:
+            assert wait_until(
+                lambda: Path("/proc/thread-self/net/udp").read_text().count(f":{PORT:04X} 00000000:0000") == 4, 60
+            )
+            sent = load.sent
+            assert wait_until(lambda: load.sent > sent + 1000, 60)  # more than its receive buffers hold
+        finally:
+            may_read.touch()
+            thread.join()
+    [(code, report, err)] = done
+    assert (code, report["datagrams"][0]["drops_new"], load.lost()) == (0, 0, 0), err
+
+
+def test_without_the_probe_its_receive_buffers_overflow(tool: Tool, server: Start, tmp_path: Path) -> None:
+    """The arm that loses: what `--no-probe` leaves out. The report says so."""
+    server("old")
+    may_read = tmp_path / "may_read"
+    options = (endpoint(), "--flows", "none", "--health-timeout", "60s", "--hook-timeout", "60s", "--no-probe")
+    with Load() as load:
+        code, report, err = reload(
+            tool, *options, "--on-switch", f"{_DROPPED}; touch {may_read}", new=("--wait-for", may_read)
+        )
+    assert report["datagrams"][0]["drops_new"] > 0, err
+    assert code == 1
+    assert load.lost() >= report["datagrams"][0]["drops_new"]
 
 
 @pytest.mark.parametrize("address", ADDRESSES)

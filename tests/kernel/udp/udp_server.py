@@ -1,6 +1,6 @@
 """A UDP server with two workers' sockets: answers each datagram with its name, after a while if so asked.
 
-    udp_server.py PORT NAME [--address A] [--delay S] [--deaf] [--tcp] [--connect]
+    udp_server.py PORT NAME [--address A] [--delay S] [--wait-for FILE] [--deaf] [--tcp] [--connect]
 
 With --connect it answers each client from a socket of its own, as haproxy does for QUIC, until the client sends "end".
 It prints "ready", and ends at SIGTERM without looking back, as servers do that know nothing of a reload.
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--address", default="127.0.0.1")
     parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--wait-for", help="bound, and reading nothing until this file is there")
     parser.add_argument("--deaf", action="store_true")
     parser.add_argument("--tcp", action="store_true")
     parser.add_argument("--connect", action="store_true")
@@ -43,6 +44,8 @@ def main() -> None:
     listeners = [bound(options.address, options.port, socket.SOCK_STREAM)] if options.tcp else []
     connected: list[socket.socket] = []
     print("ready", flush=True)
+    while options.wait_for and not os.path.exists(options.wait_for):
+        time.sleep(0.01)
     late: collections.deque[tuple[float, socket.socket, bytes, object]] = collections.deque()
     name = options.name.encode()
     while True:

@@ -1,0 +1,156 @@
+"""The tool is killed in each step of a UDP reload under load, and another run finishes or undoes it.
+
+1. A server answers each datagram after a while, and clients send at a steady rate.
+2. A reload is killed by SIGKILL when a step begins: the servers are left as they are, and work on.
+3. `--resume` or `--abort` ends it. Every datagram is answered, and nothing is left. With `address` the server answers
+   only clients that it knows: theirs stay with it until they end.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reuseport_tool.check.udp_load import CLIENTS, Load
+from reuseport_tool.models import FlowMode, parse_endpoint
+from reuseport_tool.reload import transaction
+from reuseport_tool.reload.plan import Hook, Plan
+from tests.kernel.reload import killed
+from tests.kernel.udp.test_reload_udp import end_new_servers  # noqa: F401
+from tests.tool import Tool
+
+PORT = 5500
+ENDPOINT = f"udp://127.0.0.1:{PORT}"
+BEFORE = ["prepare", "start", "compare", "register", "switch", "health", "drain", "confirm"]
+NO_WAY_BACK = ["stop", "leftovers", "prove"]
+WAYS = ["none", "address"]
+
+pytestmark = [pytest.mark.needs("TCP iterator", "detach from a group")]
+
+
+Start = Callable[[str], subprocess.Popen[str]]
+
+
+def command(name: str, way: str) -> tuple[str, ...]:
+    """Each answer comes late, so that a server that is stopped at once loses some."""
+    options = ("127.0.0.1", str(PORT), name, "--delay", "0.1", *(("--session",) if way == "address" else ()))
+    return (sys.executable, "-m", "reuseport_tool.check.udp_server", *options)
+
+
+@pytest.fixture
+def started(in_netns: None, spawn: Callable[..., subprocess.Popen[str]]) -> Start:
+    """Start the old server of a way."""
+
+    def start(way: str) -> subprocess.Popen[str]:
+        process = spawn(*command("old", way), stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    return start
+
+
+def kill_reload(bpffs: Path | None, step: str, way: str, at_end: bool = False, **options: object) -> None:
+    """Reload in a fork that kills itself when a step begins, or has ended."""
+
+    def die(name: str) -> None:
+        if name == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    progress = killed.quiet(end=lambda done: die(done.name)) if at_end else killed.quiet(begin=die)
+    how = {"flows": FlowMode(way), "settle_s": 0.6, "output": Path("/dev/null"), **options}
+    plan = Plan(command=command("new", way), **how)  # type: ignore[arg-type]
+    pid = killed.in_fork(lambda: transaction.reload([parse_endpoint(ENDPOINT)], plan, bpffs, progress))
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+
+
+def group(tool: Tool) -> Any:
+    (found,) = tool.ok("status", ENDPOINT)["groups"]
+    return found
+
+
+def picture(tool: Tool) -> tuple[object, ...]:
+    """What an undone reload leaves as it was. Counters and flows go on."""
+    assert tool.bpffs is not None
+    found = group(tool)
+    listeners = [(entry["cookie"], entry["flag"], entry["slot"]) for entry in found["listeners"]]
+    pins = sorted(str(path.relative_to(tool.bpffs)) for path in tool.bpffs.rglob("*") if path.suffix != ".debug")
+    return found["working_generation"], bool(found["program"]), found["reload"], listeners, pins
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("step", [*BEFORE, *NO_WAY_BACK, "end"])
+def test_resumed_after_any_step(tool: Tool, started: Start, tmp_path: Path, step: str, way: str) -> None:
+    old, switched = started(way), tmp_path / "switched"
+    tool.ok("attach", ENDPOINT, "--flows", way)
+    ending = (Hook(step="switch", command=f"touch {switched}"),) if way == "address" else ()
+    with Load("127.0.0.1", PORT) as load:
+        load.end_after(switched)
+        options = {"flow_timeout_s": 1.0, "hooks": ending}
+        kill_reload(tool.bpffs, step if step != "end" else "prove", way, at_end=step == "end", **options)
+        load.go_on(CLIENTS * 2)
+        report = tool.ok("reload", ENDPOINT, "--resume")
+        load.go_on(CLIENTS * 2)
+    [handed_over] = report["datagrams"]
+    assert (report["result"], handed_over["cut"], handed_over["evicted"]) == ("reloaded", 0, 0)
+    assert load.lost == 0
+    old.wait(timeout=30)
+    found = group(tool)
+    assert [entry["flag"] for entry in found["listeners"]] == ["working"] * 2
+    assert found["reload"] is None
+    assert not [pin for pin in picture(tool)[-1] if "journal" in pin or "next" in pin or "generation_1" in pin]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("step", BEFORE)
+def test_aborted_after_any_step(tool: Tool, started: Start, step: str, way: str) -> None:
+    old = started(way)
+    if way == "address":
+        tool.ok("attach", ENDPOINT, "--flows", way)
+    before = picture(tool)
+    with Load("127.0.0.1", PORT) as load:
+        kill_reload(tool.bpffs, step, way, **({"drain_timeout_s": 1.5} if way == "address" else {}))
+        load.go_on(CLIENTS * 2)
+        assert tool.ok("reload", ENDPOINT, "--abort")["result"] == "rolled-back"
+        load.go_on(CLIENTS * 2)
+    assert load.lost == 0
+    assert picture(tool) == before
+    assert old.poll() is None
+
+
+@pytest.mark.parametrize("step", NO_WAY_BACK)
+def test_not_aborted_once_the_old_side_was_told_to_stop(tool: Tool, started: Start, step: str) -> None:
+    started("none")
+    kill_reload(tool.bpffs, step, "none")
+    assert "--resume" in tool.fails(7, "reload", ENDPOINT, "--abort")["hint"]
+    tool.ok("reload", ENDPOINT, "--resume")
+
+
+def test_a_kill_of_the_server_loses(started: Start) -> None:
+    """The arm without the tool: the same load, a new server beside the old one, and SIGKILL."""
+    old = started("none")
+    with Load("127.0.0.1", PORT) as load:
+        started("none")
+        load.go_on(CLIENTS * 5)
+        old.kill()
+        old.wait()
+    assert load.lost > 0
+
+
+def test_a_roll_back_after_the_switch_lets_the_new_server_answer(tool: Tool, started: Start) -> None:
+    old = started("none")
+    options = ("--flows", "none", "--settle", "0.6s", "--health-command", "sleep 0.3; false", "--output", "/dev/null")
+    with Load("127.0.0.1", PORT) as load:
+        load.go_on(CLIENTS)
+        done = tool.run("reload", ENDPOINT, *options, "--", *command("new", "none"))
+        load.go_on(CLIENTS)
+    assert (done.code, done.json["result"]) == (8, "rolled-back"), done.err
+    assert load.lost == 0
+    assert old.poll() is None
