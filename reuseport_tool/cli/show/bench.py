@@ -51,14 +51,14 @@ def _bench_udp(model: models.BenchUdp, console: Console) -> None:
         relative = None if arm.ns_per_run is None else _ratio(arm.relative)
         ratio = None if arm.ns_relative is None else f"{arm.ns_relative:.2f}"
         row(made, arm.program, arm.flows, f"{arm.datagrams_per_s:.0f}", relative, arm.ns_per_run, ratio)
-    put(console, made)
-    note = (
+    _put(
+        console,
+        made,
         f"Linux {model.kernel}, {model.rounds} rounds of {model.datagrams_per_round} datagrams, "
         f"{model.duration_s:.0f} s. keeps: what the program keeps together, - without a program. Datagrams per second "
         "relative to no program: median ± half the interquartile range. to none: ns/run relative to the program that "
-        "keeps nothing."
+        "keeps nothing.",
     )
-    say(console, Text(note, style="dim"))
 
 
 @table.register
