@@ -32,7 +32,8 @@ _CACHE = Path(os.environ.get("REUSEPORT_TOOL_CACHE", Path.home() / ".cache" / "r
 _BASE, ROOT = _CACHE / "trixie", _CACHE / "trixie-quic"
 _READY_S = 30.0
 _ANSWERS = 10  # of each connection after the switch
-_TOOL = [sys.executable, "-m", "reuseport_tool", "--json"]
+# The bpffs of this mount namespace, which ends with it.
+_TOOL = [sys.executable, "-m", "reuseport_tool", "--json", "--bpffs", "/sys/fs/bpf"]
 _ADDRESSES = {"IPv4": ("0.0.0.0", "127.0.0.1"), "IPv6": ("::", "::1")}
 
 
