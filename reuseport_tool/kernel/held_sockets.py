@@ -14,20 +14,26 @@ _OFFSETS = {
     "OFF_NUMBER": ("inode", "i_ino"),
 }
 _REMEMBERED = 1 << 15  # sockets
+MAPS = ("SEEN_FD",)
 
 
 def source() -> Source:
     """The program of HeldSockets."""
     defines = {**process_id.defines(), **btf.offsets(_OFFSETS)}
-    return Source(path=bpf_dir() / "sockets" / "held_sockets.c", defines=defines, maps=("SEEN_FD",))
+    return Source(path=bpf_dir() / "sockets" / "held_sockets.c", defines=defines, maps=MAPS)
+
+
+def new_map() -> bpf.Map:
+    """In which the program remembers what it wrote."""
+    return bpf.Map.create(bpf.MapType.LRU_HASH, "seen", key_size=8, value_size=16, max_entries=_REMEMBERED)
 
 
 class HeldSockets(Closing):
     """The loaded iterator, over the processes of our PID namespace. A context manager; raises as BpfIterator."""
 
     def __init__(self) -> None:
-        with bpf.Map.create(bpf.MapType.LRU_HASH, "seen", key_size=8, value_size=16, max_entries=_REMEMBERED) as seen:
-            self._iterator = BpfIterator("task_file", source(), {"SEEN_FD": seen.fd})
+        with new_map() as seen:
+            self._iterator = BpfIterator("task_file", source(), {MAPS[0]: seen.fd})
 
     def read(self) -> list[tuple[int, int, int]]:
         """(inode, pid, fd) of every socket that a process holds, one descriptor a process.

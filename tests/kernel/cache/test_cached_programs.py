@@ -91,6 +91,8 @@ def _maps(stack: ExitStack, source: Source) -> dict[str, int]:
     if source.maps == ("TARGETS_FD",):
         targets = bpf.Map.create(bpf.MapType.HASH, "targets", key_size=8, value_size=56)
         return {"TARGETS_FD": stack.enter_context(targets).fd}
+    if source.maps == held_sockets.MAPS:
+        return {held_sockets.MAPS[0]: stack.enter_context(held_sockets.new_map()).fd}
     return {}
 
 
