@@ -119,8 +119,8 @@ lint: setup ## ruff and mypy
 	$(VENV)/bin/mypy
 
 # The Debian package, from the files that git knows, for Debian 12 and 13: it has no compiled part.
-DEB_PACKAGES := debhelper dh-python pybuild-plugin-pyproject python3-all python3-hatchling python3-click python3-rich \
-	python3-pyroute2 click-man dpkg-dev fakeroot man-db
+DEB_PACKAGES := build-essential debhelper dh-python pybuild-plugin-pyproject python3-all python3-hatchling \
+	python3-click python3-rich python3-pyroute2 python3-scapy click-man dpkg-dev fakeroot man-db
 DEB := build/deb
 DEB_SOURCE := $(DEB)/reuseport-tool
 
