@@ -1,0 +1,246 @@
+"""Generations and slots over a kernel in memory: map add, map remove, map switch, flows, and what a reload does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from reuseport_tool.errors import Conflict, NotFound, UsageError
+from reuseport_tool.group import attach, discover, flows, places, slots, state
+from reuseport_tool.group.discover import Found
+from reuseport_tool.group.pins import Pins
+from reuseport_tool.group.policy import ChosenPolicy, FlowChoice
+from reuseport_tool.group.state import GENERATIONS, State
+from reuseport_tool.kernel.abi import FLOW_KEY, FLOW_WORD
+from reuseport_tool.models import FlowMode, Policy, parse_endpoint
+from tests.unit.group.fake import DNS, WEB, Kernel
+
+
+@pytest.fixture
+def old(kernel: Kernel) -> int:
+    """The cookie of an attached listener of process 7."""
+    cookie = kernel.listen(7)
+    attach.attach(WEB, None, None, kernel.root)
+    return cookie
+
+
+def add(kernel: Kernel, **chosen: int | None) -> list[tuple[int | None, int | None, int | None]]:
+    wanted = {"generation": None, "slot": None, "pid": None, "cookie": None} | chosen
+    found = slots.add(WEB, kernel.root, **wanted)
+    return [(change.generation, change.slot, change.cookie) for change in found.changes]
+
+
+def test_add_takes_what_is_named(kernel: Kernel, old: int) -> None:
+    by_pid, by_cookie, rest = kernel.listen(8), kernel.listen(9), kernel.listen(9)
+    assert add(kernel, pid=8) == [(1, 1, by_pid)]
+    assert add(kernel, cookie=by_cookie, generation=2, slot=3) == [(2, 3, by_cookie)]
+    assert add(kernel) == [(1, 2, rest)]
+    assert kernel.chosen() == {old, by_pid, rest}
+    shown = {(entry.generation, entry.working): entry for entry in slots.list_maps(WEB, kernel.root).maps}
+    assert [(slot.slot, slot.cookie) for slot in shown[2, False].slots] == [(3, by_cookie)]
+    assert shown[2, False].members == 4
+    assert shown[1, True].capacity == state.CAPACITY_LEAST
+
+
+def test_what_cannot_be_added(kernel: Kernel, old: int) -> None:
+    with pytest.raises(NotFound, match="registered already"):
+        add(kernel)
+    with pytest.raises(NotFound, match="no listener with cookie 1 "):
+        add(kernel, cookie=1)
+    with pytest.raises(Conflict, match="in a sockarray already"):
+        add(kernel, cookie=old)
+    new = kernel.listen(8)
+    with pytest.raises(Conflict, match="slot 0 is taken"):
+        add(kernel, cookie=new, slot=0)
+    with pytest.raises(UsageError, match="no slot 512"):
+        add(kernel, cookie=new, slot=512)
+    with pytest.raises(UsageError, match="not a generation: 0"):
+        add(kernel, cookie=new, generation=0)
+    with pytest.raises(NotFound, match="has no socket on"):
+        add(kernel, pid=99)
+    kernel.gone.add(98)
+    with pytest.raises(NotFound, match="no process 98"):
+        add(kernel, pid=98)
+    kernel.listen(8)
+    with pytest.raises(UsageError, match="2 listeners"):
+        add(kernel, pid=8, slot=5)
+    assert kernel.chosen() == {old}
+
+
+def test_remove_and_switch(kernel: Kernel, old: int) -> None:
+    new = kernel.listen(8)
+    add(kernel, generation=2)
+    assert kernel.chosen() == {old}
+    slots.switch(WEB, kernel.root, generation=2, force=False)
+    assert kernel.chosen() == {new}
+    (change,) = slots.remove(WEB, kernel.root, generation=2, slot=0).changes
+    assert change.cookie == new
+    with pytest.raises(NotFound, match="slot 0 is empty"):
+        slots.remove(WEB, kernel.root, generation=2, slot=0)
+    with pytest.raises(NotFound) as caught:
+        slots.switch(WEB, kernel.root, generation=3, force=False)
+    assert caught.value.hint == "there are: 1, 2"
+    slots.switch(WEB, kernel.root, generation=1, force=False)
+    with pytest.raises(Conflict, match="no open listener"):
+        slots.switch(WEB, kernel.root, generation=2, force=False)
+    assert kernel.chosen() == {old}
+    slots.switch(WEB, kernel.root, generation=2, force=True)
+    assert kernel.chosen() == {old, new}, "an empty generation leaves the choice to the kernel"
+
+
+def test_maps_of_nothing_of_several_and_of_damaged_groups(kernel: Kernel, old: int) -> None:
+    other = parse_endpoint("127.0.0.2:80")
+    with pytest.raises(NotFound, match="nothing of this tool"):
+        slots.list_maps(other, kernel.root)
+    kernel.listen(7, other)
+    attach.attach(other, None, None, kernel.root)
+    with pytest.raises(UsageError, match="means several groups"):
+        slots.remove(parse_endpoint("80"), kernel.root, generation=1, slot=0)
+    (places.group_folder(kernel.root, WEB) / "state" / "choice").unlink()
+    found = slots.list_maps(None, kernel.root)
+    assert [entry.endpoint for entry in found.maps] == [str(other)]
+    assert "damaged" in found.damaged[0]
+    with pytest.raises(Conflict, match="damaged"):
+        slots.list_maps(WEB, kernel.root)
+    with pytest.raises(NotFound, match="nothing of this tool is attached"):
+        slots.switch(parse_endpoint("81"), kernel.root, generation=1, force=False)
+
+
+def test_generations_beyond_the_most_take_the_place_of_ended_ones_only(kernel: Kernel, old: int) -> None:
+    with State.open(places.group_folder(kernel.root, WEB)) as opened:
+        for number in range(2, GENERATIONS + 1):
+            opened.create_generation(number)
+            assert opened.generations() == [1, number], "empty ones go when the next one comes"
+        with pytest.raises(Conflict, match=f"generation {GENERATIONS} exists"):
+            opened.create_generation(GENERATIONS)
+        with pytest.raises(Conflict, match="generation 1 still has listeners"):
+            opened.create_generation(1 + GENERATIONS)
+        assert opened.next_generation() == GENERATIONS + 1
+        kernel.close(old)
+        opened.switch(GENERATIONS)
+        opened.create_generation(1 + GENERATIONS)
+        assert opened.generations() == [GENERATIONS, GENERATIONS + 1]
+        with pytest.raises(NotFound, match="no generation 99"), opened.sockarray(99):
+            pass
+
+
+def test_a_canary_has_its_share_until_the_switch(kernel: Kernel, old: int) -> None:
+    kernel.listen(8)
+    add(kernel, generation=2)
+    with State.open(places.group_folder(kernel.root, WEB)) as opened:
+        assert opened.canary is None
+        opened.share(2, 250)
+        opened.share(2, 500)
+        assert opened.canary == (2, 500)
+        choice = opened.link()["CHOICE_FD"]
+        with opened.steered("10.0.0.1", 4000):
+            assert kernel.fds[choice].values[state.Choice.STEERED_PORT] != bytes(4)
+            assert kernel.fds[choice].values[state.Choice.STEERED_ADDRESS] == b"\x0a\0\0\1"
+        assert kernel.fds[choice].values[state.Choice.STEERED_PORT] == bytes(4)
+        opened.switch(2)
+        assert opened.canary is None
+
+
+def test_counters_are_sums_over_the_cpus(kernel: Kernel, old: int) -> None:
+    with State.open(places.group_folder(kernel.root, WEB)) as opened:
+        counters = kernel.fds[opened.link()["COUNTERS_FD"]]
+        counters.values[0] = (5).to_bytes(8, "little") + (1 << 40).to_bytes(8, "little")
+        assert opened.counters().selected == 5 + (1 << 40)
+        assert opened.counters().fallback == 0
+
+
+def flow(source: bytes, port: int) -> bytes:
+    return (source.ljust(16, b"\0") + b"\x7f\0\0\1".ljust(16, b"\0") + port.to_bytes(2, "big")).ljust(
+        FLOW_KEY.size, b"\0"
+    )
+
+
+def test_flows_are_listed_last_seen_first(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel.listen(7, DNS)
+    with pytest.raises(NotFound, match="keeps flows"):
+        flows.list_flows(DNS, kernel.root, None, 10)
+    attach.attach(DNS, None, None, kernel.root, flows=FlowChoice(mode=FlowMode.ADDRESS, entries=16))
+    monkeypatch.setattr("time.clock_gettime_ns", lambda _clock: 1000 << 20)
+    (recorded,) = (entry for entry in kernel.objects.values() if entry.name == "flows")
+    recorded.values[flow(b"\x0a\0\0\1", 4000)] = FLOW_WORD.pack(100, 3, 1)
+    recorded.values[flow(b"\x0a\0\0\2", 5000)] = FLOW_WORD.pack(990, 0, 2)
+    recorded.values[flow(b"\x0a\0\0\3", 6000)] = FLOW_WORD.pack(1001, 1, 2)
+    listed = flows.list_flows(DNS, kernel.root, None, 10).flows
+    assert [(entry.source, entry.generation, entry.slot) for entry in listed] == [
+        ("10.0.0.3:6000", 2, 1),
+        ("10.0.0.2:5000", 2, 0),
+        ("10.0.0.1:4000", 1, 3),
+    ]
+    assert listed[0].idle_s == 0.0, "seen while we look"
+    assert listed[2].idle_s == pytest.approx(900 * (1 << 20) / 1e9, abs=0.001)
+    assert [entry.source for entry in flows.list_flows(DNS, kernel.root, 2, 1).flows] == ["10.0.0.3:6000"]
+
+
+@pytest.fixture
+def pins(kernel: Kernel) -> Iterator[Pins]:
+    with (
+        places.locked(kernel.root, WEB) as folder,
+        ChosenPolicy(None, None) as chosen,
+        kernel.listeners_of(WEB.protocol) as listeners,
+        Pins({WEB: folder}, chosen, listeners, chosen) as made,
+    ):
+        yield made
+
+
+def members(cookies: set[int]) -> Found:
+    return discover.present(WEB).subset(sorted(cookies))
+
+
+def test_the_verbs_of_a_reload(kernel: Kernel, pins: Pins) -> None:
+    old, new = kernel.listen(7), kernel.listen(8)
+    assert pins.counters(WEB) is None
+    with pytest.raises(NotFound):
+        pins.working(WEB)
+    assert not pins.running(WEB).ours
+    assert pins.attach(WEB, members({old}).members).working == 1
+    assert pins.running(WEB).ours
+    assert kernel.chosen() == {old}
+    pins.make(WEB, 2)
+    pins.put(WEB, 2, members({new}).members)
+    pins.share(WEB, 2, 12.5)
+    assert (kernel.chosen(), pins.canary(WEB), pins.cookies(WEB, 2)) == ({old}, (2, 12.5), {new})
+    pins.switch(WEB, 2)
+    assert (kernel.chosen(), pins.working(WEB), pins.generations(WEB)) == ({new}, 2, (1, 2))
+    pins.put(WEB, 1, members({new}).members)
+    assert (pins.cookies(WEB, 1), pins.cookies(WEB, 9)) == ({old, new}, frozenset())
+    pins.take_out(WEB, [old])
+    pins.switch(WEB, 1)
+    pins.remove(WEB, 2)
+    assert (kernel.chosen(), pins.generations(WEB)) == ({new}, (1,))
+    pins.detach(WEB)
+    assert kernel.running == {}
+    assert pins.counters(WEB) is None
+
+
+def test_a_program_of_somebody_else_is_seen_and_not_detached(kernel: Kernel, pins: Pins) -> None:
+    kernel.listen(7)
+    pins.attach(WEB, discover.present(WEB).members)
+    theirs = kernel.foreign()
+    pins.attach(WEB, [])
+    running = pins.running(WEB)
+    assert (running.ours, running.program_id) == (False, theirs)
+    pins.attach_again(WEB)
+    assert pins.running(WEB).ours
+    kernel.running[WEB, 0] = theirs
+    pins.attach(WEB, [])  # forgets the look of a moment ago
+    pins.detach(WEB)
+    assert kernel.running == {(WEB, 0): theirs}
+
+
+def test_a_spare_program_that_no_group_took_is_closed(kernel: Kernel) -> None:
+    with ChosenPolicy(Policy.HASH, None) as chosen:
+        chosen.prepare()
+        assert kernel.fds
+    assert not kernel.fds
+    kernel.listen(7)
+    with ChosenPolicy(Policy.HASH, None) as chosen:
+        chosen.prepare()
+        made = len(kernel.objects)
+        attach.attach(WEB, Policy.HASH, None, kernel.root)
+        assert len(kernel.objects) > made
