@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from reuseport_tool.errors import Conflict, MissingCapability, NotFound, ProgramRejected
-from reuseport_tool.group import pins, state, status
+from reuseport_tool.group import layout, pins, status
 from reuseport_tool.kernel import bpf, bpffs, cgroup, diag, iterator, pidfd, processes, program, sockets
 from reuseport_tool.kernel.bpf import MapType, ProgramInfo
 from reuseport_tool.kernel.diag import BoundSocket
@@ -131,7 +131,7 @@ class Module:
     def __init__(self, kernel: Kernel, source: program.Source) -> None:
         self._kernel, self._source = kernel, source
 
-    def load(self, name: str, kind: ProgramType, _attach: object, *, maps: Mapping[str, int]) -> bpf.Program:
+    def load(self, name: str, kind: ProgramType, _attach: object, maps: Mapping[str, int]) -> bpf.Program:
         if name == "bad":
             raise ProgramRejected("the verifier rejected bad", hint="-", log="R1 type=inv")
         entry = self._kernel.make(type=kind, name=name, tag=f"{name} {sorted(self._source.defines.items())}")
@@ -193,7 +193,7 @@ class Kernel:
         maps = {self.objects[number].name: self.objects[number] for number in running.maps} if running else {}
         if "choice" not in maps:
             return everybody
-        working = int.from_bytes(maps["choice"].values.get(0, b""), sys.byteorder) % state.GENERATIONS
+        working = int.from_bytes(maps["choice"].values.get(0, b""), sys.byteorder) % layout.GENERATIONS
         array = self.objects.get(int.from_bytes(maps["generations"].values.get(working, b""), sys.byteorder))
         members = int.from_bytes(maps["members"].values.get(working, b""), sys.byteorder)
         seen = [value for slot, value in array.values.items() if slot < members] if array else []
@@ -332,7 +332,7 @@ class Kernel:
     def listeners_of(self, protocol: Protocol, *, ordered: bool = True) -> Iterator[Any]:
         if not self.may_iterate:
             raise MissingCapability("no CAP_PERFMON")
-        yield SimpleNamespace(listeners=lambda: self.infos(protocol)) if self.tells else None
+        yield SimpleNamespace(listeners=lambda wanted=None: self.infos(protocol)) if self.tells else None
 
     def batch(self, map_: bpf.Map, batch: bpf.Batch, *, begun: bool) -> tuple[int, bool]:
         """All flows at once."""

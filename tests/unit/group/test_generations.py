@@ -7,11 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from reuseport_tool.errors import Conflict, NotFound, UsageError
-from reuseport_tool.group import attach, discover, flows, places, slots, state
+from reuseport_tool.group import attach, discover, flows, layout, places, slots
+from reuseport_tool.group.choice import Element
 from reuseport_tool.group.discover import Found
+from reuseport_tool.group.layout import GENERATIONS
 from reuseport_tool.group.pins import Pins
 from reuseport_tool.group.policy import ChosenPolicy, FlowChoice
-from reuseport_tool.group.state import GENERATIONS, State
+from reuseport_tool.group.state import State
 from reuseport_tool.kernel.abi import FLOW_KEY, FLOW_WORD
 from reuseport_tool.models import FlowMode, Policy, parse_endpoint
 from tests.unit.group.fake import DNS, WEB, Kernel
@@ -40,7 +42,7 @@ def test_add_takes_what_is_named(kernel: Kernel, old: int) -> None:
     shown = {(entry.generation, entry.working): entry for entry in slots.list_maps(WEB, kernel.root).maps}
     assert [(slot.slot, slot.cookie) for slot in shown[2, False].slots] == [(3, by_cookie)]
     assert shown[2, False].members == 4
-    assert shown[1, True].capacity == state.CAPACITY_LEAST
+    assert shown[1, True].capacity == layout.CAPACITY_LEAST
 
 
 def test_what_cannot_be_added(kernel: Kernel, old: int) -> None:
@@ -109,19 +111,20 @@ def test_maps_of_nothing_of_several_and_of_damaged_groups(kernel: Kernel, old: i
 
 def test_generations_beyond_the_most_take_the_place_of_ended_ones_only(kernel: Kernel, old: int) -> None:
     with State.open(places.group_folder(kernel.root, WEB)) as opened:
+        made = opened.generations
         for number in range(2, GENERATIONS + 1):
-            opened.create_generation(number)
-            assert opened.generations() == [1, number], "empty ones go when the next one comes"
+            made.create(number)
+            assert made.numbers() == [1, number], "empty ones go when the next one comes"
         with pytest.raises(Conflict, match=f"generation {GENERATIONS} exists"):
-            opened.create_generation(GENERATIONS)
+            made.create(GENERATIONS)
         with pytest.raises(Conflict, match="generation 1 still has listeners"):
-            opened.create_generation(1 + GENERATIONS)
-        assert opened.next_generation() == GENERATIONS + 1
+            made.create(1 + GENERATIONS)
+        assert made.next() == GENERATIONS + 1
         kernel.close(old)
-        opened.switch(GENERATIONS)
-        opened.create_generation(1 + GENERATIONS)
-        assert opened.generations() == [GENERATIONS, GENERATIONS + 1]
-        with pytest.raises(NotFound, match="no generation 99"), opened.sockarray(99):
+        opened.choice.switch(GENERATIONS)
+        made.create(1 + GENERATIONS)
+        assert made.numbers() == [GENERATIONS, GENERATIONS + 1]
+        with pytest.raises(NotFound, match="no generation 99"), made[99].sockarray():
             pass
 
 
@@ -129,17 +132,17 @@ def test_a_canary_has_its_share_until_the_switch(kernel: Kernel, old: int) -> No
     kernel.listen(8)
     add(kernel, generation=2)
     with State.open(places.group_folder(kernel.root, WEB)) as opened:
-        assert opened.canary is None
-        opened.share(2, 250)
-        opened.share(2, 500)
-        assert opened.canary == (2, 500)
-        choice = opened.link()["CHOICE_FD"]
-        with opened.steered("10.0.0.1", 4000):
-            assert kernel.fds[choice].values[state.Choice.STEERED_PORT] != bytes(4)
-            assert kernel.fds[choice].values[state.Choice.STEERED_ADDRESS] == b"\x0a\0\0\1"
-        assert kernel.fds[choice].values[state.Choice.STEERED_PORT] == bytes(4)
-        opened.switch(2)
-        assert opened.canary is None
+        choice, elements = opened.choice, kernel.fds[opened.link()["CHOICE_FD"]].values
+        assert choice.canary is None
+        choice.share(2, 250)
+        choice.share(2, 500)
+        assert choice.canary == (2, 500)
+        with choice.steered("10.0.0.1", 4000):
+            assert elements[Element.STEERED_PORT] != bytes(4)
+            assert elements[Element.STEERED_ADDRESS] == b"\x0a\0\0\1"
+        assert elements[Element.STEERED_PORT] == bytes(4)
+        choice.switch(2)
+        assert choice.canary is None
 
 
 def test_counters_are_sums_over_the_cpus(kernel: Kernel, old: int) -> None:
