@@ -18,7 +18,7 @@ export REUSEPORT_TOOL_KERNEL_TESTS ?= require
 # The tests mostly wait. Those that measure compare ratios of interleaved arms, which neighbours slow alike.
 PROCESSES ?= 3
 # What they cover now; to be raised, never lowered.
-COVERED := 65
+COVERED := 75
 
 # $(1): packages. Installs those that are missing, as root, or says which; elsewhere than on Debian it only names them.
 define install_packages

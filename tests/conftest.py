@@ -7,10 +7,12 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from reuseport_tool.kernel import libc, netns
+from tests import order
 from tests.kernel.needs import KernelTooOld
 from tests.tool import Tool
 
@@ -23,6 +25,23 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = tempfile.TemporaryDirectory(prefix="reuseport-tool-cache-")
         os.environ["REUSEPORT_TOOL_CACHE"] = folder.name
         config.add_cleanup(folder.cleanup)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is marked slow runs first."""
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    items[:] = order.slow_first(slow, [item for item in items if item not in slow], workers)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """With --durations: how long the tests of each folder took, on all workers together."""
+    if config.getoption("durations") is not None:
+        reports = [report for found in terminalreporter.stats.values() for report in found]
+        timed = [(report.nodeid, report.duration) for report in reports if hasattr(report, "duration")]
+        terminalreporter.section("seconds by folder")
+        for folder, duration_s in order.by_folder(timed):
+            terminalreporter.write_line(f"{duration_s:8.1f}s {folder}")
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -204,8 +204,10 @@ def _attach_new(pins: Place, plan: Plan, devices: Sequence[tc.Device], cgroup_fd
         stack.push(lambda kind, *_: _clean(pins) if kind else None)
         for name, entry in maps.by_name().items():
             bpffs.pin(entry, aside / name)
-        for name, link in kernel.attach(plan.engine, programs, cgroup_fd).items():
+        links = kernel.attach(plan.engine, programs, cgroup_fd)
+        for link in links.values():
             stack.callback(link.close)
+        for name, link in links.items():
             bpffs.pin(link, aside / f"link_{name}")
         _attach_devices(aside, maps, programs, devices, pins.name)
         aside.rename(pins / "state")

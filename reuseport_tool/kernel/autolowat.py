@@ -108,16 +108,18 @@ class Maps:
 
         Without ports applications opt in. The programs do nothing until set_working().
         """
+
+        def own(entry: bpf.Map) -> bpf.Map:
+            return stack.enter_context(entry)
+
         array, entries = bpf.MapType.ARRAY, _FAIL_OPENS + len(_DOUBTS) + 1
         made = cls(
-            sockets=_sockets_map(engine),
-            settings=bpf.Map.create(array, "settings", max_entries=_SETTINGS),
-            counters=bpf.Map.create(bpf.MapType.PERCPU_ARRAY, "counters", value_size=8, max_entries=entries),
-            ports=bpf.Map.create(array, "ports", value_size=8, max_entries=_PORTS // _PORTS_IN_WORD),
-            about=bpf.Map.create(array, "about", value_size=_TEXT),
+            sockets=own(_sockets_map(engine)),
+            settings=own(bpf.Map.create(array, "settings", max_entries=_SETTINGS)),
+            counters=own(bpf.Map.create(bpf.MapType.PERCPU_ARRAY, "counters", value_size=8, max_entries=entries)),
+            ports=own(bpf.Map.create(array, "ports", value_size=8, max_entries=_PORTS // _PORTS_IN_WORD)),
+            about=own(bpf.Map.create(array, "about", value_size=_TEXT)),
         )
-        for entry in made.by_name().values():
-            stack.enter_context(entry)
         for word in {port // _PORTS_IN_WORD for port in ports} or range(_PORTS // _PORTS_IN_WORD):
             bits = sum(1 << port % _PORTS_IN_WORD for port in set(ports) if port // _PORTS_IN_WORD == word)
             made.ports.update(word, struct.pack("=Q", bits if ports else 2**_PORTS_IN_WORD - 1))

@@ -25,6 +25,8 @@ from tests.servers import restart, servers
 from tests.servers.servers import Server
 from tests.tool import Tool
 
+pytestmark = pytest.mark.slow
+
 RELOADS = 20
 PLAIN_RESTARTS = 5
 CLIENTS = 256

@@ -23,6 +23,8 @@ from tests.servers import restart, servers
 from tests.servers.servers import Server
 from tests.tool import Tool
 
+pytestmark = pytest.mark.slow
+
 PORTS = (8080, 8443, 8444)
 ADDRESSES = ("127.0.0.1", "::1")
 GROUPS = len(PORTS) * len(ADDRESSES)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.soak import soak
 from tests.soak.soak import Profile, Result
+
+pytestmark = pytest.mark.slow
 
 FAST, SLOW = Profile(0, 256), Profile(500, 2000)
 MOVED = 100

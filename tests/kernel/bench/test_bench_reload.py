@@ -70,7 +70,7 @@ def test_each_connection_is_accounted_once(report: BenchReload, name: str) -> No
     assert found.longest_wait_ms is not None
     assert found.longest_wait_ms.median > 50  # the slow clients' round-trip time
     assert found.duration_s is not None
-    assert 0 < found.duration_s.median < 20
+    assert 0 < found.duration_s.median < report.duration_s
 
 
 @pytest.mark.parametrize("name", LOSING)

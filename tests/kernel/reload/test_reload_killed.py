@@ -22,6 +22,7 @@ from tests.kernel.reload import killed
 from tests.tool import Tool
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("end_owners"),
     pytest.mark.needs("migration by program", "migration wakes readers"),
 ]

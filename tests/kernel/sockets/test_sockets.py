@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
@@ -143,10 +144,12 @@ def pair(in_netns: None) -> Iterator[tuple[socket.socket, socket.socket, socket.
 
 
 Pair = tuple[socket.socket, socket.socket, socket.socket]
+TICK_S = 0.02  # the kernel counts in jiffies of 10 ms at most
 
 
 def test_fields(tool: Tool, pair: Pair) -> None:
     listener, client, accepted = pair
+    begun_s = time.monotonic()
     client.sendall(b"12345")
     by_cookie = {entry["cookie"]: entry for entry in tool.ok("sockets")["sockets"]}
     assert set(by_cookie) == {cookie(sock) for sock in pair}
@@ -155,7 +158,7 @@ def test_fields(tool: Tool, pair: Pair) -> None:
     assert shown["remote"] == "{}:{}".format(*client.getsockname())
     assert (shown["state"], shown["receive_queue"], shown["pid"]) == ("established", 5, os.getpid())
     assert shown["inode"] == os.fstat(accepted.fileno()).st_ino
-    assert 0 <= shown["idle_s"] < 20
+    assert 0 <= shown["idle_s"] <= time.monotonic() - begun_s + TICK_S
     shown = by_cookie[cookie(listener)]
     assert (shown["state"], shown["accept_queue"], shown["backlog"], shown["remote"]) == ("listen", 0, 7, None)
 
@@ -182,9 +185,10 @@ def test_sockets_of_every_kind_agree_with_ss(tool: Tool, pair: Pair) -> None:
 def test_a_half_open_connection_has_an_age(tool: Tool, pair: Pair) -> None:
     """TCP_DEFER_ACCEPT keeps the request socket until data comes."""
     pair[0].setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 60)
+    begun_s = time.monotonic()
     with socket.create_connection(("127.0.0.1", PORT)):
         (entry,) = tool.ok("sockets", "--state", "NEW-SYN-RECV", "--endpoint", PORT)["sockets"]
-        assert 0 <= entry["age_s"] < 60
+        assert 0 <= entry["age_s"] <= time.monotonic() - begun_s + TICK_S
         assert entry["inode"] is None
         assert entry["pid"] is None
         assert tool.ok("sockets", "--older-than", 0, "--state", "new_syn_recv")["sockets"]

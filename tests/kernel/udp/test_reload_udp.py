@@ -31,7 +31,7 @@ SERVER = [sys.executable, str(Path(__file__).parent / "udp_server.py"), str(PORT
 ADDRESSES = ["127.0.0.1", "::1"]
 ANSWER_S = 10.0
 
-pytestmark = [pytest.mark.needs("TCP iterator", "detach from a group")]
+pytestmark = [pytest.mark.needs("TCP iterator", "detach from a group"), pytest.mark.slow]
 
 Start = Callable[..., subprocess.Popen[str]]
 
