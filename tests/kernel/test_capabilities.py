@@ -17,6 +17,7 @@ import pytest
 
 from reuseport_tool.kernel import libc
 from tests.kernel.conftest import PORT, SERVER, Clients, ask, server_command
+from tests.kernel.readable import READABLE
 from tests.tool import Tool
 
 pytestmark = pytest.mark.needs("migration by program", "migration wakes readers", "bpf_sock_destroy")
@@ -70,11 +71,17 @@ class Capable(Tool):
 
     def command(self, *arguments: object, as_json: bool = True) -> list[str]:
         sets = [f"--{kind}={self._held}" for kind in ("inh-caps", "ambient-caps", "bounding-set")]
-        return [*as_user(USER), *sets, *super().command(*arguments, as_json=as_json)]
+        return [*as_user(USER), *sets, *READABLE.command(super().command(*arguments, as_json=as_json))]
 
 
 def as_user(uid: int) -> list[str]:
     return ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def readable() -> Iterator[None]:
+    with READABLE.opened():
+        yield
 
 
 @pytest.fixture
@@ -97,7 +104,7 @@ def pins(root: None) -> Iterator[Path]:
 @pytest.fixture
 def start(in_netns: None, spawn: Spawn) -> Callable[[int, str], subprocess.Popen[str]]:
     def started(uid: int, name: str) -> subprocess.Popen[str]:
-        process = spawn(*as_user(uid), *SERVER, PORT, name, stdout=subprocess.PIPE)
+        process = spawn(*as_user(uid), *READABLE.command([*SERVER, PORT, name]), stdout=subprocess.PIPE)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         return process
@@ -210,19 +217,13 @@ def test_a_stranger_cannot_get_in(pins: Path, start: Start) -> None:
     Tool(pins).ok("attach", PORT)
     state = next(pins.rglob("generation_1")).parent
     stranger = [*as_user(STRANGER), "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all"]
-    program = [
-        *stranger,
-        sys.executable,
-        "-c",
-        INTRUDER,
-        str(PORT),
-        str(state / "generation_1"),
-        str(state / "members"),
-    ]
+    intruder = [sys.executable, "-c", INTRUDER, PORT, state / "generation_1", state / "members"]
+    program = [*stranger, *READABLE.command(intruder)]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["EADDRINUSE", "EACCES", "EACCES"], done.stderr
     verbs = ("map", "add", PORT), ("map", "switch", PORT, 1), ("map", "list"), ("attach", PORT), ("detach", PORT)
     for verb in (*verbs, ("status",), ("status", PORT), ("reload", PORT, *NEW), ("reload", PORT, "--abort")):
-        shown = subprocess.run([*stranger, *Tool(pins).command(*verb)], capture_output=True, text=True, check=False)
+        command = [*stranger, *READABLE.command(Tool(pins).command(*verb))]
+        shown = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (shown.returncode, "Traceback" in shown.stderr) == (3, False), (verb, shown)
     assert ask() == "one"

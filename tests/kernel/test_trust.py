@@ -25,6 +25,7 @@ from reuseport_tool.group import places
 from reuseport_tool.kernel import bpf, bpffs, folders, held_sockets, libc, netns
 from reuseport_tool.models import parse_endpoint
 from tests.kernel.conftest import PORT, ask, server_command
+from tests.kernel.readable import READABLE
 from tests.tool import Tool
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -58,6 +59,12 @@ VERBS = [
     ("autolowat", "detach"),
     ("completion", "bash"),
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def readable() -> Iterator[None]:
+    with READABLE.opened():
+        yield
 
 
 @pytest.fixture
@@ -158,7 +165,7 @@ def test_everybody_may_ask_for_the_status(in_netns: None, server: Start, open_bp
     """As docs/rights.md says, also after root has attached."""
     server("one")
     Tool(open_bpffs).ok("attach", PORT)
-    command = " ".join([*AS_USER, *Tool(None).command("status", PORT)])
+    command = " ".join([*AS_USER, *READABLE.command(Tool(None).command("status", PORT))])
     script = f"mount --bind {open_bpffs} /sys/fs/bpf && exec {command}"
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=False, cwd="/"
