@@ -195,14 +195,31 @@ def test_what_is_known_of_a_process(everybody: tuple[commands.Processes, int], s
     assert looker.command(2**22 - 1) == "gone"
 
 
-@pytest.mark.parametrize(("place", "waits"), [("ep_poll", True), ("inet_csk_accept", True), ("futex_wait", False)])
+@pytest.mark.parametrize(
+    ("places", "waits"),
+    [
+        (["ep_poll"], True),
+        (["futex_wait", "inet_csk_accept"], True),
+        (["futex_wait"], False),
+        (["futex_wait", "0"], None),
+        ([], False),
+    ],
+)
 def test_who_sleeps_where_connections_come(
-    place: str, waits: bool, everybody: tuple[commands.Processes, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    places: list[str],
+    waits: bool | None,
+    everybody: tuple[commands.Processes, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "wchan").write_text(place)
-    assert commands._sleeps_in(str(tmp_path)) is waits
-    assert not commands._sleeps_in(str(tmp_path / "gone"))
-    assert not everybody[0].waits_for(2**22 - 1, 0)
+    """A thread that runs may be about to sleep there: nobody can tell."""
+    for number, place in enumerate(places):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "wchan").write_text(place)
+    monkeypatch.setattr(commands, "_listed", lambda _folder: [str(number) for number in range(len(places))])
+    sleeps_in = commands._sleeps_in
+    monkeypatch.setattr(commands, "_sleeps_in", lambda task: sleeps_in(str(tmp_path / Path(task).name)))
+    assert everybody[0].waits_for(1, 0) is waits
 
 
 def test_orphans_of_a_daemon_become_ours(tmp_path: Path) -> None:

@@ -275,7 +275,7 @@ def test_another_users_program_is_not_taken_over(kernel: Kernel) -> None:
     running = attached(kernel).program.id
     (folder(kernel) / "state" / "choice").unlink()
     kernel.objects[running].uid = os.geteuid() + 1
-    with pytest.raises(Conflict, match="could change its maps"):
+    with pytest.raises(Conflict, match="could still change its maps"):
         repair.repair(WEB, kernel.root)
 
 
