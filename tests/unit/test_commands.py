@@ -219,7 +219,7 @@ def test_who_sleeps_where_connections_come(
     monkeypatch.setattr(commands, "_listed", lambda _folder: [str(number) for number in range(len(places))])
     sleeps_in = commands._sleeps_in
     monkeypatch.setattr(commands, "_sleeps_in", lambda task: sleeps_in(str(tmp_path / Path(task).name)))
-    assert everybody[0].waits_for(1, 0) is waits
+    assert everybody[0].waits(1) is waits
 
 
 def test_orphans_of_a_daemon_become_ours(tmp_path: Path) -> None:
