@@ -77,11 +77,12 @@ def group(tool: Tool) -> Any:
 
 
 def picture(tool: Tool) -> tuple[object, ...]:
-    """What an undone reload leaves as it was. Counters and flows go on."""
+    """What an undone reload leaves as it was. Counters and flows go on, and the outcome of the last reload is kept."""
     assert tool.bpffs is not None
     found = group(tool)
     listeners = [(entry["cookie"], entry["flag"], entry["slot"]) for entry in found["listeners"]]
-    pins = sorted(str(path.relative_to(tool.bpffs)) for path in tool.bpffs.rglob("*") if path.suffix != ".debug")
+    files = [path for path in tool.bpffs.rglob("*") if path.is_file() and path.suffix != ".debug"]
+    pins = sorted(str(path.relative_to(tool.bpffs)) for path in files if path.name != "last_reload")
     return found["working_generation"], bool(found["program"]), found["reload"], listeners, pins
 
 
