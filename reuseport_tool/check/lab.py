@@ -8,7 +8,7 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from reuseport_tool.models import Policy
 PORT = 8000
 BACKLOG = 128
 _PINS = "check"
+_POLICIES = (Policy.HASH, Policy.ROUND_ROBIN)
 
 
 def listener(family: Family) -> socket.socket:
@@ -128,8 +129,9 @@ class Lab:
         stop: set when the whole check is to end early.
     """
 
-    def __init__(self, pins: Place, listeners: TcpListeners) -> None:
+    def __init__(self, pins: Place, listeners: TcpListeners, chosen: Mapping[Policy, policies.ChosenPolicy]) -> None:
         self.listeners = listeners
+        self._chosen = chosen
         self.stop = threading.Event()
         self._pins = pins
         self._loading = threading.Lock()  # a load captures the process's fd 2
@@ -142,7 +144,7 @@ class Lab:
         """
         with ExitStack() as stack:
             with self._loading:
-                maps, program = policies.load_policy(policy, stack)
+                maps, program = self._chosen[policy].fresh(stack)
             opened = State.create(self._pins / name, maps, program)
             opened.generations.create(1)
             for fd in fds:
@@ -161,8 +163,12 @@ def opened(root: Path | None) -> Iterator[Lab]:
         Unsupported: no iterator over TCP sockets (Linux 5.9), no BTF.
         MissingCapability: loading a program, or mounting a bpffs, is not permitted.
     """
-    with private_pins(root) as folder, TcpListeners() as listeners:
-        yield Lab(folder, listeners)
+    with private_pins(root) as folder, TcpListeners() as listeners, ExitStack() as stack:
+        chosen = {policy: stack.enter_context(policies.ChosenPolicy(policy, None)) for policy in _POLICIES}
+        # Now, while there are no listeners: what is compiled in a child process would keep them open meanwhile.
+        for policy in chosen.values():
+            policy.prepare()
+        yield Lab(folder, listeners, chosen)
 
 
 @contextlib.contextmanager
