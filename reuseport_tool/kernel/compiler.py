@@ -91,8 +91,9 @@ def compile_apart(name: str, text: bytes, defines: Mapping[str, int], beside: Pa
     with _memory_file() as log, _memory_file() as result:
         child = os.fork()
         if child == 0:
-            os.dup2(log, 2)
             with contextlib.suppress(BaseException), _in_bpf_dir():
+                os.dup2(log, 2)
+                _close_all_but(log, result)
                 compiled = Compiled(bpf_class(text=text, cflags=_cflags(defines, beside)))
                 os.write(result, _packed(compiled))
             os._exit(_CAME_TO_AN_END)
@@ -107,6 +108,14 @@ def compile_apart(name: str, text: bytes, defines: Mapping[str, int], beside: Pa
     return Code(
         license=license_text.encode(), functions={name: bytes.fromhex(code) for name, code in functions.items()}
     )
+
+
+def _close_all_but(*wanted: int) -> None:
+    """Close what a child inherited: a copy of a listener keeps it open after its owner has closed it."""
+    first = 3
+    for fd in (*sorted(wanted), os.sysconf("SC_OPEN_MAX")):
+        os.closerange(first, fd)
+        first = fd + 1
 
 
 def _packed(compiled: Compiled) -> bytes:

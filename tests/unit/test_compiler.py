@@ -44,3 +44,20 @@ def test_an_ordinary_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "_bcc", lambda: refuse)
     with pytest.raises(ProgramRejected, match="expected ';'"):
         compiler.compile_apart("bad.c", b"", {}, None)
+
+
+def test_the_compiler_holds_nothing_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it works, a listener that its parent closes is closed."""
+    reader, writer = os.pipe()
+
+    def look(**_: object) -> None:
+        os.write(2, b"error: held\n" if os.path.exists(f"/proc/self/fd/{writer}") else b"error: closed\n")
+        raise Exception("enough")
+
+    monkeypatch.setattr(compiler, "_bcc", lambda: look)
+    try:
+        with pytest.raises(ProgramRejected, match="error: closed"):
+            compiler.compile_apart("policy.c", b"", {}, None)
+    finally:
+        os.close(reader)
+        os.close(writer)

@@ -326,11 +326,11 @@ def test_doctor_notices_when_its_program_does_not_migrate(monkeypatch: pytest.Mo
     load = program.Module.load
 
     def select_only(
-        self: program.Module, function: str, kind: program.ProgramType, attach_type: program.AttachType, **options: Any
+        self: program.Module, function: str, kind: program.ProgramType, attach_type: program.AttachType, *rest: Any
     ) -> bpf.Program:
         if attach_type is program.AttachType.SK_REUSEPORT_SELECT_OR_MIGRATE:
             raise Unsupported("an old kernel")
-        return load(self, function, kind, attach_type, **options)
+        return load(self, function, kind, attach_type, *rest)
 
     monkeypatch.setattr(program.Module, "load", select_only)
     monkeypatch.setattr(programs, "loads_migrating_program", lambda: False)
