@@ -18,6 +18,7 @@ from reuseport_tool.kernel.flow_map import RawFlow
 from reuseport_tool.kernel.iterator import UdpInfo, UdpListeners
 from reuseport_tool.kernel.udp_sent import Sent, SentPackets
 from reuseport_tool.models import Endpoint, FlowMode
+from reuseport_tool.reload.world import KeptFlows
 
 _AGAIN_S = 0.5
 _WILDCARDS = ("0.0.0.0", "::")
@@ -38,6 +39,7 @@ class Datagrams(Closing):
         self._is_loaded = False
         self._sent: SentPackets | None = None
         self._last: dict[int, UdpInfo] = {}
+        self._kept: dict[Endpoint, KeptFlows] = {}
 
     def close(self) -> None:
         """Stop looking."""
@@ -80,6 +82,14 @@ class Datagrams(Closing):
         """The recorded flows of a group."""
         opened = self._pins.state(group)
         return opened.flows.recorded() if opened is not None else iter(())
+
+    def keep_flows(self, group: Endpoint, now_s: float) -> None:
+        """Look at the flows, and keep for kept_flows() what was seen."""
+        self._kept[group] = KeptFlows(seen_s=now_s, flows=tuple(self.flows(group)))
+
+    def kept_flows(self, group: Endpoint) -> KeptFlows | None:
+        """What keep_flows() saw last, in this process."""
+        return self._kept.get(group)
 
     def connected(self, group: Endpoint) -> tuple[BoundSocket, ...]:
         """The sockets of the group's address and port that are connected to one client, whoever holds them."""

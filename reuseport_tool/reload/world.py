@@ -231,6 +231,14 @@ class Traffic(Protocol):
         """Raises Unsupported, MissingCapability."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class KeptFlows:
+    """The recorded flows of a group at a moment of the clock."""
+
+    seen_s: float
+    flows: tuple[RawFlow, ...]
+
+
 class Datagrams(Protocol):
     """UDP sockets and flows, and datagrams of the tool's own."""
 
@@ -254,6 +262,12 @@ class Datagrams(Protocol):
 
     def flows(self, group: Endpoint) -> Iterable[RawFlow]:
         """The recorded flows of a group."""
+
+    def keep_flows(self, group: Endpoint, now_s: float) -> None:
+        """Look at the flows, and keep for kept_flows() what was seen."""
+
+    def kept_flows(self, group: Endpoint) -> KeptFlows | None:
+        """What keep_flows() saw last, in this process."""
 
     def connected(self, group: Endpoint) -> Collection[BoundSocket]:
         """The sockets of the group's address and port that are connected to one client, whoever holds them."""

@@ -114,6 +114,9 @@ class _Flows:
         self._looked_s: float | None = None
         self._told_s = world.clock.now_s()
         self._seen: dict[bytes, float] = {}
+        if (kept := world.datagrams.kept_flows(group.endpoint)) is not None:
+            self._looked_s = kept.seen_s
+            self._note({flow.key: flow.idle_s for flow in kept.flows if flow.generation == self._generation})
 
     def look(self) -> int:
         """How many there are. One that was alive a moment ago, and is not recorded any more, was evicted.
@@ -129,10 +132,14 @@ class _Flows:
         gone = self.alive - found.keys() - taken
         self.evicted |= {key for key in gone if self._seen[key] + passed_s < self._timeout_s}
         self.evicted -= found.keys()
-        self._looked_s, self._seen = now_s, found
-        self.alive = {key for key, idle_s in found.items() if idle_s < self._timeout_s}
+        self._looked_s = now_s
+        self._note(found)
         self.connected = self._connected()
         return self.left
+
+    def _note(self, found: dict[bytes, float]) -> None:
+        self._seen = found
+        self.alive = {key for key, idle_s in found.items() if idle_s < self._timeout_s}
 
     @property
     def left(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from reuseport_tool.models import FlowMode
 from reuseport_tool.reload import ways
 from reuseport_tool.reload.saving import save
 from reuseport_tool.reload.state import ReloadState, WayName
@@ -14,6 +15,9 @@ def switch(state: ReloadState, world: World) -> ReloadState:
     """From here new connections reach the new listeners, in one group after the other."""
     longest_us = state.switch_us
     for group in state.kept:
+        if group.flows is not FlowMode.NONE:
+            # One that is evicted between here and the drain is lost as well.
+            world.datagrams.keep_flows(group.endpoint, world.clock.now_s())
         took_us = ways.of(group).switch(state, group, world)
         if took_us is not None:
             longest_us = max(longest_us or 0.0, round(took_us, 1))

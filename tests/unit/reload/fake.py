@@ -632,6 +632,12 @@ class FakeDatagrams:
     def flows(self, endpoint: Endpoint) -> Iterable[RawFlow]:
         return ()
 
+    def keep_flows(self, endpoint: Endpoint, now_s: float) -> None:
+        pass
+
+    def kept_flows(self, endpoint: Endpoint) -> None:
+        return None
+
     def connected(self, endpoint: Endpoint) -> tuple[BoundSocket, ...]:
         return ()
 

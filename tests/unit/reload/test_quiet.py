@@ -10,6 +10,7 @@ import pytest
 from reuseport_tool.kernel.flow_map import RawFlow
 from reuseport_tool.models import FlowMode
 from reuseport_tool.reload.steps.quiet import _Flows
+from reuseport_tool.reload.world import KeptFlows
 
 TIMEOUT_S = 30.0
 OLD, NEW = 1, 2
@@ -19,14 +20,14 @@ OURS, THEIRS = 10, 20
 class Scene:
     """Flows by their key: generation and idle seconds. Connected sockets: cookie and the process that holds it."""
 
-    def __init__(self, mode: FlowMode) -> None:
+    def __init__(self, mode: FlowMode, kept: KeptFlows | None = None) -> None:
         self.now_s = 100.0
         self.flows: dict[bytes, tuple[int, float]] = {}
         self.connected: dict[int, int] = {}
         tree = SimpleNamespace(running=lambda side: side, below=lambda pids: pids)
         world: Any = SimpleNamespace(
             clock=SimpleNamespace(now_s=lambda: self.now_s),
-            datagrams=SimpleNamespace(flows=self._flows, connected=self._connected),
+            datagrams=SimpleNamespace(flows=self._flows, connected=self._connected, kept_flows=lambda _: kept),
             processes=SimpleNamespace(tree=lambda: tree),
             listeners=SimpleNamespace(with_holders=self._with_holders),
         )
@@ -71,6 +72,14 @@ def test_a_flow_that_the_kernel_forgot_is_evicted(mode: FlowMode) -> None:
     scene.flows = {b"a": (OLD, 1.0)}
     scene.look()
     scene.flows = {}
+    assert (scene.look(), len(scene.watch.evicted)) == (0, 1)
+
+
+@pytest.mark.parametrize("mode", [FlowMode.ADDRESS, FlowMode.QUIC])
+def test_what_was_evicted_between_the_switch_and_the_drain_counts(mode: FlowMode) -> None:
+    flows = [(b"a", OLD, 1.0), (b"b", OLD, TIMEOUT_S + 5), (b"c", NEW, 0.0)]
+    seen = tuple(RawFlow(key=key, generation=generation, slot=0, idle_s=idle_s) for key, generation, idle_s in flows)
+    scene = Scene(mode, KeptFlows(seen_s=99.0, flows=seen))
     assert (scene.look(), len(scene.watch.evicted)) == (0, 1)
 
 
