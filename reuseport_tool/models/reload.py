@@ -155,7 +155,17 @@ class HandedOver:
     @property
     def has_lost(self) -> bool:
         """Whether anything was lost, as far as that was seen."""
-        return bool(self.unread or self.drops_old or self.drops_new or self.cut or self.evicted)
+        return any(self._losses)
+
+    @property
+    def lost(self) -> int | None:
+        """How many datagrams and flows, unread bytes as one; None where the sockets could not be looked at."""
+        return None if None in self._losses else sum(filter(None, self._losses))
+
+    @property
+    def _losses(self) -> tuple[int | None, ...]:
+        unread = None if self.unread is None else int(self.unread > 0)
+        return unread, self.drops_old, self.drops_new, self.cut, self.evicted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from reuseport_tool.models import Endpoint, HandedOver, LastReload, Reload
+from reuseport_tool.models import Endpoint, LastReload, Reload
 from reuseport_tool.reload.state import ReloadState
 from reuseport_tool.reload.world import World
 
@@ -21,7 +21,7 @@ def of_group(done: Reload, group: Endpoint, ended_at: float, failure: str | None
     """The record of one group."""
     datagrams = {entry.endpoint: entry for entry in done.datagrams}.get(str(group))
     if datagrams is not None:
-        moved, lost = None, _lost_datagrams(datagrams)
+        moved, lost = None, datagrams.lost
     else:
         moved, lost = done.migrated.moved, done.resets.lost if done.resets is not None else None
     return LastReload(
@@ -32,10 +32,3 @@ def of_group(done: Reload, group: Endpoint, ended_at: float, failure: str | None
         lost=lost,
         failure=failure,
     )
-
-
-def _lost_datagrams(entry: HandedOver) -> int | None:
-    """None where the sockets could not be looked at."""
-    if entry.unread is None or entry.drops_old is None or entry.drops_new is None:
-        return None
-    return bool(entry.unread) + entry.drops_old + entry.drops_new + entry.cut + entry.evicted
