@@ -8,7 +8,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -97,32 +98,32 @@ class Counts(Closing):
 
     def of(self, port: int) -> Resets:
         """The sums of one port. What this process ended itself is left out: that is nobody's loss."""
-        rows = [row for row in self.rows() if row.port == port and row.pid != os.getpid()]
-
-        def count(kind: ResetKind) -> int:
-            return sum(row.count for row in rows if row.kind is kind)
-
+        sums = _sums(row for row in self.rows() if row.port == port and row.pid != os.getpid())
         return Resets(
-            never_accepted=count(ResetKind.NEVER_ACCEPTED),
-            handshakes=count(ResetKind.HANDSHAKE),
-            refused=count(ResetKind.REFUSED) if self._value(_SEES_REFUSED) else None,
-            accepted=count(ResetKind.ACCEPTED),
+            never_accepted=sums[ResetKind.NEVER_ACCEPTED],
+            handshakes=sums[ResetKind.HANDSHAKE],
+            refused=sums[ResetKind.REFUSED] if self._value(_SEES_REFUSED) else None,
+            accepted=sums[ResetKind.ACCEPTED],
         )
 
-    def by_processes(self, port: int, pids: Collection[int]) -> SideResets:
-        """What these processes brought about on a port."""
-        rows = [row for row in self.rows() if row.port == port and row.pid in pids]
-
-        def count(kind: ResetKind) -> int:
-            return sum(row.count for row in rows if row.kind is kind)
-
-        return SideResets(never_accepted=count(ResetKind.NEVER_ACCEPTED), accepted=count(ResetKind.ACCEPTED))
+    def by_processes(self, ports: Collection[int], pids: Collection[int]) -> SideResets:
+        """What these processes brought about on some ports."""
+        sums = _sums(row for row in self.rows() if row.port in ports and row.pid in pids)
+        return SideResets(never_accepted=sums[ResetKind.NEVER_ACCEPTED], accepted=sums[ResetKind.ACCEPTED])
 
     def _value(self, key: int) -> int:
         return int.from_bytes(self.map.lookup(key), sys.byteorder)
 
     def close(self) -> None:
         self.map.close()
+
+
+def _sums(rows: Iterable[ResetCount]) -> Counter[ResetKind]:
+    """By kind."""
+    sums: Counter[ResetKind] = Counter()
+    for row in rows:
+        sums[row.kind] += row.count
+    return sums
 
 
 class ResetCounter(Closing):
@@ -165,10 +166,7 @@ class ResetCounter(Closing):
 
     def of(self, pids: Collection[int]) -> SideResets:
         """What these processes brought about, on all ports."""
-        each = [self.counts.by_processes(port, pids) for port in self._ports]
-        return SideResets(
-            never_accepted=sum(entry.never_accepted for entry in each), accepted=sum(entry.accepted for entry in each)
-        )
+        return self.counts.by_processes(self._ports, pids)
 
     def close(self) -> None:
         self._owned.close()
