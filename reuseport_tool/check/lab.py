@@ -134,7 +134,7 @@ class Lab:
         self._chosen = chosen
         self.stop = threading.Event()
         self._pins = pins
-        self._loading = threading.Lock()  # a load captures the process's fd 2
+        self._loading = threading.Lock()  # a ChosenPolicy is for one thread at a time
 
     def attach(self, name: str, policy: Policy, fds: list[int]) -> State:
         """Attach our program to the group of these listeners, which become generation 1.

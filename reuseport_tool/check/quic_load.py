@@ -7,9 +7,8 @@ import socket
 import threading
 import time
 from contextlib import ExitStack, suppress
-from pathlib import Path
 
-from reuseport_tool.check.udp_load import CLIENTS, Background
+from reuseport_tool.check.udp_load import CLIENTS, Asking, Background
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import ToolError
 from reuseport_tool.kernel import quic_packets
@@ -80,10 +79,11 @@ class Client(Closing):
             return None
 
 
-class QuicLoad(Closing):
+class QuicLoad(Asking):
     """Clients that ask in turn, each when it has its answer. A context manager.
 
-    It stops at the first datagram that nobody answers: a connection is dead then.
+    It stops at the first datagram that nobody answers: a connection is dead then. After the switch all clients
+    move, and ask some more.
 
     Args:
         renewed: as Client.move(), at the switch.
@@ -93,28 +93,18 @@ class QuicLoad(Closing):
     """
 
     def __init__(self, address: str, port: int, *, renewed: bool) -> None:
+        super().__init__()
         self._renewed = renewed
-        self._switched: Path | None = None
-        self.sent = self.lost = 0
+        self.lost = 0
         with ExitStack() as clients:
             self._clients = [clients.enter_context(Client(address, port)) for _ in range(CLIENTS)]
-            self._asking = Background(self._ask_all)
+            self._background = Background(self._ask_all)
             self._owned = clients.pop_all()
 
     def close(self) -> None:
         """Ask no more."""
         with self._owned:
-            self._asking.close()
-
-    def end_after(self, switched: Path) -> None:
-        """When this file is there all clients move, ask some more, and then no more."""
-        self._switched = switched
-
-    def go_on(self, count: int) -> None:
-        """Return when so many more datagrams were sent, or no more are."""
-        wanted = self.sent + count
-        while self._asking.runs and self.sent < wanted:
-            time.sleep(_GAP_S)
+            self._background.close()
 
     def _ask_all(self, stop: threading.Event) -> None:
         while not stop.is_set() and not self._has_switched():
@@ -126,9 +116,6 @@ class QuicLoad(Closing):
             for _ in range(_ROUNDS_AFTER):
                 if not self._round(stop):
                     return
-
-    def _has_switched(self) -> bool:
-        return self._switched is not None and self._switched.exists()
 
     def _round(self, stop: threading.Event) -> bool:
         """Whether all were answered."""

@@ -62,7 +62,34 @@ class Background(Closing):
             self._error = error
 
 
-class Load(Closing):
+class Asking(Closing):
+    """What all clients have: a count of what they have sent, in the background, and an end after the switch.
+
+    Attributes:
+        sent: datagrams so far.
+    """
+
+    _background: Background
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self._switched: Path | None = None
+
+    def end_after(self, switched: Path) -> None:
+        """Send some more when this file is there, and then none."""
+        self._switched = switched
+
+    def go_on(self, count: int) -> None:
+        """Return when so many more datagrams were sent, or no more are."""
+        wanted = self.sent + count
+        while self._background.runs and self.sent < wanted:
+            time.sleep(_GAP_S)
+
+    def _has_switched(self) -> bool:
+        return self._switched is not None and self._switched.exists()
+
+
+class Load(Asking):
     """Clients that send in turn at a steady rate, and count what is answered. A context manager.
 
     Few datagrams are under way at a time, so that a server that does not get the CPU for a while loses none. It begins
@@ -74,27 +101,26 @@ class Load(Closing):
     """
 
     def __init__(self, address: str, port: int) -> None:
+        super().__init__()
         self._clients = [_socket(address, port) for _ in range(CLIENTS)]
         self._by_fd = {client.fileno(): client for client in self._clients}
         self._poll = select.poll()
         for client in self._clients:
             client.setblocking(False)
             self._poll.register(client, select.POLLIN)
-        self._switched: Path | None = None
         self._greeted: set[int] = set()
         self._after: tuple[int, int] | None = None
         self._answered = 0
-        self.sent = 0
         with contextlib.ExitStack() as failing:
             failing.callback(self._close_clients)
             self._greet(HELLO)
             failing.pop_all()
-        self._sending = Background(self._send_all)
+        self._background = Background(self._send_all)
 
     def close(self) -> None:
         """Send no more, and wait for what is still answered."""
         try:
-            self._sending.close()
+            self._background.close()
             self._greet(FENCE)
         finally:
             self._close_clients()
@@ -103,16 +129,6 @@ class Load(Closing):
     def lost(self) -> int:
         """Datagrams without an answer."""
         return self.sent - self._answered
-
-    def end_after(self, switched: Path) -> None:
-        """Send some more when this file is there, and then none."""
-        self._switched = switched
-
-    def go_on(self, count: int) -> None:
-        """Return when so many more datagrams were sent, or no more are."""
-        wanted = self.sent + count
-        while self._sending.runs and self.sent < wanted:
-            time.sleep(_GAP_S)
 
     def _close_clients(self) -> None:
         for client in self._clients:
@@ -145,7 +161,7 @@ class Load(Closing):
 
     def _is_over(self) -> bool:
         """Whether another ten of each client were sent after the switch."""
-        if self._after is None and self._switched is not None and self._switched.exists():
+        if self._after is None and self._has_switched():
             self._after = self.sent, CLIENTS * 10
         return self._after is not None and self.sent >= sum(self._after)
 
