@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 from reuseport_tool.errors import Conflict
+from reuseport_tool.kernel.folders import is_private
 
 
 def open_for_writing(file: Path, flags: int) -> int:
@@ -28,7 +29,7 @@ def open_for_writing(file: Path, flags: int) -> int:
     try:
         above = os.fstat(folder)
         flags |= os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
-        if above.st_uid in (0, os.geteuid()) and not above.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        if is_private(above, stat.S_IFDIR):
             return os.open(file.name, flags, 0o666, dir_fd=folder)
         return _open_guarded(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK, folder, {os.geteuid(), above.st_uid})
     finally:

@@ -21,7 +21,6 @@ from reuseport_tool.models import Endpoint, FlowMode
 from reuseport_tool.reload.world import KeptFlows
 
 _AGAIN_S = 0.5
-_WILDCARDS = ("0.0.0.0", "::")
 
 
 class Datagrams(Closing):
@@ -94,7 +93,7 @@ class Datagrams(Closing):
     def connected(self, group: Endpoint) -> tuple[BoundSocket, ...]:
         """The sockets of the group's address and port that are connected to one client, whoever holds them."""
         found = diag.connected_sockets(group.port)
-        anywhere = group.address in _WILDCARDS
+        anywhere = group.address in steering.LOOPBACK
         return tuple(each for each in found if anywhere or each.endpoint.address == group.address)
 
     def offer(self, group: Endpoint, count: int, steered: bool) -> None:
