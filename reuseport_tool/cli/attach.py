@@ -96,18 +96,26 @@ def command(
     if repairing and (policy or program or following):
         raise UsageError("--repair keeps the running program", hint="change the policy afterwards")
     if repairing:
-        from reuseport_tool.group import repair
-
-        show.result(repair.repair(endpoint, ctx.bpffs, wait_s), ctx.json)
+        _repair(ctx, endpoint, wait_s)
     elif following:
-        from reuseport_tool.follow import run as follow
-
-        def tell(event: FollowEvent) -> None:
-            show.event(dataclasses.replace(event, at=round(time.time(), 6)), ctx.json)
-
-        follow.follow(endpoint, wanted, program, ctx.bpffs, tell)
+        _follow(ctx, endpoint, wanted, program)
     else:
         show.result(attach.attach(endpoint, wanted, program, ctx.bpffs, wait_s, _flows(flows, flow_entries)), ctx.json)
+
+
+def _repair(ctx: Context, endpoint: Endpoint, wait_s: float) -> None:
+    from reuseport_tool.group import repair
+
+    show.result(repair.repair(endpoint, ctx.bpffs, wait_s), ctx.json)
+
+
+def _follow(ctx: Context, endpoint: Endpoint, policy: Policy | None, program: Path | None) -> None:
+    from reuseport_tool.follow import run as follow
+
+    def tell(event: FollowEvent) -> None:
+        show.event(dataclasses.replace(event, at=round(time.time(), 6)), ctx.json)
+
+    follow.follow(endpoint, policy, program, ctx.bpffs, tell)
 
 
 def _flows(mode: str | None, entries: int | None) -> FlowChoice | None:

@@ -56,6 +56,13 @@ def exposition(status: Status, mib: TcpCounters) -> bytes:
     return text
 
 
+def _add_known(labels: list[str], *metrics: tuple[Any, float | None]) -> None:
+    """A value to each family, where it is known."""
+    for family, value in metrics:
+        if value is not None:
+            family.add_metric(labels, value)
+
+
 class _Families:
     """The metric families, made by the two classes of the client library."""
 
@@ -95,13 +102,12 @@ class _Families:
             for flag in sorted(set(flags)):
                 counted.add_metric([*_group(group), flag], flags.count(flag))
             for entry in group.listeners:
-                for family, value in (
+                _add_known(
+                    _listener(group, entry),
                     (queue, entry.accept_queue),
                     (backlog, entry.backlog),
                     (half_open, entry.half_open),
-                ):
-                    if value is not None:
-                        family.add_metric(_listener(group, entry), value)
+                )
         yield from (counted, queue, backlog, half_open)
 
     def of_program(self, status: Status) -> Iterator[Any]:
@@ -139,10 +145,7 @@ class _Families:
             if table is None:
                 continue
             values = [*_group(group), table.mode]
-            flows.add_metric(values, table.flows)
-            capacity.add_metric(values, table.capacity)
-            if table.connection_ids is not None:
-                ids.add_metric(values, table.connection_ids)
+            _add_known(values, (flows, table.flows), (capacity, table.capacity), (ids, table.connection_ids))
             for event, count in dataclasses.asdict(table.counters).items():
                 counted.add_metric([*values, event], count)
         yield from (flows, ids, capacity, counted)
@@ -191,14 +194,13 @@ class _Families:
                 continue
             for name in _RESULTS:
                 result.add_metric([*_group(group), name], int(name == last.result))
-            for family, value in (
+            _add_known(
+                _group(group),
                 (ended, last.ended_at),
                 (took, last.duration_s),
                 (moved, last.moved),
                 (lost, last.lost),
-            ):
-                if value is not None:
-                    family.add_metric(_group(group), value)
+            )
         yield from (result, ended, took, moved, lost)
 
     def of_namespace(self, mib: TcpCounters) -> Iterator[Any]:
