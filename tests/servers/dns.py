@@ -23,6 +23,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.servers.apart import go_apart, is_apart
+
 PORT, BACKEND_PORT = 5300, 5301
 _READY_S = 30.0
 _GAP_S = 1.0  # between two reloads
@@ -247,14 +249,8 @@ def main() -> None:
     parser.add_argument("--reloads", type=int, default=10)
     parser.add_argument("--rate", type=int, default=3000)
     options = parser.parse_args()
-    if os.environ.get("DNS_INSIDE") != "1":
-        inside = 'ip link set lo up; mount -t bpf -o mode=0700 bpf /sys/fs/bpf; exec "$@"'
-        command = ["unshare", "-mnpf", "--mount-proc", "--kill-child", "sh", "-c", inside, "sh"]
-        os.execvpe(
-            "unshare",
-            [*command, sys.executable, "-m", "tests.servers.dns", *sys.argv[1:]],
-            {**os.environ, "DNS_INSIDE": "1"},
-        )
+    if not is_apart():
+        go_apart("tests.servers.dns")
     missing = [name for name in ("dnsperf", "unbound", "knotd", "dnsdist") if shutil.which(name) is None]
     if missing:
         raise SystemExit(f"not installed: {', '.join(missing)}")

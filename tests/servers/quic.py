@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.servers.apart import go_apart, is_apart
 from tests.servers.quic_load import Connection, Echo, Http3, Load, certificate
 
 PORT = 4433
@@ -337,16 +338,10 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=20)
     options = parser.parse_args()
     names = options.server or list(SERVERS)
-    if os.environ.get("QUIC_INSIDE") != "1":
+    if not is_apart():
         if names != ["aioquic"]:
             make_root()
-        inside = 'ip link set lo up; mount -t bpf -o mode=0700 bpf /sys/fs/bpf; exec "$@"'
-        command = ["unshare", "-mnpf", "--mount-proc", "--kill-child", "sh", "-c", inside, "sh"]
-        os.execvpe(
-            "unshare",
-            [*command, sys.executable, "-m", "tests.servers.quic", *sys.argv[1:]],
-            {**os.environ, "QUIC_INSIDE": "1"},
-        )
+        go_apart("tests.servers.quic")
     results = [
         run(SERVERS[name], family, options.mode or ("address", "quic"), options.reloads, options.connections)
         for name in names
