@@ -22,16 +22,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from reuseport_tool import records
+from reuseport_tool import record_json
 from reuseport_tool.autolowat import framing
 from reuseport_tool.errors import Conflict, NotFound, Unsupported, UsageError
 from reuseport_tool.kernel import autolowat as kernel
 from reuseport_tool.kernel import bpf, bpffs, cgroup, folders, netns, tc
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.models import Autolowat, AutolowatAttachment, AutolowatDetached, AutolowatStatus, Engine
+from reuseport_tool.record import record
 from reuseport_tool.waiting import wait_until
 
 _PORTS_MAX = 2048
@@ -39,7 +40,7 @@ _PORTS_MAX = 2048
 _GIVEN_UP_S = 2.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Plan:
     """What an attachment is made of."""
 
@@ -48,7 +49,7 @@ class Plan:
     ports: tuple[int, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class About:
     """What the next run must know of an attachment; kept with it.
 
@@ -184,7 +185,7 @@ def _label(group: str) -> str:
 
 
 def _about(maps: kernel.Maps) -> About:
-    return records.decode(About, maps.text().encode())
+    return record_json.decode(About, maps.text().encode())
 
 
 def _load(stack: ExitStack, maps: kernel.Maps, plan: Plan, devices: Sequence[tc.Device]) -> Mapping[str, bpf.Program]:
@@ -198,7 +199,7 @@ def _attach_new(pins: Place, plan: Plan, devices: Sequence[tc.Device], cgroup_fd
     aside = pins / f"next_{os.getpid()}"
     about = About(plan=plan, namespace=netns.identity())
     with ExitStack() as stack:
-        maps = kernel.Maps.create(stack, plan.engine, plan.ports, records.encode(about).decode())
+        maps = kernel.Maps.create(stack, plan.engine, plan.ports, record_json.encode(about).decode())
         programs = _load(stack, maps, plan, devices)
         aside.make()
         stack.push(lambda kind, *_: _clean(pins) if kind else None)
@@ -230,7 +231,7 @@ def _attach_devices(
 def _add_filter(maps: kernel.Maps, program: bpf.Program, device: tc.Device, group: str) -> None:
     about = _about(maps)
     ours = () if tc.has_ingress(device) else (device.index,)
-    maps.set_text(records.encode(replace(about, filters=True, qdiscs=(*about.qdiscs, *ours))).decode())
+    maps.set_text(record_json.encode(replace(about, filters=True, qdiscs=(*about.qdiscs, *ours))).decode())
     tc.Filter(program, device, _label(group))
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from reuseport_tool.errors import UsageError
+from reuseport_tool.record import record
 
 _HEADER_MAX = 16  # sizeof(struct stream.header) in bpf/autolowat/framing.h
 _INT_MAX = 2**31 - 1
@@ -29,7 +30,7 @@ class Includes(enum.StrEnum):
     FRAME = "frame"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Framing:
     """A frame is its header, with a number of `width` bytes at `offset`, and what that number says.
 

@@ -33,6 +33,7 @@ from reuseport_tool.kernel import mib, netns, resets, sysctl
 from reuseport_tool.kernel import rlimit as room
 from reuseport_tool.kernel.resets import ResetCounter
 from reuseport_tool.models import BenchReload, Endpoint, Protocol, ReloadArm, Resets
+from reuseport_tool.record import record
 from reuseport_tool.waiting import wait_until
 
 PLAIN, ACCEPT_DRAIN, SYSCTL, BPF_DRAIN, MIGRATE = "plain", "accept-drain", "sysctl", "bpf-drain", "migrate"
@@ -126,7 +127,7 @@ def _listeners(port: int) -> set[int]:
     return {entry.cookie for entry in discover.sockets_in(Endpoint(protocol=Protocol.TCP, address=_ADDRESS, port=port))}
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class _Arm:
     """`start` gives the old process; `reload` starts the new one and tells the old one to stop."""
 

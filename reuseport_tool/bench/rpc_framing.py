@@ -17,7 +17,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
@@ -29,6 +28,7 @@ from reuseport_tool.errors import ToolError
 from reuseport_tool.kernel import autolowat as kernel
 from reuseport_tool.kernel import cgroup, netns
 from reuseport_tool.models import BenchRpcFraming, Engine, FramingArm, FramingSize
+from reuseport_tool.record import record
 
 # Bytes of a frame, segments that it is sent in, frames in a round
 SIZES = (
@@ -50,7 +50,7 @@ class _Task(NamedTuple):
     frames: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class _Sample:
     """One arm in one round. CPU time of both ends in seconds, latencies in nanoseconds."""
 

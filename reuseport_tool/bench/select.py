@@ -28,6 +28,7 @@ from reuseport_tool.kernel import bpf, loopback, netns, program, sockets
 from reuseport_tool.kernel import rlimit as room
 from reuseport_tool.kernel.program import AttachType, ProgramType
 from reuseport_tool.models import BenchSelect, Policy, SelectArm
+from reuseport_tool.record import record
 
 LISTENERS = (1, 16, 256)
 STATISTICS_ROUNDS = 10
@@ -60,7 +61,7 @@ class _Samples:
     connections: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class _Bench:
     """Listeners of one group, the programs that take turns there, and what was measured."""
 

@@ -16,6 +16,7 @@ from reuseport_tool.check.framing_lab import Pair, rpc_frame
 from reuseport_tool.errors import ToolError
 from reuseport_tool.kernel import autolowat as kernel
 from reuseport_tool.models import CheckRpcFraming, Engine, FramingCase
+from reuseport_tool.record import record
 
 _FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 _FRAME = rpc_frame(100, 150)
@@ -30,7 +31,7 @@ class Seen:
     lowat: int | None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Step:
     """Send a piece as one segment, or read up to so many bytes."""
 

@@ -16,7 +16,6 @@ import re
 import stat
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import click
 
 from reuseport_tool.errors import Conflict, UsageError
 from reuseport_tool.kernel.folders import is_private
+from reuseport_tool.record import record
 
 FOLDER = Path("/etc/reuseport-tool")
 # A name begins with a letter, which no endpoint does but one with a protocol or a bracket.
@@ -31,7 +31,7 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_@.-]*")
 _OWN = ("endpoint", "command")
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class DeployFile:
     """What a file says: `options` by the names of click's parameters."""
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+
+from reuseport_tool.record import record
 
 # The kernel tells of a listener a moment before it can be found, and a socket may be on its way between processes.
 AGAIN_S = (0.001, 0.004, 0.016, 0.064, 0.25)
 _CREDIT_S = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Seen:
     """A listener that nobody registered.
 
@@ -25,7 +26,7 @@ class Seen:
     is_kin: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Look:
     """A group, with its lock held.
 
@@ -72,7 +73,7 @@ def act(look: Look) -> Action:
     return Action.RENEW if look.attached and not look.first else Action.ATTACH
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Sorted:
     """Cookies: to register, to look at again, and to leave alone."""
 

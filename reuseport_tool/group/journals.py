@@ -7,18 +7,18 @@ the journal: whoever finds one and holds the lock of the group knows that its ru
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from reuseport_tool.errors import Conflict
 from reuseport_tool.group import pinned_bytes, places
 from reuseport_tool.kernel.folders import Place, is_locked
 from reuseport_tool.models import Endpoint
+from reuseport_tool.record import record
 
 _LENGTHS = 8  # two little-endian numbers of four bytes: of the header, of the text
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Header:
     """What everybody may know of a reload.
 
@@ -37,7 +37,7 @@ class Header:
     share_until: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Entry:
     """What is in a journal."""
 
@@ -47,9 +47,9 @@ class Entry:
 
 def write(folders: Iterable[Place], header: Header, text: bytes) -> None:
     """Replace the journals of several groups, whose locks the caller holds. Raises as bpf(2) does."""
-    from reuseport_tool import records
+    from reuseport_tool import record_json
 
-    head = records.encode(header)
+    head = record_json.encode(header)
     value = len(head).to_bytes(4, "little") + len(text).to_bytes(4, "little") + head + text
     pinned_bytes.write(folders, places.JOURNAL, value)
 
@@ -59,9 +59,9 @@ def read(folder: Place) -> Entry | None:
     pin = folder / places.JOURNAL
     try:
         head, text = _cut(pinned_bytes.read(pin))
-        from reuseport_tool import records  # which not every status needs
+        from reuseport_tool import record_json  # which not every status needs
 
-        return Entry(header=records.decode(Header, head), text=text)
+        return Entry(header=record_json.decode(Header, head), text=text)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

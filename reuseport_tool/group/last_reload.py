@@ -15,9 +15,9 @@ from reuseport_tool.models import Endpoint, LastReload
 
 def write(folder: Place, last: LastReload) -> None:
     """Replace the record of a group whose lock the caller holds. Raises as bpf(2) does."""
-    from reuseport_tool import records
+    from reuseport_tool import record_json
 
-    pinned_bytes.write([folder], places.LAST_RELOAD, records.encode(last))
+    pinned_bytes.write([folder], places.LAST_RELOAD, record_json.encode(last))
 
 
 def read(folder: Place) -> LastReload | None:
@@ -29,10 +29,10 @@ def read(folder: Place) -> LastReload | None:
         return None
     except (OSError, ValueError) as error:
         raise Conflict(f"{pin} is not this tool's", hint="look at it, then remove it") from error
-    from reuseport_tool import records  # which not every status needs
+    from reuseport_tool import record_json  # which not every status needs
 
     try:
-        return records.decode(LastReload, text.rstrip(b"\0"))
+        return record_json.decode(LastReload, text.rstrip(b"\0"))
     except ValueError:
         return None
 

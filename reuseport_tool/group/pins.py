@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import NotFound
@@ -19,9 +18,10 @@ from reuseport_tool.kernel import sockets
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.iterator import Listeners, MemberInfo, TcpListeners, infos_of, listeners_of
 from reuseport_tool.models import Counters, Endpoint, Protocol
+from reuseport_tool.record import record
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Attached:
     """The program of a group when a reload attached it: the working generation, and what was counted until then."""
 
@@ -29,7 +29,7 @@ class Attached:
     counters: Counters
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Running:
     """The program that runs for a group: ours, or which (its id, 0 for a classic filter, None for none).
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from reuseport_tool.closing import Closing
@@ -13,12 +12,13 @@ from reuseport_tool.group import layout
 from reuseport_tool.kernel import bpf, flow_map, program
 from reuseport_tool.kernel.program import AttachType, ProgramType
 from reuseport_tool.models import FlowMode, Policy
+from reuseport_tool.record import record
 
 _NAME_MAX = 15  # BPF_OBJ_NAME_LEN - 1
 _FLOW_DEFINES = {FlowMode.NONE: {}, FlowMode.ADDRESS: {"FLOWS": 1}, FlowMode.QUIC: {"FLOWS": 1, "QUIC": 1}}
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class FlowChoice:
     """Whether UDP groups shall keep flows, and how many can be recorded."""
 

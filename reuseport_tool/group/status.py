@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from reuseport_tool.errors import Conflict, MissingCapability, NotFound, ToolError
@@ -30,9 +30,10 @@ from reuseport_tool.models import (
     Status,
     Transaction,
 )
+from reuseport_tool.record import record
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class _Pinned:
     """What our pins say of a group."""
 

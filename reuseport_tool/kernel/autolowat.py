@@ -6,7 +6,6 @@ import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 from reuseport_tool.closing import Closing
@@ -16,6 +15,7 @@ from reuseport_tool.kernel.bpf_iterator import BpfIterator
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.program import AttachType, ProgramType, Source, bpf_dir, load_all
 from reuseport_tool.models import Engine, FailOpens, Protocol
+from reuseport_tool.record import record
 
 _STREAM_SIZE = 4 * 9 + 16  # struct stream of bpf/autolowat/framing.h
 _STATE_SIZE = _STREAM_SIZE + 4 * 2  # struct state of bpf/autolowat/native.h
@@ -92,7 +92,7 @@ def missing_for_native() -> list[str]:
     return missing
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Maps:
     """`sockets` by socket, `settings`, `counters` per CPU, `ports`, and `about`: a text for the next run."""
 

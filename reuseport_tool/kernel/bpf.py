@@ -9,13 +9,13 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TypeVar
 
 from reuseport_tool import names
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Conflict, MissingCapability, ToolError
 from reuseport_tool.kernel import capabilities, libbpf, rlimit
+from reuseport_tool.record import record
 
 T = TypeVar("T", bound=ctypes.Structure)
 
@@ -253,7 +253,7 @@ def _create_map(kind: MapType, name: str, sizes: tuple[int, int, int], opts: _Ma
         return libbpf.call("bpf_map_create", *arguments)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class ProgramInfo:
     """`run_time_ns` and `run_count` grow only while statistics are on."""
 
@@ -299,7 +299,7 @@ class Program(Handle):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Batch:
     """Where a hash's elements are copied to: `count` of them at a time; `place` is the kernel's bookmark (8 bytes)."""
 

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from reuseport_tool.errors import MissingCapability, NotFound, ToolError, UsageError
@@ -19,6 +18,7 @@ from reuseport_tool.kernel import capabilities, cgroup, libc, named_files, proce
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.process_tree import ProcessTree
 from reuseport_tool.kernel.processes import Identity, Process
+from reuseport_tool.record import record
 
 MARK = "REUSEPORT_RELOAD_ID"
 """In the environment of what a reload starts."""
@@ -31,7 +31,7 @@ _KILL_AFTER_S = 10.0
 _ACCEPTS = {"accept", "inet_csk_accept", "ep_poll", "poll_schedule_timeout", "do_epoll_wait", "do_poll", "do_select"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Started:
     """A command that was started, and the name of the file or journal that gets its output."""
 
@@ -39,7 +39,7 @@ class Started:
     output: str | None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Kin:
     """What tells the respawn of a server from another one: the systemd unit, the executable, the parent."""
 

@@ -9,12 +9,12 @@ import os
 import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import ProgramRejected, ToolError, Unsupported
+from reuseport_tool.record import record
 
 _LIBRARY = "libbcc.so.0"
 _PT_NOTE, _NT_GNU_BUILD_ID = 4, 3
@@ -29,7 +29,7 @@ def bpf_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "bpf"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Code:
     """The instructions of a compiled file's functions, by name, not linked yet."""
 

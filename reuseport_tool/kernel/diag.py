@@ -5,18 +5,18 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from reuseport_tool.errors import ToolError, Unsupported
 from reuseport_tool.kernel import links, sock_diag
 from reuseport_tool.kernel.abi import TcpState
 from reuseport_tool.models import Endpoint, Protocol
+from reuseport_tool.record import record
 
 _EXTENSIONS = {Protocol.TCP: sock_diag.EXTENSION_INFO, Protocol.UDP: 0}
 _STATES = {Protocol.TCP: 1 << TcpState.LISTEN, Protocol.UDP: 1 << TcpState.CLOSE}
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class BoundSocket:
     """A listening TCP socket or a UDP socket.
 

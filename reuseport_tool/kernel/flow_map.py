@@ -6,10 +6,10 @@ import ctypes
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from reuseport_tool.kernel import bpf
 from reuseport_tool.kernel.abi import FLOW_KEY, FLOW_WORD
+from reuseport_tool.record import record
 
 ENTRIES = 65536
 """By default: 7 MB."""
@@ -18,7 +18,7 @@ _UNIT_SHIFT = 20  # of `seen`: 2^20 ns
 _SEEN_MASK = 0xFFFFFFFF
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class RawFlow:
     """A flow: its key as the map has it, where it belongs, and the seconds since its last datagram, to a second."""
 

@@ -15,6 +15,7 @@ from reuseport_tool.kernel.bpf_iterator import BpfIterator
 from reuseport_tool.kernel.program import Source, bpf_dir
 from reuseport_tool.kernel.socket_iterator import tuple_offsets
 from reuseport_tool.models import Protocol
+from reuseport_tool.record import record
 
 _LISTEN, _NEW_SYN_RECV = int(TcpState.LISTEN), int(TcpState.NEW_SYN_RECV)
 _MEMBERSHIP_OFFSETS = {
@@ -46,7 +47,7 @@ _DROP_COUNTERS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class MemberInfo:
     """What the kernel keeps of a socket's membership in a reuseport group.
 
@@ -65,7 +66,7 @@ class MemberInfo:
     group_size: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class ListenerInfo(MemberInfo):
     """A TCP listener. `accept_queue`, `backlog` and `half_open` are connections."""
 
@@ -74,7 +75,7 @@ class ListenerInfo(MemberInfo):
     half_open: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class UdpInfo(MemberInfo):
     """A bound UDP socket. Queues in bytes; `drops` are the datagrams that this socket lost (sk_drops).
 
@@ -151,11 +152,11 @@ class TcpListeners(Closing):
         """The listeners, and how many request sockets each has."""
         listeners: dict[int, ListenerInfo] = {}
         requests: dict[int, int] = {}
-        for record in self._records():
-            if record.state == _LISTEN:
-                listeners[record.cookie] = _tcp_info(record)
-            elif record.state == _NEW_SYN_RECV:
-                requests[record.cookie] = requests.get(record.cookie, 0) + 1
+        for found in self._records():
+            if found.state == _LISTEN:
+                listeners[found.cookie] = _tcp_info(found)
+            elif found.state == _NEW_SYN_RECV:
+                requests[found.cookie] = requests.get(found.cookie, 0) + 1
         return Snapshot(listeners, requests)
 
     def _records(self) -> Iterator[ListenerRecord]:
@@ -164,9 +165,9 @@ class TcpListeners(Closing):
     def _records_until(self, wanted: set[int]) -> Iterator[ListenerRecord]:
         with self._iterator.walk() as read:
             while wanted and (part := read(len(wanted) * LISTENER_RECORD.size)):
-                for record in map(ListenerRecord._make, LISTENER_RECORD.iter_unpack(part)):
-                    wanted.discard(record.cookie)
-                    yield record
+                for found in map(ListenerRecord._make, LISTENER_RECORD.iter_unpack(part)):
+                    wanted.discard(found.cookie)
+                    yield found
 
 
 class _Infos(Mapping[int, MemberInfo]):

@@ -7,10 +7,10 @@ import ctypes
 import functools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from reuseport_tool.errors import Unsupported
+from reuseport_tool.record import record
 
 _NAME = "libbpf.so.1"
 _POINTER, _TEXT, _U32, _INT = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32, ctypes.c_int
@@ -80,7 +80,7 @@ def pointer(result: int | None) -> int | None:
     return result or None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Types:
     """Type information in the kernel: its descriptor, and the ids of `int`, of a map's key and of its value."""
 

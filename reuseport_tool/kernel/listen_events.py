@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
@@ -17,6 +16,7 @@ from reuseport_tool.kernel import bpf, btf, cgroup, libbpf, links, netns, proces
 from reuseport_tool.kernel.abi import LISTEN_EVENT, ListenEventRecord
 from reuseport_tool.kernel.program import AttachType, ProgramType, Source, bpf_dir, load
 from reuseport_tool.models import Endpoint, Identity, Protocol
+from reuseport_tool.record import record
 
 RING_BYTES = 1 << 17
 _IN_FLIGHT_S = 0.001
@@ -35,7 +35,7 @@ _OFFSETS = {
 _BITS = {"V6ONLY": ("sock_common", "skc_ipv6only"), "REUSEPORT": ("sock_common", "skc_reuseport")}
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class NewListener:
     """A TCP socket that begins to listen, as the kernel has it at that moment.
 
@@ -47,7 +47,7 @@ class NewListener:
     reuseport: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class ListenEvent:
     """One listen() or bind().
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from reuseport_tool.record import record
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class TcpCounters:
     """Some of TcpExt in /proc/net/netstat, and OutRsts (segments sent with RST) of Tcp in /proc/net/snmp.
 

@@ -11,7 +11,7 @@ import stat
 import struct
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,6 +20,7 @@ from reuseport_tool.errors import MissingCapability, ProgramRejected, ToolError,
 from reuseport_tool.kernel import abi, btf, capabilities, compiler, folders, libc, program_cache, rlimit
 from reuseport_tool.kernel.bpf import Program
 from reuseport_tool.kernel.compiler import Code, Compiled
+from reuseport_tool.record import record
 
 _PROG_LOAD = 5
 _NAME_MAX = 15  # BPF_OBJ_NAME_LEN - 1
@@ -61,7 +62,7 @@ def bpf_dir() -> Path:
     return compiler.bpf_dir()
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Source:
     """What is compiled.
 

@@ -15,11 +15,11 @@ import re
 import stat
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from reuseport_tool.kernel import compiler, folders
 from reuseport_tool.kernel.compiler import Code
+from reuseport_tool.record import record
 
 _FORMAT = b"reuseport-tool cache 1\n"
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
@@ -148,7 +148,7 @@ def kernel_identity() -> str:
     return "\n".join(parts)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Request:
     """What code is asked for.
 

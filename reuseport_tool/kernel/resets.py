@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
@@ -20,6 +19,7 @@ from reuseport_tool.kernel.abi import ResetKind
 from reuseport_tool.kernel.program import AttachType, ProgramType, Source, bpf_dir, load
 from reuseport_tool.models import Resets
 from reuseport_tool.models.proof import PortResets, SideResets
+from reuseport_tool.record import record
 
 _TRACEPOINT = "tcp_send_reset"
 PROGRAMS = (("tcp_ended", "inet_sock_set_state"), ("tcp_resets", _TRACEPOINT))
@@ -52,7 +52,7 @@ _BEGUN_AT, _SEES_REFUSED = 0, 1  # elements beside the counts: no connection has
 _NOTHING = Resets(never_accepted=0, handshakes=0, refused=0, accepted=0)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class ResetCount:
     """How many resets of one kind there were on one port.
 

@@ -9,10 +9,10 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from reuseport_tool.errors import ToolError
 from reuseport_tool.models import Protocol
+from reuseport_tool.record import record
 
 # include/uapi/linux/netlink.h and sock_diag.h
 _NETLINK_SOCK_DIAG = 4
@@ -37,7 +37,7 @@ _MPTCP = b"mptcp"
 _HINT = "the kernel needs CONFIG_INET_DIAG"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Request:
     """struct inet_diag_req_v2: which sockets are meant. Ports in network order, addresses padded to 16 bytes.
 
@@ -71,7 +71,7 @@ class Request:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Record:
     """struct inet_diag_msg: a socket. `port` in host order, the address padded to 16 bytes.
 

@@ -9,10 +9,10 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from reuseport_tool.errors import NotFound, Unsupported
 from reuseport_tool.kernel import bpf
+from reuseport_tool.record import record
 
 # include/uapi/asm-generic/socket.h and include/uapi/linux/tcp.h
 SO_ATTACH_REUSEPORT_CBPF = 51
@@ -78,7 +78,7 @@ def _group_option(fd: int, option: int, value: int, doing: str) -> None:
             raise bpf.translate(error, doing) from error
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class ListenerOptions:
     """The options of a listener that its connections inherit, or that migration depends on.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
 from reuseport_tool.kernel import bpf, capabilities
+from reuseport_tool.record import record
 
 _ETHERNET, _LOOPBACK = 1, 772  # ARPHRD_ETHER, ARPHRD_LOOPBACK (include/uapi/linux/if_arp.h)
 # A device with such a master hands over its packets before IP sees them. Those of a VRF go on to IP.
@@ -19,7 +19,7 @@ _CLSACT_INGRESS, _INGRESS = 0xFFFFFFF2, 0xFFFF0000  # parents: TC_H_MAKE(TC_H_CL
 _FIRST = 1  # the preference of our filter: others that end the walk come later
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Device:
     """A network device. `has_header`: its packets begin with an Ethernet header."""
 

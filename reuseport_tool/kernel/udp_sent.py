@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.kernel import bpf, btf
 from reuseport_tool.kernel.abi import SENT
 from reuseport_tool.kernel.program import AttachType, ProgramType, Source, bpf_dir, load
+from reuseport_tool.record import record
 
 _OFFSETS = {"OFF_SK": ("sk_buff", "sk"), "OFF_COOKIE": ("sock_common", "skc_cookie")}
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Sent:
     """What a socket has sent since it is watched. `last_ns` is of CLOCK_MONOTONIC, 0 for never."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+
+from reuseport_tool.record import record
 
 
 class Engine(enum.StrEnum):
@@ -11,7 +12,7 @@ class Engine(enum.StrEnum):
     SOLO = "solo"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class FailOpens:
     """How often AutoLOWAT stopped following a socket, by reason (enum doubt of bpf/framing.h). Its reader is then
     woken for every segment."""
@@ -37,7 +38,7 @@ class FailOpens:
     """The kernel refused a value, or a segment could not be marked."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class AutolowatAttachment:
     """What `autolowat attach` did."""
 
@@ -55,7 +56,7 @@ class AutolowatAttachment:
     """`attached`, `extended` (to devices that are new) or `unchanged`."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class AutolowatDetached:
     """What `autolowat detach` did."""
 
@@ -65,7 +66,7 @@ class AutolowatDetached:
     """Sockets that could be followed. Their SO_RCVLOWAT is 1 now."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Autolowat:
     """AutoLOWAT on one cgroup. Counters are since it was attached."""
 
@@ -97,7 +98,7 @@ class Autolowat:
     """How often following a socket was stopped, by reason."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class AutolowatStatus:
     """What `autolowat status` found."""
 

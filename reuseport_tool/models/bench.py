@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from reuseport_tool.models.proof import Resets
+from reuseport_tool.record import record
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Spread:
     """A median over rounds with its quartiles, in the unit of its field."""
 
@@ -19,7 +18,7 @@ class Spread:
     """The third quartile."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class SelectArm:
     """One arm of `bench select`, over all rounds."""
 
@@ -42,7 +41,7 @@ class SelectArm:
     """How often the program ran, by the same statistics."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class BenchSelect:
     """What `bench select` measured."""
 
@@ -60,7 +59,7 @@ class BenchSelect:
     """Duration of everything."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class UdpArm:
     """One arm of `bench udp`, over all rounds."""
 
@@ -78,7 +77,7 @@ class UdpArm:
     """`ns_per_run`, divided by that of `none`."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class BenchUdp:
     """What `bench udp` measured."""
 
@@ -96,7 +95,7 @@ class BenchUdp:
     """Duration of everything."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class SocketsArm:
     """One way to list sockets, over all rounds."""
 
@@ -109,7 +108,7 @@ class SocketsArm:
     """Wall time, divided by that of `ss` in the same round. Below 1 is faster."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class SocketsSize:
     """All ways to list one number of sockets."""
 
@@ -121,7 +120,7 @@ class SocketsSize:
     """One entry for each way."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class BenchSockets:
     """What `bench sockets` measured."""
 
@@ -137,7 +136,7 @@ class BenchSockets:
     """Duration of everything."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class FramingArm:
     """One way to wait for frames of one size, over all rounds."""
 
@@ -161,7 +160,7 @@ class FramingArm:
     """99th percentile of that time."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class FramingSize:
     """All ways to wait for frames of one size."""
 
@@ -175,7 +174,7 @@ class FramingSize:
     """One entry for each way."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class BenchRpcFraming:
     """What `bench rpc-framing` measured."""
 
@@ -191,7 +190,7 @@ class BenchRpcFraming:
     """Duration of everything."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class ReloadArm:
     """One way to replace a server under load, over all rounds. An arm that was not measured has `detail`, and
     everything else is 0 or null."""
@@ -226,7 +225,7 @@ class ReloadArm:
     """Why the arm was not measured."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class CloseSize:
     """close(2) of a group's last old listener, in which the kernel moves what is queued."""
 
@@ -252,7 +251,7 @@ class CloseSize:
     """The tool's program against the smallest program, by wall clock: what the tool itself costs."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class BenchReload:
     """What `bench reload` measured."""
 
@@ -272,7 +271,7 @@ class BenchReload:
     """Duration of everything."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class SpeedFigure:
     """One command of `bench speed`, as a whole process with the cache of programs filled."""
 
@@ -284,7 +283,7 @@ class SpeedFigure:
     """Divided by the time of `imports` in the same round; null for `imports` and for many listeners."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class BenchSpeed:
     """What `bench speed` measured."""
 

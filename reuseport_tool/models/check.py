@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+
+from reuseport_tool.record import record
 
 
 class Way(enum.StrEnum):
@@ -34,7 +35,7 @@ class ConnectionState(enum.StrEnum):
         return self in (ConnectionState.NEW_SYN_RECV_ACK, ConnectionState.NEW_SYN_RECV_TIMER)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Case:
     """One cell of `check hot-reload`."""
 
@@ -60,7 +61,7 @@ class Case:
     """What was not as expected."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Move:
     """The way of the request that was queued on one listener."""
 
@@ -74,7 +75,7 @@ class Move:
     """The listener that answered it; `-` when nobody did."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Redistribution:
     """Listeners A, B (old) and C, D (new) hold one request each; A is closed, then B."""
 
@@ -86,7 +87,7 @@ class Redistribution:
     """What was not as expected."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class CheckHotReload:
     """What `check hot-reload` found."""
 
@@ -104,7 +105,7 @@ class CheckHotReload:
     """What a reader of the figures must know."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class FramingCase:
     """One case of `check rpc-framing`."""
 
@@ -124,7 +125,7 @@ class FramingCase:
     """What was not as expected."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class CheckRpcFraming:
     """What `check rpc-framing` found."""
 
@@ -140,7 +141,7 @@ class CheckRpcFraming:
     """Duration of everything."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class UdpCase:
     """One case of `check udp-reload`."""
 
@@ -164,7 +165,7 @@ class UdpCase:
     """What was not as expected."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class CheckUdpReload:
     """What `check udp-reload` found."""
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from reuseport_tool.record import record
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Feature:
     """The answer of one probe."""
 
@@ -19,7 +19,7 @@ class Feature:
     """The release that brought the feature, or null when no release tells. For readers: the tool never compares it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Capability:
     """One capability of the process."""
 
@@ -31,7 +31,7 @@ class Capability:
     """The jobs that need it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Doctor:
     """What `doctor` found."""
 

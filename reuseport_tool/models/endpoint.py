@@ -7,9 +7,9 @@ import ipaddress
 import re
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from reuseport_tool.errors import UsageError
+from reuseport_tool.record import record
 
 
 class Protocol(enum.StrEnum):
@@ -17,7 +17,7 @@ class Protocol(enum.StrEnum):
     UDP = "udp"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Endpoint:
     """A protocol, a local address, a port, and what else tells groups apart.
 
@@ -65,7 +65,7 @@ class Endpoint:
         return [self] if self in covered else covered
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Identity:
     """All that the kernel compares before a socket joins a group (inet_reuseport_add_sock() in the kernel)."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+
+from reuseport_tool.record import record
 
 
 class FlowMode(enum.StrEnum):
@@ -14,7 +15,7 @@ class FlowMode(enum.StrEnum):
     QUIC = "quic"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class FlowCounters:
     """What the program counted of UDP flows since the group keeps them, over all CPUs."""
 
@@ -32,7 +33,7 @@ class FlowCounters:
     """Datagrams of QUIC connections that it did not know, which it gave to the generation before the working one."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class FlowTable:
     """The flows of a UDP group that keeps them."""
 
@@ -49,7 +50,7 @@ class FlowTable:
     """Connection IDs of QUIC that are known, of which as many fit; null in another mode."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Flow:
     """A recorded UDP flow."""
 
@@ -67,7 +68,7 @@ class Flow:
     """Seconds since the last datagram, to a second."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Flows:
     """What `flows` found, those seen last first."""
 

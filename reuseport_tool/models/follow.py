@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+
+from reuseport_tool.record import record
 
 
 class Happening(enum.StrEnum):
@@ -20,7 +21,7 @@ class Happening(enum.StrEnum):
     STOPPED = "stopped"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class FollowEvent:
     """One line of `attach --follow`."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
 from reuseport_tool.models.flows import FlowTable
 from reuseport_tool.models.proof import Resets
+from reuseport_tool.record import record
 
 
 class Policy(enum.StrEnum):
@@ -18,7 +18,7 @@ class Policy(enum.StrEnum):
     SOURCE_IP = "source-ip"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Program:
     """The program that the kernel runs for a group."""
 
@@ -30,7 +30,7 @@ class Program:
     """The value of `--policy`, or the name of your own program; null for a program that this tool did not attach."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Listener:
     """One socket of a group."""
 
@@ -61,7 +61,7 @@ class Listener:
     """Datagrams that a UDP socket dropped since it was opened; null as `receive_queue`."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Counters:
     """Runs of the program since it was attached, over all CPUs, by their outcome."""
 
@@ -88,7 +88,7 @@ class Counters:
         return Counters(**growth)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Canary:
     """The generation beside the working one that gets a share of the new connections."""
 
@@ -98,7 +98,7 @@ class Canary:
     """Its share of the new connections."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Transaction:
     """A reload that has begun and not ended."""
 
@@ -114,7 +114,7 @@ class Transaction:
     """When the present share of a canary will have lasted long enough, in seconds since 1970; null without a canary."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class LastReload:
     """What became of the last reload of a group. One that was refused before it started anything leaves no record."""
 
@@ -145,7 +145,7 @@ class ProblemKind(enum.StrEnum):
     CROWDED = "crowded"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Problem:
     """What an operator should look at."""
 
@@ -158,7 +158,7 @@ class Problem:
     """One sentence."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Followed:
     """What a running `attach --follow` has counted for a group."""
 
@@ -170,7 +170,7 @@ class Followed:
     """The resets on the group's port since then, of all groups on that port."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Group:
     """The sockets that the kernel keeps in one reuseport group."""
 
@@ -211,7 +211,7 @@ class Group:
     """What a running follower has counted; null where none runs, or where it cannot count."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class GonePins:
     """The pins of a group whose network namespace is gone."""
 
@@ -223,7 +223,7 @@ class GonePins:
     """Their folder on bpffs."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Status:
     """What `status` found. With `--watch` one object follows another."""
 
@@ -235,7 +235,7 @@ class Status:
     """Why pins could not be looked at, so that programs of this tool may be shown as foreign; null when they could."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Attached:
     """What attach did to one group."""
 
@@ -256,7 +256,7 @@ class Attached:
     """Time spent on this group."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class AttachReport:
     """What `attach` did."""
 
@@ -264,7 +264,7 @@ class AttachReport:
     """One entry for each group."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Detached:
     """What detach did to one group."""
 
@@ -277,7 +277,7 @@ class Detached:
     """The folder on bpffs that was removed."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class DetachReport:
     """What `detach` did."""
 
@@ -285,7 +285,7 @@ class DetachReport:
     """One entry for each group."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class MigrateReq:
     """The sysctl net.ipv4.tcp_migrate_req of a network namespace."""
 

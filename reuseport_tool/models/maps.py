@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
+from reuseport_tool.record import record
 
-@dataclass(frozen=True, kw_only=True)
+
+@record
 class Slot:
     """An occupied slot of a map."""
 
@@ -16,7 +17,7 @@ class Slot:
     """The listener in it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class GenerationMap:
     """The map of one generation of a group."""
 
@@ -34,7 +35,7 @@ class GenerationMap:
     """The occupied slots."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Maps:
     """What `map list` and `map show` found."""
 
@@ -44,7 +45,7 @@ class Maps:
     """What is wrong with the pins of groups that are not listed."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class MapChange:
     """One change that a map verb made."""
 
@@ -60,7 +61,7 @@ class MapChange:
     """The listener; null for `switched`."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class MapChanges:
     """What `map add`, `map remove` and `map switch` did."""
 

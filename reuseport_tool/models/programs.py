@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from reuseport_tool.record import record
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class CompiledProgram:
     """One program."""
 
@@ -17,7 +17,7 @@ class CompiledProgram:
     """Why it is not there, or null."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Filled:
     """What `compile` did."""
 

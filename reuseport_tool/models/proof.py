@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from reuseport_tool.record import record
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Resets:
     """Connections to some ports of a network namespace that the kernel reset, by the tracepoint tcp_send_reset."""
 
@@ -40,7 +40,7 @@ class Resets:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class SideResets:
     """The resets that one side of a reload brought about: its processes closed the listener, or the connection. A
     packet that finds nothing is of no side."""
@@ -56,7 +56,7 @@ class SideResets:
         return self.never_accepted + self.accepted
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class PortResets:
     """The resets of one port."""
 
@@ -66,7 +66,7 @@ class PortResets:
     """What was reset there."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Balance:
     """Where the connections went that waited when the old server was told to stop. `waiting` and `later` together are
     as many as the other four."""

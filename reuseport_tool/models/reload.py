@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
 from reuseport_tool.models.proof import Balance, Resets, SideResets
+from reuseport_tool.record import record
 
 
 class Strategy(enum.StrEnum):
@@ -16,7 +16,7 @@ class Strategy(enum.StrEnum):
     DRAIN = "drain"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Side:
     """The old or the new server of a reload."""
 
@@ -28,7 +28,7 @@ class Side:
     """Cookies of its listeners."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Migrated:
     """Connections that the kernel moved from a closing listener to another one."""
 
@@ -48,7 +48,7 @@ class Migrated:
         return sum(by_program) if by_program else self.total
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Lost:
     """Growth of the network namespace's counters during the reload."""
 
@@ -62,7 +62,7 @@ class Lost:
     """TCPAbortOnClose: accepted connections that a server closed with unread data. That is the server's own doing."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Queues:
     """Connections in the old listeners when the old server was told to stop."""
 
@@ -72,7 +72,7 @@ class Queues:
     """Request sockets that waited for the final ACK; null where the kernel does not tell."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Step:
     """One step of a reload."""
 
@@ -87,7 +87,7 @@ class Step:
     """Why the step failed, or was skipped."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class CanaryStep:
     """One share of a canary."""
 
@@ -101,7 +101,7 @@ class CanaryStep:
     """New connections that went to the old server meanwhile, by the program's counters."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Leftovers:
     """Accepted connections that the old server held after it stopped listening."""
 
@@ -122,7 +122,7 @@ class Leftovers:
     """The longest time without data, at the last look that saw a connection; null when none was seen."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class HandedOver:
     """What became of the datagrams of a UDP group. The exit code is 1 if any were lost, cut or evicted."""
 
@@ -168,7 +168,7 @@ class HandedOver:
         return unread, self.drops_old, self.drops_new, self.cut, self.evicted
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Reload:
     """The report of a reload. It is also printed, with the result `rolled-back`, when a reload fails or is
     interrupted (exit codes 8 and 130) after something had begun."""
@@ -220,7 +220,7 @@ class Reload:
     """The UDP groups, each by its own way."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class PlannedGroup:
     """One group of a reload that was only tried."""
 
@@ -236,7 +236,7 @@ class PlannedGroup:
     """Whether the group is given up by `--drop`."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class DryRun:
     """What a reload would do, as far as it can be known before anything starts."""
 

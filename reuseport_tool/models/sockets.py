@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
+from reuseport_tool.record import record
+
 
 class SocketState(enum.StrEnum):
     """The states of include/net/tcp_states.h from 1 on, and what CLOSE means for UDP."""
@@ -114,7 +116,7 @@ class SocketTable(Sequence[Socket]):
         return (dict(zip(names, row, strict=True)) for row in zip(*self.columns.values(), strict=True))
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Sockets:
     """What `sockets` found."""
 
@@ -136,7 +138,7 @@ class Sockets:
     """The sockets that match."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Ending:
     """What became of a chosen socket."""
 
@@ -149,7 +151,7 @@ class Ending:
     """Why the kernel refused."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Destroy:
     """What `destroy` did."""
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from reuseport_tool.errors import MissingCapability, ProgramRejected, ToolError, Unsupported
 from reuseport_tool.kernel import capabilities
 from reuseport_tool.models import Feature
+from reuseport_tool.record import record
 
 _ABSENT = (
     errno.EINVAL,
@@ -23,7 +23,7 @@ _ABSENT = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Probe:
     """One feature and how to try it.
 

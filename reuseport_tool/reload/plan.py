@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from reuseport_tool.errors import NotFound, Unsupported, UsageError
@@ -13,12 +12,13 @@ from reuseport_tool.group import policy as policies
 from reuseport_tool.kernel import processes
 from reuseport_tool.models import Endpoint, FlowMode, Policy, Protocol, Step, Strategy
 from reuseport_tool.probes import migration
+from reuseport_tool.record import record
 from reuseport_tool.reload.thresholds import Threshold
 
 _DRAIN_S = 70.0  # SYN+ACK retries take 63 s by default
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Hook:
     """A shell command of the operator, and the step after which it runs."""
 
@@ -26,7 +26,7 @@ class Hook:
     command: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Plan:
     """How to reload. Exactly one of `command`, `new_pid` and `run` is given.
 
@@ -109,7 +109,7 @@ class Plan:
         return _DRAIN_S if self.kill_leftovers else 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Progress:
     """What a reload tells while it runs: a step begins, a step ended, something to know, a warning."""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from reuseport_tool.errors import ToolError
 from reuseport_tool.models import Reload, Step
+from reuseport_tool.record import record
 from reuseport_tool.reload import outcome, report, rollback, sides
 from reuseport_tool.reload.saving import save
 from reuseport_tool.reload.state import NO_WAY_BACK, ReloadState
@@ -33,7 +33,7 @@ def _always(_state: ReloadState) -> bool:
     return True
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class _Stage:
     """One step: `needed` says whether it has something to do, `whole` that an interrupt waits for its end."""
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from reuseport_tool import records
+from reuseport_tool import record_json
 from reuseport_tool.errors import Conflict
 from reuseport_tool.kernel.mib import TcpCounters
 from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.models import CanaryStep, Counters, Endpoint, FlowMode, Leftovers, Migrated, Queues, Step, Strategy
+from reuseport_tool.record import record
 from reuseport_tool.reload.plan import Plan
 
 ROLL_BACK = "roll back"
@@ -31,7 +31,7 @@ class WayName(enum.StrEnum):
     DATAGRAMS = "datagrams"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class GroupState:
     """One group of the reload.
 
@@ -73,7 +73,7 @@ class GroupState:
         return bool(self.others)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class ReloadState:
     """Everything of a reload that cannot be found again by looking.
 
@@ -172,13 +172,13 @@ class ReloadState:
 
 def encode(state: ReloadState) -> bytes:
     """The text of a journal."""
-    return records.encode(state)
+    return record_json.encode(state)
 
 
 def decode(text: bytes) -> ReloadState:
     """Raises Conflict for the text of another version of the tool, or of another program."""
     try:
-        return records.decode(ReloadState, text)
+        return record_json.decode(ReloadState, text)
     except ValueError as error:
         raise Conflict(
             "the journal of the interrupted reload is of another version of this tool",

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from reuseport_tool.errors import Conflict, NotFound, ToolError, UsageError
 from reuseport_tool.group.discover import Member
 from reuseport_tool.kernel.process_tree import ProcessTree
 from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.models import Endpoint, Protocol
+from reuseport_tool.record import record
 from reuseport_tool.reload.plan import Plan
 from reuseport_tool.reload.world import World
 
 Groups = Mapping[Endpoint, tuple[Member, ...]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Surveyed:
     """One group: its old listeners, and all that are there but those of --new-pid."""
 
@@ -26,7 +26,7 @@ class Surveyed:
     dropped: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Survey:
     """What a reload begins with.
 

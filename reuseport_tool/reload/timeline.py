@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
 from reuseport_tool.models import Reload, Step
+from reuseport_tool.record import record
 
 _WIDTH, _LEFT, _RIGHT, _ROW = 960, 130, 120, 26
 _PLOT = _WIDTH - _LEFT - _RIGHT
@@ -19,7 +19,7 @@ _OLD, _NEW, _INK, _FAINT = "#b8bec6", "#2e9e5b", "#1f2733", "#6b7480"
 _NICE = (1, 2, 5)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Span:
     """One step on the time axis of the reload."""
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from reuseport_tool.errors import Conflict, NotFound, ToolError, UsageError
 from reuseport_tool.kernel import systemd
 from reuseport_tool.models import Reload
+from reuseport_tool.record import record
 
 _INSTANCES = ("a", "b")
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Twin:
     """The instance that serves, and the one that takes over; `pid` is the new one's main process."""
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +23,7 @@ from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.kernel.sockets import ListenerOptions
 from reuseport_tool.kernel.udp_sent import Sent
 from reuseport_tool.models import Counters, Endpoint, FlowMode, LastReload, Resets, SideResets, Step
+from reuseport_tool.record import record
 from reuseport_tool.reload.state import ReloadState
 
 
@@ -231,7 +231,7 @@ class Traffic(Protocol):
         """Raises Unsupported, MissingCapability."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class KeptFlows:
     """The recorded flows of a group at a moment of the clock."""
 
@@ -311,7 +311,7 @@ class Tell(Protocol):
         """Something to worry about."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class World:
     """All of it."""
 

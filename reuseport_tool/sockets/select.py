@@ -17,6 +17,7 @@ from reuseport_tool.kernel.abi import SocketRecord
 from reuseport_tool.kernel.folders import Foreign
 from reuseport_tool.kernel.socket_iterator import Walker, collector_paused
 from reuseport_tool.models import Endpoint, Protocol, Socket, Sockets, SocketState, SocketTable
+from reuseport_tool.record import record
 from reuseport_tool.sockets.shown import NUMBERS, Moment, Owners, show
 
 _STATES_OF = {
@@ -25,7 +26,7 @@ _STATES_OF = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Filter:
     """A socket matches when it fits every field that is given.
 
@@ -190,7 +191,7 @@ def _at_least(least: float, known: Callable[[SocketRecord], float | None]) -> Ca
     return test
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class _Group:
     """An attached group: where each registered listener belongs, and the inodes of the listeners."""
 

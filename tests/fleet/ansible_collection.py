@@ -17,7 +17,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import pytest
 
 from reuseport_tool.bench.load import Ledger, Load
 from reuseport_tool.kernel import netns
+from reuseport_tool.record import record
 from tests.servers import restart, servers
 from tests.servers.servers import Server
 
@@ -40,7 +40,7 @@ SKIPPED = ("pslint", "shellcheck")
 PIP_SCRIPT = "get_pip_24_2.py"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Host:
     """A network namespace that lives as long as its first process, and the load on its server."""
 

@@ -6,17 +6,17 @@ import shutil
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from reuseport_tool.bench.load import REQUEST
+from reuseport_tool.record import record
 from tests.servers.servers import ADDRESS, PORT, Server
 
 _APPS = Path(__file__).parent / "apps"
 _PAGE = "".join(f"<p>{number**5}</p>" for number in range(10_000))
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Recipe:
     """A server, and how it must be stopped.
 

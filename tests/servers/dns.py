@@ -20,9 +20,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from reuseport_tool.record import record
 from tests.servers.apart import go_apart, is_apart
 
 PORT, BACKEND_PORT = 5300, 5301
@@ -31,7 +31,7 @@ _GAP_S = 1.0  # between two reloads
 _TOOL = [sys.executable, "-m", "reuseport_tool", "--json"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class DnsServer:
     """How to configure and start one. It answers every name below example.org."""
 
@@ -121,7 +121,7 @@ SERVERS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Outcome:
     """What dnsperf counted on one transport."""
 

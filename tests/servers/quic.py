@@ -22,9 +22,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from reuseport_tool.record import record
 from tests.servers.apart import go_apart, is_apart
 from tests.servers.quic_load import Connection, Echo, Http3, Load, certificate
 
@@ -38,7 +38,7 @@ _TOOL = [sys.executable, "-m", "reuseport_tool", "--json", "--bpffs", "/sys/fs/b
 _ADDRESSES = {"IPv4": ("0.0.0.0", "127.0.0.1"), "IPv6": ("::", "::1")}
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class QuicServer:
     """How to configure and start one.
 

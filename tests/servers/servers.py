@@ -7,12 +7,12 @@ import shutil
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from reuseport_tool.group import discover
 from reuseport_tool.group.discover import Member
 from reuseport_tool.models import Endpoint, Protocol
+from reuseport_tool.record import record
 from reuseport_tool.waiting import wait_until
 
 ADDRESS = "127.0.0.1"
@@ -23,7 +23,7 @@ _BUILD_S = 120.0
 _GO_SOURCE = Path(__file__).parent / "go" / "server.go"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Server:
     """A command that runs in the foreground, the signal that stops it gracefully, its listeners."""
 

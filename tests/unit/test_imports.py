@@ -30,9 +30,9 @@ VERBS = [
     ("migrate-req",),
 ]
 OF_OTHER_VERBS = {
-    "status": ("group.attach", "group.repair", "kernel.resets", "models.sockets", "records"),
-    "attach": ("group.status", "group.repair", "kernel.resets", "models.sockets", "records"),
-    "sockets": ("group.attach", "group.status", "models.maps", "records"),
+    "status": ("group.attach", "group.repair", "kernel.resets", "models.sockets", "record_json"),
+    "attach": ("group.status", "group.repair", "kernel.resets", "models.sockets", "record_json"),
+    "sockets": ("group.attach", "group.status", "models.maps", "record_json"),
 }
 
 

@@ -15,16 +15,17 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "reuseport_tool"
 
 # Which of our layers, and which of the third-party modules, a layer may import.
-LEAVES = {"errors", "models", "names", "records", "closing", "waiting"}
+LEAVES = {"errors", "models", "names", "record", "record_json", "closing", "waiting"}
 BELOW_JOBS = LEAVES | {"kernel", "probes", "group"}
 JOBS = {"reload", "follow", "sockets", "autolowat", "check", "bench", "programs"}
 OURS = {
     "errors": set(),
     "closing": set(),
     "names": set(),
-    "records": set(),
+    "record": set(),
+    "record_json": set(),
     "waiting": set(),
-    "models": {"errors", "models"},
+    "models": {"errors", "models", "record"},
     "kernel": LEAVES | {"kernel"},
     "probes": LEAVES | {"kernel", "probes"},
     "group": BELOW_JOBS,

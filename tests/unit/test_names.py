@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -11,15 +10,16 @@ from hypothesis import strategies as st
 
 from reuseport_tool import names
 from reuseport_tool.cli.show import output
+from reuseport_tool.record import record
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Inner:
     name: str
     number: int = 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Outer:
     inner: tuple[Inner, ...]
     command: str | None = None

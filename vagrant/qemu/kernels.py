@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 
+from reuseport_tool.record import record
 from vagrant.qemu.cache import CHECKOUT
 from vagrant.qemu.errors import VmError
 
 TABLE = CHECKOUT / "vagrant" / "kernels.toml"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Kernel:
     """One row of the table.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import json
 import os
@@ -14,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from reuseport_tool.record import record
 from vagrant.qemu import machine
 from vagrant.qemu.cache import CHECKOUT, POLL_S, say
 from vagrant.qemu.errors import VmLost
@@ -28,7 +28,7 @@ AT_A_TIME = min(2, os.cpu_count() or 1)
 MARKS = {True: "yes", False: "no", None: "?"}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@record
 class Row:
     """One kernel's line: `features` by name as "yes", "no" or "?", and the verdict in words."""
 

@@ -34,6 +34,7 @@ from reuseport_tool.autolowat.attachment import Plan
 from reuseport_tool.check import framing_lab
 from reuseport_tool.kernel import autolowat, cgroup, netns
 from reuseport_tool.models import Engine
+from reuseport_tool.record import record
 from tests.kernel.wire import FAR, FAR6, Chances, Wire, wire
 
 pytestmark = pytest.mark.needs("AutoLOWAT solo")
@@ -77,7 +78,7 @@ class Connection:
         return self.ends[min(bisect.bisect_right(self.ends, self.taken), len(self.ends) - 1)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Traffic:
     seed: int
     connections: int

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from reuseport_tool.group.state import State
 from reuseport_tool.group.status import Observer
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.models import Endpoint, FlowMode, parse_endpoint
+from reuseport_tool.record import record
 from tests.kernel.conftest import server_command
 from tests.tool import Tool
 
@@ -57,7 +57,7 @@ SINGLE = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Attached:
     """A group with two generations: generation 1 works, generation 2 has a listener that is being drained."""
 

@@ -32,6 +32,7 @@ from reuseport_tool.group import status
 from reuseport_tool.kernel import commands, diag, libc, netns, processes
 from reuseport_tool.models import Protocol, Step, parse_endpoint
 from reuseport_tool.probes import features
+from reuseport_tool.record import record
 from reuseport_tool.reload import transaction as reload
 from reuseport_tool.reload.plan import Plan, Progress
 
@@ -99,7 +100,7 @@ def settle(how: str, bpffs: Path) -> str:
         return "nothing"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@record
 class Picture:
     """What a group looks like between two reloads."""
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import pytest
 
 from reuseport_tool.errors import Conflict, Interrupted, RolledBack, ToolError
 from reuseport_tool.models import Endpoint, Strategy
+from reuseport_tool.record import record
 from reuseport_tool.reload import transaction
 from tests.unit.reload import scenes
 from tests.unit.reload.fake import OLD, WEB, FakeWorld, Killed
 from tests.unit.reload.scenes import TLS, go, opens, others, outcome, scene, served_by, settled, undone
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Case:
     """A reload that goes well when nothing happens."""
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reuseport_tool import records
+from reuseport_tool import record_json
+from reuseport_tool.record import record
 
 
 class Colour(enum.StrEnum):
@@ -25,7 +26,7 @@ class Inner:
     share: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Outer:
     number: int
     flag: bool
@@ -63,12 +64,12 @@ OUTER = Outer(
     )
 )
 def test_the_same_record_comes_back(record: Outer) -> None:
-    assert records.decode(Outer, records.encode(record)) == record
+    assert record_json.decode(Outer, record_json.encode(record)) == record
 
 
 def test_a_whole_number_is_a_float_where_one_is_meant() -> None:
-    text = records.encode(replace(OUTER, inner=Inner("a", 1)))
-    assert records.decode(Outer, text).inner == Inner("a", 1.0)
+    text = record_json.encode(replace(OUTER, inner=Inner("a", 1)))
+    assert record_json.decode(Outer, text).inner == Inner("a", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -90,12 +91,12 @@ def test_a_whole_number_is_a_float_where_one_is_meant() -> None:
     ids=str,
 )
 def test_what_does_not_fit_is_a_value_error(change: dict[str, object]) -> None:
-    text = json.dumps({**json.loads(records.encode(OUTER)), **change}).encode()
+    text = json.dumps({**json.loads(record_json.encode(OUTER)), **change}).encode()
     with pytest.raises(ValueError, match=r"."):
-        records.decode(Outer, text)
+        record_json.decode(Outer, text)
 
 
 @pytest.mark.parametrize("text", [b"", b"\xff", b"[]", b"null", b"{", b"[" * 100_000], ids=range(6))
 def test_what_is_no_record_is_a_value_error(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
-        records.decode(Outer, text)
+        record_json.decode(Outer, text)
