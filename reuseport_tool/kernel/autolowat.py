@@ -31,37 +31,32 @@ OPTED_IN, FRAMES, SAVED, MARKS, _FAIL_OPENS = range(5)
 _DOUBTS = tuple(FailOpens.__dataclass_fields__)
 
 _OFFSETS = {
-    "OFF_COPIED_SEQ": ("tcp_sock", "copied_seq"),
-    "OFF_RCV_NXT": ("tcp_sock", "rcv_nxt"),
-    "OFF_RCV_WUP": ("tcp_sock", "rcv_wup"),
-    "OFF_RCV_WND": ("tcp_sock", "rcv_wnd"),
-    "OFF_ADVMSS": ("tcp_sock", "advmss"),
-    "OFF_CB_FLAGS": ("tcp_sock", "bpf_sock_ops_cb_flags"),
-    "OFF_BACKLOG_TAIL": ("sock", "sk_backlog.tail"),
-    "OFF_SOCKET": ("sock", "sk_socket"),
-    "OFF_FILE": ("socket", "file"),
-    "OFF_FILE_FLAGS": ("file", "f_flags"),
-    "OFF_RCVLOWAT": ("sock", "sk_rcvlowat"),
-    "OFF_SOCK_OPS_SK": ("bpf_sock_ops_kern", "sk"),
-    "OFF_SOCKOPT_SK": ("bpf_sockopt_kern", "sk"),
-    "OFF_ULP": ("inet_connection_sock", "icsk_ulp_ops"),
-    "OFF_FAMILY": ("sock_common", "skc_family"),
-    "OFF_LOCAL_PORT": ("sock_common", "skc_num"),
-    "OFF_REMOTE_PORT": ("sock_common", "skc_dport"),
-    "OFF_LOCAL4": ("sock_common", "skc_rcv_saddr"),
-    "OFF_REMOTE4": ("sock_common", "skc_daddr"),
-    "OFF_NET": ("sock_common", "skc_net"),
-    "OFF_NET_INODE": ("net", "ns.inum"),
-    "OFF_ECN_FLAGS": ("tcp_sock", "ecn_flags"),
-    "OFF_HEADER_LEN": ("tcp_sock", "tcp_header_len"),
-    "OFF_USER_DATA": ("sock", "sk_user_data"),
-    "OFF_WAIT_QUEUE": ("sock", "sk_wq"),
-    "OFF_STATE": ("sock_common", "skc_state"),
-}
-# Without CONFIG_IPV6 there is no socket for which they are read.
-_OFFSETS6 = {
-    "OFF_LOCAL6": ("sock_common", "skc_v6_rcv_saddr"),
-    "OFF_REMOTE6": ("sock_common", "skc_v6_daddr"),
+    "OFF_COPIED_SEQ": "tcp_sock.copied_seq",
+    "OFF_RCV_NXT": "tcp_sock.rcv_nxt",
+    "OFF_RCV_WUP": "tcp_sock.rcv_wup",
+    "OFF_RCV_WND": "tcp_sock.rcv_wnd",
+    "OFF_ADVMSS": "tcp_sock.advmss",
+    "OFF_CB_FLAGS": "tcp_sock.bpf_sock_ops_cb_flags",
+    "OFF_BACKLOG_TAIL": "sock.sk_backlog.tail",
+    "OFF_SOCKET": "sock.sk_socket",
+    "OFF_FILE": "socket.file",
+    "OFF_FILE_FLAGS": "file.f_flags",
+    "OFF_RCVLOWAT": "sock.sk_rcvlowat",
+    "OFF_SOCK_OPS_SK": "bpf_sock_ops_kern.sk",
+    "OFF_SOCKOPT_SK": "bpf_sockopt_kern.sk",
+    "OFF_ULP": "inet_connection_sock.icsk_ulp_ops",
+    "OFF_FAMILY": "sock_common.skc_family",
+    "OFF_LOCAL_PORT": "sock_common.skc_num",
+    "OFF_REMOTE_PORT": "sock_common.skc_dport",
+    "OFF_LOCAL4": "sock_common.skc_rcv_saddr",
+    "OFF_REMOTE4": "sock_common.skc_daddr",
+    "OFF_NET": "sock_common.skc_net",
+    "OFF_NET_INODE": "net.ns.inum",
+    "OFF_ECN_FLAGS": "tcp_sock.ecn_flags",
+    "OFF_HEADER_LEN": "tcp_sock.tcp_header_len",
+    "OFF_USER_DATA": "sock.sk_user_data",
+    "OFF_WAIT_QUEUE": "sock.sk_wq",
+    "OFF_STATE": "sock_common.skc_state",
 }
 _SETSOCKOPT = (ProgramType.CGROUP_SOCKOPT, AttachType.CGROUP_SETSOCKOPT)
 _SOCK_OPS = (ProgramType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS)
@@ -75,9 +70,9 @@ _AT_DEVICES = {True: "solo_tc", False: "solo_tc_raw"}
 _HOOK = {"RCVQ_OP": "BPF_SOCK_OPS_RCVQ_CB", "RCVQ_FLAG": "BPF_SOCK_OPS_RCVQ_CB_FLAG"}
 _KFUNCS = {"RCVLOWAT_ID": "bpf_sock_ops_tcp_set_rcvlowat", "CAST_ID": "bpf_cast_to_kern_ctx"}
 _NATIVE_OFFSETS = {
-    "OFF_SOCK_OPS_SKB": ("bpf_sock_ops_kern", "skb"),
-    "OFF_SKB_CB": ("sk_buff", "cb"),
-    "OFF_CB_SEQ": ("tcp_skb_cb", "seq"),
+    "OFF_SOCK_OPS_SKB": "bpf_sock_ops_kern.skb",
+    "OFF_SKB_CB": "sk_buff.cb",
+    "OFF_CB_SEQ": "tcp_skb_cb.seq",
 }
 
 
@@ -178,9 +173,7 @@ def _constant(name: str) -> str:
 
 
 def _offsets() -> dict[str, int]:
-    found = btf.offsets(_OFFSETS)
-    for name, field in _OFFSETS6.items():
-        found[name] = btf.offset(*field) if btf.has_field(*field) else 0
+    found = {**btf.offsets(_OFFSETS), **btf.ipv6_offsets()}
     # wait_queue_head_t is a typedef, which a path of fields does not go through.
     found["OFF_WAIT_HEAD"] = btf.offset("socket_wq", "wait") + btf.offset("wait_queue_head", "head")
     # An error of the program's choice came with Linux 5.18; since 5.15 these programs may set options themselves.

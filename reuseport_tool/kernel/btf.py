@@ -95,9 +95,16 @@ def _struct(type_name: str) -> int:
     return type_id
 
 
-def offsets(fields: Mapping[str, tuple[str, str]]) -> dict[str, int]:
-    """The offset() of several fields, by the names that a program is compiled with. Raises Unsupported."""
-    return {name: offset(*field) for name, field in fields.items()}
+def offsets(fields: Mapping[str, str]) -> dict[str, int]:
+    """The offset() of each `struct.field`, by the name that a program is compiled with. Raises Unsupported."""
+    return {name: offset(*path.split(".", 1)) for name, path in fields.items()}
+
+
+def ipv6_offsets() -> dict[str, int]:
+    """Of a socket's IPv6 addresses; 0 without CONFIG_IPV6, where there is no socket for which they are read."""
+    if not has_field("sock_common", "skc_v6_rcv_saddr"):
+        return {"OFF_LOCAL6": 0, "OFF_REMOTE6": 0}
+    return offsets({"OFF_LOCAL6": "sock_common.skc_v6_rcv_saddr", "OFF_REMOTE6": "sock_common.skc_v6_daddr"})
 
 
 @remembered

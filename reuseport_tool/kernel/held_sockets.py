@@ -9,9 +9,9 @@ from reuseport_tool.kernel.bpf_iterator import BpfIterator
 from reuseport_tool.kernel.program import Source, bpf_dir
 
 _OFFSETS = {
-    "OFF_FILE_INODE": ("file", "f_inode"),
-    "OFF_MODE": ("inode", "i_mode"),
-    "OFF_NUMBER": ("inode", "i_ino"),
+    "OFF_FILE_INODE": "file.f_inode",
+    "OFF_MODE": "inode.i_mode",
+    "OFF_NUMBER": "inode.i_ino",
 }
 _REMEMBERED = 1 << 15  # sockets
 MAPS = ("SEEN_FD",)

@@ -19,31 +19,31 @@ from reuseport_tool.record import record
 
 _LISTEN, _NEW_SYN_RECV = int(TcpState.LISTEN), int(TcpState.NEW_SYN_RECV)
 _MEMBERSHIP_OFFSETS = {
-    "OFF_REUSEPORT_CB": ("sock", "sk_reuseport_cb"),
-    "OFF_PROG": ("sock_reuseport", "prog"),
-    "OFF_NUM_SOCKS": ("sock_reuseport", "num_socks"),
-    "OFF_AUX": ("bpf_prog", "aux"),
-    "OFF_ID": ("bpf_prog_aux", "id"),
+    "OFF_REUSEPORT_CB": "sock.sk_reuseport_cb",
+    "OFF_PROG": "sock_reuseport.prog",
+    "OFF_NUM_SOCKS": "sock_reuseport.num_socks",
+    "OFF_AUX": "bpf_prog.aux",
+    "OFF_ID": "bpf_prog_aux.id",
 }
-_ORDER_OFFSETS = {"OFF_SOCKS": ("sock_reuseport", "socks")}
+_ORDER_OFFSETS = {"OFF_SOCKS": "sock_reuseport.socks"}
 _TCP_OFFSETS = {
-    "OFF_STATE": ("sock_common", "skc_state"),
-    "OFF_COOKIE": ("sock_common", "skc_cookie"),
-    "OFF_LISTENER": ("sock_common", "skc_listener"),
-    "OFF_ACCEPT_QUEUE": ("sock", "sk_ack_backlog"),
-    "OFF_BACKLOG": ("sock", "sk_max_ack_backlog"),
-    "OFF_HALF_OPEN": ("inet_connection_sock", "icsk_accept_queue.qlen"),
+    "OFF_STATE": "sock_common.skc_state",
+    "OFF_COOKIE": "sock_common.skc_cookie",
+    "OFF_LISTENER": "sock_common.skc_listener",
+    "OFF_ACCEPT_QUEUE": "sock.sk_ack_backlog",
+    "OFF_BACKLOG": "sock.sk_max_ack_backlog",
+    "OFF_HALF_OPEN": "inet_connection_sock.icsk_accept_queue.qlen",
 }
 _UDP_OFFSETS = {
-    "OFF_RMEM_ALLOC": ("sock", "sk_backlog.rmem_alloc"),
-    "OFF_WMEM_ALLOC": ("sock", "sk_wmem_alloc"),
-    "OFF_FORWARD_DEFICIT": ("udp_sock", "forward_deficit"),
-    "OFF_DROPS": ("sock", "sk_drops"),
+    "OFF_RMEM_ALLOC": "sock.sk_backlog.rmem_alloc",
+    "OFF_WMEM_ALLOC": "sock.sk_wmem_alloc",
+    "OFF_FORWARD_DEFICIT": "udp_sock.forward_deficit",
+    "OFF_DROPS": "sock.sk_drops",
 }
 _DROP_COUNTERS = {
-    "OFF_DROP_COUNTERS": ("sock", "sk_drop_counters"),
-    "OFF_DROPS0": ("numa_drop_counters", "drops0"),
-    "OFF_DROPS1": ("numa_drop_counters", "drops1"),
+    "OFF_DROP_COUNTERS": "sock.sk_drop_counters",
+    "OFF_DROPS0": "numa_drop_counters.drops0",
+    "OFF_DROPS1": "numa_drop_counters.drops1",
 }
 
 
@@ -107,7 +107,7 @@ def source(*, ordered: bool = True) -> Source:
     return Source(path=bpf_dir() / "sockets" / "tcp_listeners.c", defines=offsets)
 
 
-def _membership(ordered: bool) -> Mapping[str, tuple[str, str]]:
+def _membership(ordered: bool) -> Mapping[str, str]:
     return {**_MEMBERSHIP_OFFSETS, **_ORDER_OFFSETS} if ordered else _MEMBERSHIP_OFFSETS
 
 

@@ -21,16 +21,16 @@ from reuseport_tool.record import record
 RING_BYTES = 1 << 17
 _IN_FLIGHT_S = 0.001
 _OFFSETS = {
-    "OFF_PORT": ("sock_common", "skc_num"),
-    "OFF_NET": ("sock_common", "skc_net"),
-    "OFF_INUM": ("net", "ns.inum"),
-    "OFF_FAMILY": ("sock_common", "skc_family"),
-    "OFF_LOCAL": ("sock_common", "skc_rcv_saddr"),
-    "OFF_LOCAL6": ("sock_common", "skc_v6_rcv_saddr"),
-    "OFF_DEVICE": ("sock_common", "skc_bound_dev_if"),
-    "OFF_UID": ("sock", "sk_uid"),
-    "OFF_SOCKET": ("sock", "sk_socket"),
-    "OFF_INODE": ("socket_alloc", "vfs_inode.i_ino"),
+    "OFF_PORT": "sock_common.skc_num",
+    "OFF_NET": "sock_common.skc_net",
+    "OFF_INUM": "net.ns.inum",
+    "OFF_FAMILY": "sock_common.skc_family",
+    "OFF_LOCAL": "sock_common.skc_rcv_saddr",
+    "OFF_LOCAL6": "sock_common.skc_v6_rcv_saddr",
+    "OFF_DEVICE": "sock_common.skc_bound_dev_if",
+    "OFF_UID": "sock.sk_uid",
+    "OFF_SOCKET": "sock.sk_socket",
+    "OFF_INODE": "socket_alloc.vfs_inode.i_ino",
 }
 _BITS = {"V6ONLY": ("sock_common", "skc_ipv6only"), "REUSEPORT": ("sock_common", "skc_reuseport")}
 

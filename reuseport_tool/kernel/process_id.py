@@ -7,13 +7,13 @@ import os
 from reuseport_tool.kernel import btf
 
 _OFFSETS = {
-    "OFF_GROUP_LEADER": ("task_struct", "group_leader"),
-    "OFF_THREAD_PID": ("task_struct", "thread_pid"),
-    "OFF_PID_LEVEL": ("pid", "level"),
-    "OFF_PID_NUMBERS": ("pid", "numbers"),
-    "OFF_UPID_NR": ("upid", "nr"),
-    "OFF_UPID_NS": ("upid", "ns"),
-    "OFF_PIDNS_INUM": ("pid_namespace", "ns.inum"),
+    "OFF_GROUP_LEADER": "task_struct.group_leader",
+    "OFF_THREAD_PID": "task_struct.thread_pid",
+    "OFF_PID_LEVEL": "pid.level",
+    "OFF_PID_NUMBERS": "pid.numbers",
+    "OFF_UPID_NR": "upid.nr",
+    "OFF_UPID_NS": "upid.ns",
+    "OFF_PIDNS_INUM": "pid_namespace.ns.inum",
 }
 
 

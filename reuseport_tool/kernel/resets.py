@@ -29,21 +29,21 @@ _PLACES_MAX, _COUNTS_MAX, _SEEN_MAX = 1024, 8192, 16384
 _PEER_SIZE, _SEEN_SIZE = 20, 16
 _PROBED_PORT = 1  # of a namespace where nothing listens
 _OFFSETS = {
-    "OFF_STATE": ("sock_common", "skc_state"),
-    "OFF_FLAGS": ("sock_common", "skc_flags"),
-    "OFF_FAMILY": ("sock_common", "skc_family"),
-    "OFF_REMOTE": ("sock_common", "skc_daddr"),
-    "OFF_REMOTE6": ("sock_common", "skc_v6_daddr"),
-    "OFF_REMOTE_PORT": ("sock_common", "skc_dport"),
-    "OFF_NET": ("sock_common", "skc_net"),
-    "OFF_SPORT": ("inet_sock", "inet_sport"),
-    "OFF_SOCKET": ("sock", "sk_socket"),
-    "OFF_INUM": ("net", "ns.inum"),
-    "OFF_HEAD": ("sk_buff", "head"),
-    "OFF_NETWORK_HEADER": ("sk_buff", "network_header"),
-    "OFF_TRANSPORT_HEADER": ("sk_buff", "transport_header"),
-    "OFF_SKB_DEVICE": ("sk_buff", "dev"),
-    "OFF_DEVICE_NET": ("net_device", "nd_net"),
+    "OFF_STATE": "sock_common.skc_state",
+    "OFF_FLAGS": "sock_common.skc_flags",
+    "OFF_FAMILY": "sock_common.skc_family",
+    "OFF_REMOTE": "sock_common.skc_daddr",
+    "OFF_REMOTE6": "sock_common.skc_v6_daddr",
+    "OFF_REMOTE_PORT": "sock_common.skc_dport",
+    "OFF_NET": "sock_common.skc_net",
+    "OFF_SPORT": "inet_sock.inet_sport",
+    "OFF_SOCKET": "sock.sk_socket",
+    "OFF_INUM": "net.ns.inum",
+    "OFF_HEAD": "sk_buff.head",
+    "OFF_NETWORK_HEADER": "sk_buff.network_header",
+    "OFF_TRANSPORT_HEADER": "sk_buff.transport_header",
+    "OFF_SKB_DEVICE": "sk_buff.dev",
+    "OFF_DEVICE_NET": "net_device.nd_net",
 }
 MAPS = ("WATCHED_FD", "COUNTS_FD", "SEEN_FD")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 
 from reuseport_tool.closing import Closing
-from reuseport_tool.errors import ProgramRejected, Unsupported
+from reuseport_tool.errors import ProgramRejected
 from reuseport_tool.kernel import btf, diag
 from reuseport_tool.kernel.abi import SOCKET_RECORD, SocketRecord
 from reuseport_tool.kernel.bpf_iterator import BpfIterator
@@ -20,35 +20,31 @@ from reuseport_tool.models import Protocol
 _CLOCK_MONOTONIC_COARSE = 6
 _WALKS_MAX = 10
 _TUPLE_FIELDS = {
-    "OFF_FAMILY": ("sock_common", "skc_family"),
-    "OFF_STATE": ("sock_common", "skc_state"),
-    "OFF_LOCAL_PORT": ("sock_common", "skc_num"),
-    "OFF_REMOTE_PORT": ("sock_common", "skc_dport"),
-    "OFF_DEVICE": ("sock_common", "skc_bound_dev_if"),
-    "OFF_LOCAL4": ("sock_common", "skc_rcv_saddr"),
-    "OFF_REMOTE4": ("sock_common", "skc_daddr"),
-    "OFF_SOCKET": ("sock", "sk_socket"),
-}
-_TUPLE6_FIELDS = {
-    "OFF_LOCAL6": ("sock_common", "skc_v6_rcv_saddr"),
-    "OFF_REMOTE6": ("sock_common", "skc_v6_daddr"),
+    "OFF_FAMILY": "sock_common.skc_family",
+    "OFF_STATE": "sock_common.skc_state",
+    "OFF_LOCAL_PORT": "sock_common.skc_num",
+    "OFF_REMOTE_PORT": "sock_common.skc_dport",
+    "OFF_DEVICE": "sock_common.skc_bound_dev_if",
+    "OFF_LOCAL4": "sock_common.skc_rcv_saddr",
+    "OFF_REMOTE4": "sock_common.skc_daddr",
+    "OFF_SOCKET": "sock.sk_socket",
 }
 _FIELDS = {
     Protocol.TCP: {
-        "OFF_ACCEPT_QUEUE": ("sock", "sk_ack_backlog"),
-        "OFF_BACKLOG": ("sock", "sk_max_ack_backlog"),
-        "OFF_RCV_NXT": ("tcp_sock", "rcv_nxt"),
-        "OFF_COPIED_SEQ": ("tcp_sock", "copied_seq"),
-        "OFF_WRITE_SEQ": ("tcp_sock", "write_seq"),
-        "OFF_SND_UNA": ("tcp_sock", "snd_una"),
-        "OFF_LRCVTIME": ("inet_connection_sock", "icsk_ack.lrcvtime"),
-        "OFF_LSNDTIME": ("tcp_sock", "lsndtime"),
-        "OFF_SNT_SYNACK": ("tcp_request_sock", "snt_synack"),
+        "OFF_ACCEPT_QUEUE": "sock.sk_ack_backlog",
+        "OFF_BACKLOG": "sock.sk_max_ack_backlog",
+        "OFF_RCV_NXT": "tcp_sock.rcv_nxt",
+        "OFF_COPIED_SEQ": "tcp_sock.copied_seq",
+        "OFF_WRITE_SEQ": "tcp_sock.write_seq",
+        "OFF_SND_UNA": "tcp_sock.snd_una",
+        "OFF_LRCVTIME": "inet_connection_sock.icsk_ack.lrcvtime",
+        "OFF_LSNDTIME": "tcp_sock.lsndtime",
+        "OFF_SNT_SYNACK": "tcp_request_sock.snt_synack",
     },
     Protocol.UDP: {
-        "OFF_RMEM_ALLOC": ("sock", "sk_backlog.rmem_alloc"),
-        "OFF_WMEM_ALLOC": ("sock", "sk_wmem_alloc"),
-        "OFF_FORWARD_DEFICIT": ("udp_sock", "forward_deficit"),
+        "OFF_RMEM_ALLOC": "sock.sk_backlog.rmem_alloc",
+        "OFF_WMEM_ALLOC": "sock.sk_wmem_alloc",
+        "OFF_FORWARD_DEFICIT": "udp_sock.forward_deficit",
     },
 }
 
@@ -102,18 +98,9 @@ def walk_source(protocol: Protocol, *, asks: bool = True) -> Source:
 
 @functools.cache
 def tuple_offsets() -> Mapping[str, int]:
-    """What bpf/sockets/sockets.h is compiled with.
-
-    Without CONFIG_IPV6 there are no IPv6 fields, and no socket for which they are read.
-    """
-    offsets = btf.offsets(_TUPLE_FIELDS)
-    for name, field in _TUPLE6_FIELDS.items():
-        try:
-            offsets[name] = btf.offset(*field)
-        except Unsupported:
-            offsets[name] = 0
+    """What bpf/sockets/sockets.h is compiled with."""
     inode = btf.offset("socket_alloc", "vfs_inode.i_ino") - btf.offset("socket_alloc", "socket")
-    return {**offsets, "OFF_INODE": inode}
+    return {**btf.offsets(_TUPLE_FIELDS), **btf.ipv6_offsets(), "OFF_INODE": inode}
 
 
 def exactly_once(protocol: Protocol) -> bool | None:

@@ -11,7 +11,7 @@ from reuseport_tool.kernel.abi import SENT
 from reuseport_tool.kernel.program import AttachType, ProgramType, Source, bpf_dir, load
 from reuseport_tool.record import record
 
-_OFFSETS = {"OFF_SK": ("sk_buff", "sk"), "OFF_COOKIE": ("sock_common", "skc_cookie")}
+_OFFSETS = {"OFF_SK": "sk_buff.sk", "OFF_COOKIE": "sock_common.skc_cookie"}
 
 
 @record
