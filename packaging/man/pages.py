@@ -61,10 +61,16 @@ def page(context: click.Context) -> str:
     made.version = f"{NAME} {__version__}"
     made.short_help = command.get_short_help_str(limit=200)
     made.synopsis = " ".join(command.collect_usage_pieces(context))
-    made.description = roff(inspect.cleandoc(command.help or ""))
+    made.description = roff(description(command)[0])
     made.options = [(option, roff(text)) for option, text in records(context)]
     made.commands = [(name, roff(verb.get_short_help_str(limit=200))) for name, verb in verbs(context)]
     return str(made) + "".join(sections(context))
+
+
+def description(command: click.Command) -> tuple[str, list[str]]:
+    """What the help says, and the examples at its end."""
+    text, _, examples = inspect.cleandoc(command.help or "").partition("\b\nExamples:\n")
+    return text, [line.strip() for line in examples.splitlines()]
 
 
 def records(context: click.Context) -> Iterator[tuple[str, str]]:
@@ -75,11 +81,9 @@ def records(context: click.Context) -> Iterator[tuple[str, str]]:
 
 
 def sections(context: click.Context) -> Iterator[str]:
-    examples, _, rest = (context.command.epilog or "").partition("\n\n")
-    lines = [line.strip() for line in examples.splitlines() if line.startswith("  ")]
-    if lines:
-        yield ".SH EXAMPLES\n.nf\n" + "".join(f"{roff(line)}\n" for line in lines) + ".fi\n"
-    del rest  # the exit codes, which every page has
+    examples = description(context.command)[1]
+    if examples:
+        yield ".SH EXAMPLES\n.nf\n" + "".join(f"{roff(line)}\n" for line in examples) + ".fi\n"
     yield ".SH EXIT STATUS\n" + "".join(f".TP\n\\fB{code}\\fP\n{roff(text)}\n" for code, text in EXIT_CODES)
     yield (
         ".SH ENVIRONMENT\nEvery option can be given as a variable: REUSEPORT_TOOL, the verb and the option in capitals "

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from reuseport_tool.cli import show
-from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.cli.types import DURATION, ENDPOINT
 from reuseport_tool.errors import UsageError
 from reuseport_tool.group import attach
@@ -18,18 +18,7 @@ from reuseport_tool.kernel.flow_map import ENTRIES
 from reuseport_tool.models import Endpoint, FlowMode, FollowEvent, Policy
 
 
-@click.command(
-    "attach",
-    short_help="Let a BPF program choose the listener of each new connection.",
-    epilog=examples(
-        "reuseport-tool attach 8080",
-        "reuseport-tool attach 10.0.0.1:443 --policy round-robin",
-        "reuseport-tool attach '[::]:80' --program my_policy.c",
-        "reuseport-tool attach 8080 --follow",
-        "reuseport-tool attach 8080 --repair",
-        "reuseport-tool --json attach 8080 --follow | jq -c 'select(.event == \"registered\")'",
-    ),
-)
+@click.command("attach", short_help="Let a BPF program choose the listener of each new connection.")
 @click.argument("endpoint", type=ENDPOINT)
 @click.option(
     "--policy",
@@ -85,6 +74,15 @@ def command(
     a listener that the server of the working generation opens (for example in a respawned worker) as soon as it
     listens. It leaves other listeners to 'reload', and registers nothing while a reload holds the lock. You can
     start it before the server. When it ends, the program and the registrations stay.
+
+    \b
+    Examples:
+      reuseport-tool attach 8080
+      reuseport-tool attach 10.0.0.1:443 --policy round-robin
+      reuseport-tool attach '[::]:80' --program my_policy.c
+      reuseport-tool attach 8080 --follow
+      reuseport-tool attach 8080 --repair
+      reuseport-tool --json attach 8080 --follow | jq -c 'select(.event == "registered")'
     """
     if flow_entries and flows in (None, FlowMode.NONE):
         raise UsageError("--flow-entries needs --flows address or --flows quic")

@@ -9,7 +9,7 @@ import click
 from reuseport_tool.autolowat import attachment as autolowat
 from reuseport_tool.cli import show
 from reuseport_tool.cli.compat import VerbGroup
-from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.cli.types import PORTS
 from reuseport_tool.models import Engine
 
@@ -23,14 +23,7 @@ def command() -> None:
     """Set SO_RCVLOWAT by the length in each frame's header, so that a reader is woken when a frame is there."""
 
 
-@command.command(
-    "attach",
-    epilog=examples(
-        "reuseport-tool autolowat attach --cgroup /sys/fs/cgroup/web --framing http2 --ports 50051",
-        "reuseport-tool autolowat attach --cgroup /sys/fs/cgroup/rpc --framing rpc",
-        "reuseport-tool autolowat attach --cgroup DIR --framing length:offset=4,width=4,order=big,includes=frame",
-    ),
-)
+@command.command("attach")
 @_CGROUP
 @click.option("--framing", required=True, metavar="SPEC", help="rpc, thrift, kafka, postgres, dns, http2, or length:…")
 @click.option("--ports", type=PORTS, default="", help="Follow every connection on these ports.")
@@ -48,21 +41,37 @@ def attach(ctx: Context, folder: Path, framing: str, ports: tuple[int, ...], eng
     Nothing is needed at the other end. The engine solo also puts a program at the network devices that are there
     now: run attach again when others have come. Without --ports an application opts a socket in:
     setsockopt(fd, 0xdeadbeef, 0x8badf00d, &(int){1}, 4). Each framing with an example: docs/autolowat.md.
+
+    \b
+    Examples:
+      reuseport-tool autolowat attach --cgroup /sys/fs/cgroup/web --framing http2 --ports 50051
+      reuseport-tool autolowat attach --cgroup /sys/fs/cgroup/rpc --framing rpc
+      reuseport-tool autolowat attach --cgroup DIR --framing length:offset=4,width=4,order=big,includes=frame
     """
     chosen = None if engine == "auto" else Engine(engine)
     show.result(autolowat.attach(folder, framing, ports, chosen, ctx.bpffs), ctx.json)
 
 
-@command.command("detach", epilog=examples("reuseport-tool autolowat detach --cgroup /sys/fs/cgroup/web"))
+@command.command("detach")
 @_CGROUP
 @pass_context
 def detach(ctx: Context, folder: Path) -> None:
-    """Remove the programs and set SO_RCVLOWAT of every socket back to 1. Traffic may go on meanwhile."""
+    """Remove the programs and set SO_RCVLOWAT of every socket back to 1. Traffic may go on meanwhile.
+
+    \b
+    Examples:
+      reuseport-tool autolowat detach --cgroup /sys/fs/cgroup/web
+    """
     show.result(autolowat.detach(folder, ctx.bpffs), ctx.json)
 
 
-@command.command("status", epilog=examples("reuseport-tool autolowat status"))
+@command.command("status")
 @pass_context
 def status(ctx: Context) -> None:
-    """Show where it is attached, what it follows, what it has saved, and why it stopped following sockets."""
+    """Show where it is attached, what it follows, what it has saved, and why it stopped following sockets.
+
+    \b
+    Examples:
+      reuseport-tool autolowat status
+    """
     show.result(autolowat.status(ctx.bpffs), ctx.json)

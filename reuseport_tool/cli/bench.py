@@ -16,7 +16,7 @@ from reuseport_tool.bench import speed as bench_speed
 from reuseport_tool.bench import udp as bench_udp
 from reuseport_tool.cli import show
 from reuseport_tool.cli.compat import VerbGroup
-from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.models import Protocol
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -31,15 +31,7 @@ def command() -> None:
     """Measure what the programs cost, as ratios of arms that take turns in one run."""
 
 
-@command.command(
-    "select",
-    short_help="New connections per second, with and without a program.",
-    epilog=examples(
-        "reuseport-tool bench select",
-        "reuseport-tool bench select --rounds 200",
-        "reuseport-tool --json bench select | jq '.arms[] | select(.program == \"hash\")'",
-    ),
-)
+@command.command("select", short_help="New connections per second, with and without a program.")
 @_count("--rounds", 60, "Turns of each arm.", least=2, most=10_000)
 @_count("--connections", 512, "Connections of each arm in each round.", least=1, most=100_000)
 @pass_context
@@ -50,6 +42,12 @@ def select(ctx: Context, rounds: int, connections: int) -> None:
     `hash`, each with 1, 16 and 256 listeners. A ratio compares with no program in the same round; shown are the
     median and the middle half of the rounds. Nanoseconds per run come from the kernel's BPF statistics. These cost
     time, so they are switched on only for rounds of their own.
+
+    \b
+    Examples:
+      reuseport-tool bench select
+      reuseport-tool bench select --rounds 200
+      reuseport-tool --json bench select | jq '.arms[] | select(.program == "hash")'
     """
     total = rounds + bench_select.STATISTICS_ROUNDS
     with click.progressbar(length=total, label="rounds", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
@@ -57,15 +55,7 @@ def select(ctx: Context, rounds: int, connections: int) -> None:
     show.result(report, ctx.json)
 
 
-@command.command(
-    "reload",
-    short_help="What clients notice of a restart, for seven ways to do it.",
-    epilog=examples(
-        "reuseport-tool bench reload",
-        "reuseport-tool bench reload --rounds 20 --clients 256",
-        "reuseport-tool --json bench reload | jq '.arms[] | {name, lost, longest_wait_ms}'",
-    ),
-)
+@command.command("reload", short_help="What clients notice of a restart, for seven ways to do it.")
 @_count("--rounds", 5, "Turns of each arm.", least=2)
 @_count("--clients", 256, "Connections at a time.", least=8, most=3000)
 @_count("--close-rounds", 11, "Turns of each close(2).", least=2)
@@ -80,21 +70,19 @@ def reload(ctx: Context, rounds: int, clients: int, close_rounds: int) -> None:
 
     The second part measures close(2) of a listener with 1 to 4,096 connections in its accept queue: the time in which
     the kernel moves them to another listener, with our program and with tcp_migrate_req.
+
+    \b
+    Examples:
+      reuseport-tool bench reload
+      reuseport-tool bench reload --rounds 20 --clients 256
+      reuseport-tool --json bench reload | jq '.arms[] | {name, lost, longest_wait_ms}'
     """
     with show.steps("rounds", rounds + close_rounds) as step:
         report = bench_reload.bench(rounds, clients, close_rounds, ctx.bpffs, on_round=step)
     show.result(report, ctx.json)
 
 
-@command.command(
-    "sockets",
-    short_help="How long `sockets` takes, compared with ss.",
-    epilog=examples(
-        "reuseport-tool bench sockets",
-        "reuseport-tool bench sockets --sockets 1000 --sockets 50000 --rounds 20",
-        "reuseport-tool --json bench sockets --protocol udp | jq .sizes",
-    ),
-)
+@command.command("sockets", short_help="How long `sockets` takes, compared with ss.")
 @_count("--rounds", 9, "Turns of each arm.", least=2)
 @click.option(
     "--sockets",
@@ -119,6 +107,12 @@ def sockets(ctx: Context, rounds: int, sizes: tuple[int, ...], protocols: tuple[
     The arms take turns: the walk into records of this process; the same with filters, text and processes; the whole
     command with its start; `ss -tan` (or `-uan`); and `ss` with processes. A ratio compares wall time with that of
     `ss` in the same round; shown are the median and the middle half of the rounds.
+
+    \b
+    Examples:
+      reuseport-tool bench sockets
+      reuseport-tool bench sockets --sockets 1000 --sockets 50000 --rounds 20
+      reuseport-tool --json bench sockets --protocol udp | jq .sizes
     """
     chosen = [Protocol(name) for name in protocols] or list(Protocol)
     rising = sorted(set(sizes))
@@ -127,11 +121,7 @@ def sockets(ctx: Context, rounds: int, sizes: tuple[int, ...], protocols: tuple[
     show.result(report, ctx.json)
 
 
-@command.command(
-    "speed",
-    short_help="How long attach, status and reload take as whole processes.",
-    epilog=examples("reuseport-tool bench speed", "reuseport-tool --json bench speed --rounds 30 | jq .figures"),
-)
+@command.command("speed", short_help="How long attach, status and reload take as whole processes.")
 @_count("--rounds", 15, "Turns of each command.", least=2)
 @_count("--workers", 16, "Workers of the large server.", least=1, most=64)
 @_count("--addresses", 70, "Addresses that each worker listens on.", least=1, most=500)
@@ -141,21 +131,18 @@ def speed(ctx: Context, rounds: int, workers: int, addresses: int) -> None:
 
     `attach` and `status` of a small group take turns with the import of click and rich.console alone. Then a server
     with many listeners is attached, shown, reloaded and detached once.
+
+    \b
+    Examples:
+      reuseport-tool bench speed
+      reuseport-tool --json bench speed --rounds 30 | jq .figures
     """
     with show.steps("rounds", rounds) as step:
         report = bench_speed.bench(rounds, workers, addresses, ctx.bpffs, step)
     show.result(report, ctx.json)
 
 
-@command.command(
-    "udp",
-    short_help="Datagrams per second, by what the program keeps together.",
-    epilog=examples(
-        "reuseport-tool bench udp",
-        "reuseport-tool bench udp --rounds 30 --flows 1 --flows 50000",
-        "reuseport-tool --json bench udp | jq '.arms[] | {program, flows, ns_per_run, ns_relative}'",
-    ),
-)
+@command.command("udp", short_help="Datagrams per second, by what the program keeps together.")
 @_count("--rounds", 15, "Turns of each arm.", least=2)
 @_count("--datagrams", 10_000, "Datagrams of each arm in each round.", least=1, most=1_000_000)
 @click.option(
@@ -173,21 +160,19 @@ def udp(ctx: Context, rounds: int, datagrams: int, flows: tuple[int, ...]) -> No
     The arms are no program, and each value of `attach --flows` with each number of flows. They take turns in a random
     order. Nanoseconds for each run come from the kernel's BPF statistics, in rounds of their own, because statistics
     cost time; they are off again afterwards.
+
+    \b
+    Examples:
+      reuseport-tool bench udp
+      reuseport-tool bench udp --rounds 30 --flows 1 --flows 50000
+      reuseport-tool --json bench udp | jq '.arms[] | {program, flows, ns_per_run, ns_relative}'
     """
     with show.steps("rounds", rounds + bench_udp.STATISTICS_ROUNDS) as step:
         report = bench_udp.bench(rounds, datagrams, sorted(set(flows)), step)
     show.result(report, ctx.json)
 
 
-@command.command(
-    "rpc-framing",
-    short_help="Wake-ups and CPU time of a frame, with and without AutoLOWAT.",
-    epilog=examples(
-        "reuseport-tool bench rpc-framing",
-        "reuseport-tool bench rpc-framing --cpus 2",
-        "reuseport-tool --json bench rpc-framing --rounds 50 | jq '.sizes[] | select(.segments > 2)'",
-    ),
-)
+@command.command("rpc-framing", short_help="Wake-ups and CPU time of a frame, with and without AutoLOWAT.")
 @_count("--rounds", 15, "Turns of each arm.", least=2)
 @_count("--cpus", 1, "Server and client on the same CPU, or each on its own.", least=1, most=2)
 @pass_context
@@ -197,6 +182,12 @@ def rpc_framing(ctx: Context, rounds: int, cpus: int) -> None:
     The arms take turns: plain sockets outside of the cgroup (`off`), SO_RCVLOWAT set by the application to the
     size of all frames, and each engine that this kernel has. Server and client are processes of their own. On one CPU
     a wake-up is a switch between them, as on a busy machine; on two it is an interrupt that wakes the idle CPU.
+
+    \b
+    Examples:
+      reuseport-tool bench rpc-framing
+      reuseport-tool bench rpc-framing --cpus 2
+      reuseport-tool --json bench rpc-framing --rounds 50 | jq '.sizes[] | select(.segments > 2)'
     """
     with show.progress("rounds") as progress:
         report = bench_rpc_framing.bench(rounds, cpus, progress)

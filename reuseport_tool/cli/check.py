@@ -9,7 +9,7 @@ from reuseport_tool.check import rpc_framing as check_rpc_framing
 from reuseport_tool.check import udp_reload as check_udp_reload
 from reuseport_tool.cli import show
 from reuseport_tool.cli.compat import VerbGroup
-from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.models import Engine, Way
 
 
@@ -18,15 +18,7 @@ def command() -> None:
     """Prove on the running kernel that it works. Groups in use are not touched."""
 
 
-@command.command(
-    "hot-reload",
-    epilog=examples(
-        "reuseport-tool check hot-reload",
-        "reuseport-tool check hot-reload --strategy bpf-migrate --strategy sysctl",
-        "reuseport-tool --json check hot-reload --connections 16",
-    )
-    + "\n\nExits with 0 only if every case came out as expected.",
-)
+@command.command("hot-reload")
 @click.option(
     "--connections",
     type=click.IntRange(1, 64),
@@ -49,6 +41,14 @@ def hot_reload(ctx: Context, connections: int, ways: tuple[str, ...]) -> int:
     Then it reloads by plain close, accept-drain, fd-passing, bpf-drain, net.ipv4.tcp_migrate_req, or this tool's
     program. The counts of the clients, the kernel and the program must agree, and the connections that a server
     inherits must wake it from epoll_wait.
+
+    Exits with 0 only if every case came out as expected.
+
+    \b
+    Examples:
+      reuseport-tool check hot-reload
+      reuseport-tool check hot-reload --strategy bpf-migrate --strategy sysctl
+      reuseport-tool --json check hot-reload --connections 16
     """
     chosen = [Way(way) for way in ways] or list(Way)
     with show.progress("cases") as progress:
@@ -57,17 +57,20 @@ def hot_reload(ctx: Context, connections: int, ways: tuple[str, ...]) -> int:
     return 0 if report.ok else 1
 
 
-@command.command(
-    "udp-reload",
-    epilog=examples("reuseport-tool check udp-reload", "reuseport-tool --json check udp-reload")
-    + "\n\nExits with 0 only if every case came out as expected.",
-)
+@command.command("udp-reload")
 @pass_context
 def udp_reload(ctx: Context) -> int:
     """Reload UDP servers of several kinds under load, and count the datagrams that get no answer.
 
     Each case runs this tool as an operator does, in a network namespace of its own. The arm "plain" restarts the
     server without it.
+
+    Exits with 0 only if every case came out as expected.
+
+    \b
+    Examples:
+      reuseport-tool check udp-reload
+      reuseport-tool --json check udp-reload
     """
     with show.progress("cases") as progress:
         report = check_udp_reload.check(ctx.bpffs, progress)
@@ -75,14 +78,7 @@ def udp_reload(ctx: Context) -> int:
     return 0 if report.ok else 1
 
 
-@command.command(
-    "rpc-framing",
-    epilog=examples(
-        "reuseport-tool check rpc-framing",
-        "reuseport-tool --json check rpc-framing --engine solo | jq '.cases[] | select(.ok | not)'",
-    )
-    + "\n\nExits with 0 only if every case came out as expected, with 4 where the kernel has no such engine.",
-)
+@command.command("rpc-framing")
 @click.option(
     "--engine",
     type=click.Choice(["auto", *(engine.value for engine in Engine)]),
@@ -96,6 +92,13 @@ def rpc_framing(ctx: Context, engine: str) -> int:
 
     Each piece of a frame is sent as a segment of its own. After each segment, SO_RCVLOWAT must have the right value,
     and epoll must report the socket exactly when a frame is there.
+
+    Exits with 0 only if every case came out as expected, with 4 where the kernel has no such engine.
+
+    \b
+    Examples:
+      reuseport-tool check rpc-framing
+      reuseport-tool --json check rpc-framing --engine solo | jq '.cases[] | select(.ok | not)'
     """
     chosen = None if engine == "auto" else Engine(engine)
     with show.progress("cases") as progress:

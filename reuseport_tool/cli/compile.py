@@ -7,19 +7,11 @@ from pathlib import Path
 import click
 
 from reuseport_tool.cli import show
-from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.programs import fill
 
 
-@click.command(
-    "compile",
-    short_help="Compile all programs for machines without a compiler.",
-    epilog=examples(
-        "reuseport-tool compile --output /var/cache/reuseport-tool",
-        "reuseport-tool compile --output programs --program my_policy.c",
-        "REUSEPORT_TOOL_CACHE=programs reuseport-tool attach 8080",
-    ),
-)
+@click.command("compile", short_help="Compile all programs for machines without a compiler.")
 @click.option(
     "--output",
     required=True,
@@ -41,6 +33,12 @@ def command(ctx: Context, output: Path, own: tuple[Path, ...]) -> None:
 
     A machine with the very same kernel build needs no BCC then: copy DIR there, owned by the user that runs the tool
     and writable by nobody else, and set REUSEPORT_TOOL_CACHE to it, or put it in the place of the cache.
+
+    \b
+    Examples:
+      reuseport-tool compile --output /var/cache/reuseport-tool
+      reuseport-tool compile --output programs --program my_policy.c
+      REUSEPORT_TOOL_CACHE=programs reuseport-tool attach 8080
     """
     with show.progress("programs") as progress:
         report = fill.fill(output, own, progress)

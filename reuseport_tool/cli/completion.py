@@ -5,25 +5,21 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from reuseport_tool.cli.context import examples
-
 _NAME, _VARIABLE = "reuseport-tool", "_REUSEPORT_TOOL_COMPLETE"
 
 
-@click.command(
-    "completion",
-    short_help="Print the script that completes this command in a shell.",
-    epilog=examples(
-        "reuseport-tool completion bash > /etc/bash_completion.d/reuseport-tool",
-        "reuseport-tool completion zsh > /usr/local/share/zsh/site-functions/_reuseport-tool",
-        "reuseport-tool completion fish > ~/.config/fish/completions/reuseport-tool.fish",
-    ),
-)
+@click.command("completion", short_help="Print the script that completes this command in a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def command(shell: str) -> None:
     """Print the completion script for SHELL: verbs, options, policies, ports of groups, network namespaces.
 
     The Debian package installs the scripts.
+
+    \b
+    Examples:
+      reuseport-tool completion bash > /etc/bash_completion.d/reuseport-tool
+      reuseport-tool completion zsh > /usr/local/share/zsh/site-functions/_reuseport-tool
+      reuseport-tool completion fish > ~/.config/fish/completions/reuseport-tool.fish
     """
     kind = get_completion_class(shell)
     assert kind is not None

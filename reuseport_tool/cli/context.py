@@ -16,8 +16,3 @@ class Context:
 
 
 pass_context = click.make_pass_decorator(Context)
-
-
-def examples(*lines: str) -> str:
-    """An epilog of commands that click does not re-wrap."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

@@ -7,22 +7,13 @@ from typing import Any
 import click
 
 from reuseport_tool.cli import show
-from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.cli.socket_filters import filters, make_filter
 from reuseport_tool.sockets import destroy
 from reuseport_tool.sockets.destroy import Engine
 
 
-@click.command(
-    "destroy",
-    short_help="End sockets. Without --yes, only show which.",
-    epilog=examples(
-        "reuseport-tool destroy --pid 4242 --state established",
-        "reuseport-tool destroy --endpoint 8080 --idle 300 --yes",
-        "reuseport-tool destroy --cookie 77 --yes",
-    )
-    + "\n\nExits with 1 if the kernel refused to end a chosen socket.",
-)
+@click.command("destroy", short_help="End sockets. Without --yes, only show which.")
 @filters
 @click.option("--yes", "act", is_flag=True, help="End them. Without --yes nothing changes.")
 @click.option("--engine", type=click.Choice([entry.value for entry in Engine]), default="auto", hidden=True)
@@ -33,6 +24,14 @@ def command(ctx: Context, /, act: bool, engine: str, **options: Any) -> int:
     Their programs get ECONNABORTED, and the peers of TCP connections get a reset. Listeners are left alone
     without --state listen. Half-open and TIME_WAIT sockets are always left alone: no program holds them. A bound
     UDP socket gets the error and loses its peer, but stays bound until its program closes it.
+
+    Exits with 1 if the kernel refused to end a chosen socket.
+
+    \b
+    Examples:
+      reuseport-tool destroy --pid 4242 --state established
+      reuseport-tool destroy --endpoint 8080 --idle 300 --yes
+      reuseport-tool destroy --cookie 77 --yes
     """
     report = destroy.destroy(make_filter(**options), ctx.bpffs, act=act, engine=Engine(engine))
     show.result(report, ctx.json)

@@ -5,20 +5,14 @@ from __future__ import annotations
 import click
 
 from reuseport_tool.cli import show
-from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.cli.types import DURATION, ENDPOINT
 from reuseport_tool.errors import UsageError
 from reuseport_tool.group import detach
 from reuseport_tool.models import Endpoint
 
 
-@click.command(
-    "detach",
-    short_help="Remove the program; the kernel chooses again.",
-    epilog=examples(
-        "reuseport-tool detach 8080", "reuseport-tool --netns web detach '[::]:80'", "reuseport-tool detach --all"
-    ),
-)
+@click.command("detach", short_help="Remove the program; the kernel chooses again.")
 @click.argument("endpoint", type=ENDPOINT, required=False)
 @click.option("--all", "everything", is_flag=True, help="Detach every group of the network namespace.")
 @click.option("--gone", is_flag=True, help="Remove the pins of network namespaces that no longer exist.")
@@ -30,6 +24,12 @@ def command(ctx: Context, endpoint: Endpoint | None, everything: bool, gone: boo
     Listeners and their connections stay as they are. From then on, a closing listener loses what is
     in its queues, unless net.ipv4.tcp_migrate_req is on. A program of this tool is also taken off where its pins are
     lost or damaged.
+
+    \b
+    Examples:
+      reuseport-tool detach 8080
+      reuseport-tool --netns web detach '[::]:80'
+      reuseport-tool detach --all
     """
     if [endpoint is not None, everything, gone].count(True) != 1:
         raise UsageError("name an ENDPOINT, or give --all or --gone")

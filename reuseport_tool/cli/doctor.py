@@ -6,15 +6,11 @@ import click
 
 from reuseport_tool.check import doctor
 from reuseport_tool.cli import show
-from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.errors import MissingCapability, Unsupported
 
 
-@click.command(
-    "doctor",
-    short_help="Try every kernel feature that the tool uses.",
-    epilog=examples("reuseport-tool doctor", "reuseport-tool --json doctor", "sudo -u deploy reuseport-tool doctor"),
-)
+@click.command("doctor", short_help="Try every kernel feature that the tool uses.")
 @pass_context
 def command(ctx: Context) -> int:
     """Try every feature that the tool uses, in a throw-away network namespace.
@@ -22,6 +18,12 @@ def command(ctx: Context) -> int:
     It uses each feature for real and never looks at the kernel's version. The answer is yes, no, or could not
     tell; without root, the last one names the missing capability. Exits with 0 if the strategy `migrate` works
     here, with 4 if not, and with 3 if that could not be tried.
+
+    \b
+    Examples:
+      reuseport-tool doctor
+      reuseport-tool --json doctor
+      sudo -u deploy reuseport-tool doctor
     """
     report = doctor.doctor(ctx.bpffs)
     show.result(report, ctx.json)

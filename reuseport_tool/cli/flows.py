@@ -5,20 +5,13 @@ from __future__ import annotations
 import click
 
 from reuseport_tool.cli import show
-from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.cli.types import ENDPOINT, GENERATION
 from reuseport_tool.group import flows
 from reuseport_tool.models import Endpoint
 
 
-@click.command(
-    "flows",
-    short_help="List the UDP flows that a group keeps together.",
-    epilog=examples(
-        "reuseport-tool flows udp://:4433",
-        "reuseport-tool flows udp://10.0.0.1:51820 --generation 1",
-    ),
-)
+@click.command("flows", short_help="List the UDP flows that a group keeps together.")
 @click.argument("endpoint", type=ENDPOINT)
 @click.option("--generation", type=GENERATION, help="Only those of this generation.")
 @click.option("--limit", type=click.IntRange(1), default=1000, show_default=True, help="Show at most this many.")
@@ -27,5 +20,10 @@ def command(ctx: Context, endpoint: Endpoint, generation: int | None, limit: int
     """List the flows of the UDP groups that ENDPOINT means, the most recent first.
 
     A group records flows once it is attached with --flows.
+
+    \b
+    Examples:
+      reuseport-tool flows udp://:4433
+      reuseport-tool flows udp://10.0.0.1:51820 --generation 1
     """
     show.result(flows.list_flows(endpoint, ctx.bpffs, generation, limit), ctx.json)

@@ -18,7 +18,7 @@ import click
 from reuseport_tool import __version__
 from reuseport_tool.cli import complete
 from reuseport_tool.cli.compat import NoVerb, VerbGroup
-from reuseport_tool.cli.context import Context, examples
+from reuseport_tool.cli.context import Context
 from reuseport_tool.errors import Interrupted, MissingCapability, ToolError, UsageError
 from reuseport_tool.models import ErrorReport
 
@@ -107,13 +107,7 @@ def _want_json(ctx: click.Context, _param: click.Parameter, given: bool) -> None
 @click.group(
     cls=_Verbs,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "REUSEPORT_TOOL"},
-    epilog=examples(
-        "reuseport-tool doctor",
-        "reuseport-tool attach 8080",
-        "reuseport-tool reload 8080 -- gunicorn --reuse-port -b :8080 app",
-        "reuseport-tool --json status 8080",
-    )
-    + "\n\nExit codes: 0 ok, 1 failed, 2 usage, 3 missing capability, 4 unsupported kernel, 5 program rejected, "
+    epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 missing capability, 4 unsupported kernel, 5 program rejected, "
     "6 not found, 7 conflict, 8 reload rolled back, 130 interrupted and undone. "
     "Every option can be given as an environment variable, for example REUSEPORT_TOOL_NETNS or "
     "REUSEPORT_TOOL_ATTACH_POLICY.",
@@ -135,7 +129,15 @@ def _want_json(ctx: click.Context, _param: click.Parameter, given: bool) -> None
 @click.version_option(__version__, prog_name="reuseport-tool")
 @click.pass_context
 def cli(ctx: click.Context, as_json: bool, verbose: bool, netns: str | None, bpffs: Path | None) -> None:
-    """Reload servers that listen with SO_REUSEPORT without losing a connection."""
+    """Reload servers that listen with SO_REUSEPORT without losing a connection.
+
+    \b
+    Examples:
+      reuseport-tool doctor
+      reuseport-tool attach 8080
+      reuseport-tool reload 8080 -- gunicorn --reuse-port -b :8080 app
+      reuseport-tool --json status 8080
+    """
     ctx.obj = Context(as_json, verbose, bpffs)
     if netns is not None:
         from reuseport_tool.kernel import netns as namespaces

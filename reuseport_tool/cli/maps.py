@@ -6,7 +6,7 @@ import click
 
 from reuseport_tool.cli import show
 from reuseport_tool.cli.compat import VerbGroup
-from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.cli.types import COOKIE, ENDPOINT, GENERATION, PID, SLOT
 from reuseport_tool.group import slots as maps
 from reuseport_tool.models import Endpoint
@@ -17,29 +17,32 @@ def command() -> None:
     """Show and change which listener is in which slot of which generation."""
 
 
-@command.command("list", epilog=examples("reuseport-tool map list"))
+@command.command("list")
 @pass_context
 def list_(ctx: Context) -> None:
-    """List the maps of all attached groups of the network namespace."""
+    """List the maps of all attached groups of the network namespace.
+
+    \b
+    Examples:
+      reuseport-tool map list
+    """
     show.result(maps.list_maps(None, ctx.bpffs), ctx.json)
 
 
-@command.command("show", epilog=examples("reuseport-tool map show 8080"))
+@command.command("show")
 @click.argument("endpoint", type=ENDPOINT)
 @pass_context
 def show_(ctx: Context, endpoint: Endpoint) -> None:
-    """Show the maps of the groups that ENDPOINT means."""
+    """Show the maps of the groups that ENDPOINT means.
+
+    \b
+    Examples:
+      reuseport-tool map show 8080
+    """
     show.result(maps.list_maps(endpoint, ctx.bpffs), ctx.json)
 
 
-@command.command(
-    "add",
-    epilog=examples(
-        "reuseport-tool map add 8080",
-        "reuseport-tool map add 8080 --pid 4242 --generation 2",
-        "reuseport-tool map add 8080 --cookie 77 --slot 3",
-    ),
-)
+@command.command("add")
 @click.argument("endpoint", type=ENDPOINT)
 @click.option(
     "--generation",
@@ -53,26 +56,43 @@ def show_(ctx: Context, endpoint: Endpoint) -> None:
 def add(
     ctx: Context, endpoint: Endpoint, generation: int | None, slot: int | None, pid: int | None, cookie: int | None
 ) -> None:
-    """Register listeners of the group. By default, register all that are not registered yet."""
+    """Register listeners of the group. By default, register all that are not registered yet.
+
+    \b
+    Examples:
+      reuseport-tool map add 8080
+      reuseport-tool map add 8080 --pid 4242 --generation 2
+      reuseport-tool map add 8080 --cookie 77 --slot 3
+    """
     report = maps.add(endpoint, ctx.bpffs, generation=generation, slot=slot, pid=pid, cookie=cookie)
     show.result(report, ctx.json)
 
 
-@command.command("remove", epilog=examples("reuseport-tool map remove 8080 --generation 1 --slot 3"))
+@command.command("remove")
 @click.argument("endpoint", type=ENDPOINT)
 @click.option("--generation", type=GENERATION, required=True)
 @click.option("--slot", type=SLOT, required=True)
 @pass_context
 def remove(ctx: Context, endpoint: Endpoint, generation: int, slot: int) -> None:
-    """Take a listener out of its slot. It stays open but gets no new connections."""
+    """Take a listener out of its slot. It stays open but gets no new connections.
+
+    \b
+    Examples:
+      reuseport-tool map remove 8080 --generation 1 --slot 3
+    """
     show.result(maps.remove(endpoint, ctx.bpffs, generation=generation, slot=slot), ctx.json)
 
 
-@command.command("switch", epilog=examples("reuseport-tool map switch 8080 2"))
+@command.command("switch")
 @click.argument("endpoint", type=ENDPOINT)
 @click.argument("generation", type=GENERATION)
 @click.option("--force", is_flag=True, help="Switch even to a generation without an open listener.")
 @pass_context
 def switch(ctx: Context, endpoint: Endpoint, generation: int, force: bool) -> None:
-    """Make GENERATION the working one. New connections go there from the next SYN on."""
+    """Make GENERATION the working one. New connections go there from the next SYN on.
+
+    \b
+    Examples:
+      reuseport-tool map switch 8080 2
+    """
     show.result(maps.switch(endpoint, ctx.bpffs, generation=generation, force=force), ctx.json)

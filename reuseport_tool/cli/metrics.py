@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from reuseport_tool import names
-from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.cli.show import metrics
 from reuseport_tool.cli.types import ENDPOINT
 from reuseport_tool.errors import ToolError, UsageError
@@ -21,14 +21,7 @@ from reuseport_tool.models import Endpoint
 _READABLE = 0o644  # node_exporter is another user
 
 
-@click.command(
-    "metrics",
-    short_help="Print groups, listeners and counters for Prometheus.",
-    epilog=examples(
-        "reuseport-tool metrics",
-        "reuseport-tool metrics --textfile /var/lib/prometheus/node-exporter/reuseport.prom",
-    ),
-)
+@click.command("metrics", short_help="Print groups, listeners and counters for Prometheus.")
 @click.argument("endpoint", type=ENDPOINT, required=False)
 @click.option(
     "--textfile",
@@ -42,6 +35,11 @@ def command(ctx: Context, endpoint: Endpoint | None, textfile: Path | None) -> N
 
     Counters named reuseport_netstat_… are the kernel's counters of the network namespace. The units
     reuseport-tool-metrics.timer and .service write a textfile every 15 seconds.
+
+    \b
+    Examples:
+      reuseport-tool metrics
+      reuseport-tool metrics --textfile /var/lib/prometheus/node-exporter/reuseport.prom
     """
     with Observer(endpoint, ctx.bpffs) as observer:
         text = metrics.exposition(names.printable(observer.read()), mib.read())

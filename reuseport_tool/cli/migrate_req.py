@@ -5,15 +5,11 @@ from __future__ import annotations
 import click
 
 from reuseport_tool.cli import show
-from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.group import migrate_req
 
 
-@click.command(
-    "migrate-req",
-    short_help="Read or set net.ipv4.tcp_migrate_req.",
-    epilog=examples("reuseport-tool migrate-req", "reuseport-tool --netns web migrate-req on"),
-)
+@click.command("migrate-req", short_help="Read or set net.ipv4.tcp_migrate_req.")
 @click.argument("state", type=click.Choice(["on", "off"]), required=False)
 @pass_context
 def command(ctx: Context, state: str | None) -> None:
@@ -21,5 +17,10 @@ def command(ctx: Context, state: str | None) -> None:
 
     With it on, and no program, the kernel moves the connections of a closing listener to any other
     listener of the group, at random.
+
+    \b
+    Examples:
+      reuseport-tool migrate-req
+      reuseport-tool --netns web migrate-req on
     """
     show.result(migrate_req.migrate_req(None if state is None else state == "on"), ctx.json)

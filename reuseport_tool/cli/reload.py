@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from reuseport_tool.cli import deploy_file, show
 from reuseport_tool.cli.compat import ParamType
-from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.cli.pictures import drawn
 from reuseport_tool.cli.types import COUNT, DURATION, ENDPOINT, PID, SharesType, SignalType
 from reuseport_tool.errors import UsageError
@@ -98,21 +98,7 @@ class _WithCommand(click.Command):
         formatter.write_usage(ctx.command_path, "[OPTIONS] ENDPOINT… [-- COMMAND…]")
 
 
-@click.command(
-    "reload",
-    cls=_WithCommand,
-    short_help="Replace the server behind a port without losing a connection.",
-    epilog=examples(
-        "reuseport-tool reload 8080 -- gunicorn --reuse-port -b :8080 app:app",
-        "reuseport-tool reload 8080 --new-pid 4242 --stop-signal QUIT",
-        "reuseport-tool reload 443 --run 'haproxy -D -f /etc/haproxy.cfg -sf 4242'",
-        "reuseport-tool reload 443 --run 'systemctl restart web' --health-command 'curl -fs localhost'",
-        "reuseport-tool reload 8080 --canary 5,25,100 --step 30s --health-url http://localhost:8080/ -- ./server-2",
-        "reuseport-tool reload 8080 --unit web@",
-        "reuseport-tool reload web --timeline reload.svg",
-        "reuseport-tool reload 8080 --resume",
-    ),
-)
+@click.command("reload", cls=_WithCommand, short_help="Replace the server behind a port without losing a connection.")
 @click.argument("endpoints", type=ENDPOINT, nargs=-1, required=True, metavar="ENDPOINT…")
 @click.option("--new-pid", type=PID, help="The new server is already running as this process.")
 @click.option("--run", metavar="COMMAND", help="A shell command that makes the server replace itself.")
@@ -279,6 +265,17 @@ def command(
     Any failure or Ctrl-C before that stop rolls back: the old server works as before, and the tool ends everything
     that it has started. It leaves a server named by --new-pid alone. If the tool itself is killed, 'status' shows the
     step, --resume finishes the reload and --abort undoes it.
+
+    \b
+    Examples:
+      reuseport-tool reload 8080 -- gunicorn --reuse-port -b :8080 app:app
+      reuseport-tool reload 8080 --new-pid 4242 --stop-signal QUIT
+      reuseport-tool reload 443 --run 'haproxy -D -f /etc/haproxy.cfg -sf 4242'
+      reuseport-tool reload 443 --run 'systemctl restart web' --health-command 'curl -fs localhost'
+      reuseport-tool reload 8080 --canary 5,25,100 --step 30s --health-url http://localhost:8080/ -- ./server-2
+      reuseport-tool reload 8080 --unit web@
+      reuseport-tool reload web --timeline reload.svg
+      reuseport-tool reload 8080 --resume
     """
     with drawn(timeline, trace) as draw:
         if resume or abort:

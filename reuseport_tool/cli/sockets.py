@@ -7,21 +7,12 @@ from typing import Any
 import click
 
 from reuseport_tool.cli import show
-from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.cli.socket_filters import filters, make_filter
 from reuseport_tool.sockets import select as sockets
 
 
-@click.command(
-    "sockets",
-    short_help="List TCP and UDP sockets with cookie, process, queues and idle time.",
-    epilog=examples(
-        "reuseport-tool sockets --endpoint 8080",
-        "reuseport-tool sockets --endpoint 8080 --generation 1 --state established",
-        "reuseport-tool sockets --pid 4242 --idle 60",
-        "reuseport-tool --json sockets --protocol udp | jq .exactly_once",
-    ),
-)
+@click.command("sockets", short_help="List TCP and UDP sockets with cookie, process, queues and idle time.")
 @filters
 @pass_context
 def command(ctx: Context, /, **options: Any) -> None:
@@ -30,5 +21,12 @@ def command(ctx: Context, /, **options: Any) -> None:
     The last line says whether the kernel promises that a socket that lives through the walk is seen
     exactly once. A connection's generation is known while its process still has listeners of that
     generation; afterwards name it by --pid.
+
+    \b
+    Examples:
+      reuseport-tool sockets --endpoint 8080
+      reuseport-tool sockets --endpoint 8080 --generation 1 --state established
+      reuseport-tool sockets --pid 4242 --idle 60
+      reuseport-tool --json sockets --protocol udp | jq .exactly_once
     """
     show.result(sockets.sockets(make_filter(**options), ctx.bpffs), ctx.json)

@@ -7,7 +7,7 @@ import time
 import click
 
 from reuseport_tool.cli import show
-from reuseport_tool.cli.context import Context, examples, pass_context
+from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.cli.types import ENDPOINT, DurationType
 from reuseport_tool.errors import UsageError
 from reuseport_tool.group.status import Observer
@@ -15,16 +15,7 @@ from reuseport_tool.kernel import mib
 from reuseport_tool.models import Endpoint
 
 
-@click.command(
-    "status",
-    short_help="Show groups, listeners, generations, queues and counters.",
-    epilog=examples(
-        "reuseport-tool status",
-        "reuseport-tool status 8080 --watch",
-        "reuseport-tool status --check",
-        "reuseport-tool --json status :443",
-    ),
-)
+@click.command("status", short_help="Show groups, listeners, generations, queues and counters.")
 @click.argument("endpoint", type=ENDPOINT, required=False)
 @click.option("--watch", is_flag=True, help="Show rates, shares and queues live until Ctrl-C.")
 @click.option("--check", is_flag=True, help="Exit with 1 if anything is stale, foreign or out of balance.")
@@ -38,6 +29,13 @@ def command(ctx: Context, endpoint: Endpoint | None, watch: bool, check: bool, i
 
     With --check the exit code is 1 if pins or a killed reload are left behind (stale), if a program or listeners are
     not this tool's (foreign), or if one listener's queue is nearly full while others are nearly empty (imbalance).
+
+    \b
+    Examples:
+      reuseport-tool status
+      reuseport-tool status 8080 --watch
+      reuseport-tool status --check
+      reuseport-tool --json status :443
     """
     if watch and check:
         raise UsageError("--watch and --check exclude each other")
