@@ -5,33 +5,64 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
 from reuseport_tool.cli import show
 from reuseport_tool.cli.context import Context, pass_context
-from reuseport_tool.cli.types import DURATION, ENDPOINT
+from reuseport_tool.cli.options import wait
+from reuseport_tool.cli.types import ENDPOINT, Member
 from reuseport_tool.errors import UsageError
 from reuseport_tool.group import attach
 from reuseport_tool.group.policy import FlowChoice
 from reuseport_tool.kernel.flow_map import ENTRIES
 from reuseport_tool.models import Endpoint, FlowMode, FollowEvent, Policy
+from reuseport_tool.record import record
+
+
+@record
+class _Call:
+    """What the command line says besides the endpoint."""
+
+    policy: Policy | None
+    program: Path | None
+    wait_s: float
+    repairing: bool
+    following: bool
+    flows: FlowMode | None
+    flow_entries: int | None
+
+    def check(self) -> None:
+        """Raises UsageError for options that exclude each other."""
+        if self.flow_entries and self.flows in (None, FlowMode.NONE):
+            raise UsageError("--flow-entries needs --flows address or --flows quic")
+        if self.following and self.flows:
+            raise UsageError("--follow and --flows exclude each other", hint="attach with --flows first")
+        if self.policy and self.program:
+            raise UsageError("--policy and --program exclude each other")
+        if self.repairing and (self.policy or self.program or self.following):
+            raise UsageError("--repair keeps the running program", hint="change the policy afterwards")
+
+    @property
+    def flow_choice(self) -> FlowChoice | None:
+        return None if self.flows is None else FlowChoice(mode=self.flows, entries=self.flow_entries or ENTRIES)
 
 
 @click.command("attach", short_help="Let a BPF program choose the listener of each new connection.")
 @click.argument("endpoint", type=ENDPOINT)
 @click.option(
     "--policy",
-    type=click.Choice([policy.value for policy in Policy]),
+    type=Member(Policy),
     help="Which listener of the working generation gets a connection.  [default: hash]",
 )
 @click.option(
     "--program", type=click.Path(path_type=Path), metavar="FILE.c", help="A policy of your own, see bpf/reuseport.h."
 )
-@click.option("--wait", "wait_s", type=DURATION, default="0", help="How long to wait for the lock of another run.")
+@wait
 @click.option(
     "--flows",
-    type=click.Choice([mode.value for mode in FlowMode]),
+    type=Member(FlowMode),
     help="Which UDP datagrams stay with their socket during a reload: none, those of a known address and port, or also "
     "those of a known QUIC connection.",
 )
@@ -45,17 +76,7 @@ from reuseport_tool.models import Endpoint, FlowMode, FollowEvent, Policy
 @click.option("--repair", "repairing", is_flag=True, help="Restore lost pins of a running program of this tool.")
 @click.option("--follow", "following", is_flag=True, help="Keep running, and register new listeners.")
 @pass_context
-def command(
-    ctx: Context,
-    endpoint: Endpoint,
-    policy: str | None,
-    program: Path | None,
-    wait_s: float,
-    repairing: bool,
-    following: bool,
-    flows: str | None,
-    flow_entries: int | None,
-) -> None:
+def command(ctx: Context, /, endpoint: Endpoint, **options: Any) -> None:
     """Attach the program to every group that ENDPOINT means.
 
     The current listeners become generation 1. From then on, connections that already wait in their queues
@@ -84,21 +105,15 @@ def command(
       reuseport-tool attach 8080 --repair
       reuseport-tool --json attach 8080 --follow | jq -c 'select(.event == "registered")'
     """
-    if flow_entries and flows in (None, FlowMode.NONE):
-        raise UsageError("--flow-entries needs --flows address or --flows quic")
-    if following and flows:
-        raise UsageError("--follow and --flows exclude each other", hint="attach with --flows first")
-    if policy and program:
-        raise UsageError("--policy and --program exclude each other")
-    wanted = Policy(policy) if policy else None
-    if repairing and (policy or program or following):
-        raise UsageError("--repair keeps the running program", hint="change the policy afterwards")
-    if repairing:
-        _repair(ctx, endpoint, wait_s)
-    elif following:
-        _follow(ctx, endpoint, wanted, program)
+    call = _Call(**options)
+    call.check()
+    if call.repairing:
+        _repair(ctx, endpoint, call.wait_s)
+    elif call.following:
+        _follow(ctx, endpoint, call)
     else:
-        show.result(attach.attach(endpoint, wanted, program, ctx.bpffs, wait_s, _flows(flows, flow_entries)), ctx.json)
+        done = attach.attach(endpoint, call.policy, call.program, ctx.bpffs, call.wait_s, call.flow_choice)
+        show.result(done, ctx.json)
 
 
 def _repair(ctx: Context, endpoint: Endpoint, wait_s: float) -> None:
@@ -107,14 +122,10 @@ def _repair(ctx: Context, endpoint: Endpoint, wait_s: float) -> None:
     show.result(repair.repair(endpoint, ctx.bpffs, wait_s), ctx.json)
 
 
-def _follow(ctx: Context, endpoint: Endpoint, policy: Policy | None, program: Path | None) -> None:
+def _follow(ctx: Context, endpoint: Endpoint, call: _Call) -> None:
     from reuseport_tool.follow import run as follow
 
     def tell(event: FollowEvent) -> None:
         show.event(dataclasses.replace(event, at=round(time.time(), 6)), ctx.json)
 
-    follow.follow(endpoint, policy, program, ctx.bpffs, tell)
-
-
-def _flows(mode: str | None, entries: int | None) -> FlowChoice | None:
-    return None if mode is None else FlowChoice(mode=FlowMode(mode), entries=entries or ENTRIES)
+    follow.follow(endpoint, call.policy, call.program, ctx.bpffs, tell)

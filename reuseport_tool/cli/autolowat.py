@@ -10,7 +10,7 @@ from reuseport_tool.autolowat import attachment as autolowat
 from reuseport_tool.cli import show
 from reuseport_tool.cli.compat import VerbGroup
 from reuseport_tool.cli.context import Context, pass_context
-from reuseport_tool.cli.types import PORTS
+from reuseport_tool.cli.types import PORTS, Member
 from reuseport_tool.models import Engine
 
 _CGROUP = click.option(
@@ -29,13 +29,13 @@ def command() -> None:
 @click.option("--ports", type=PORTS, default="", help="Follow every connection on these ports.")
 @click.option(
     "--engine",
-    type=click.Choice(["auto", *(engine.value for engine in Engine)]),
+    type=Member(Engine, none="auto"),
     default="auto",
     show_default=True,
     help="native needs a kernel with the hook, solo works on stock ones. auto: native, else solo.",
 )
 @pass_context
-def attach(ctx: Context, folder: Path, framing: str, ports: tuple[int, ...], engine: str) -> None:
+def attach(ctx: Context, folder: Path, framing: str, ports: tuple[int, ...], engine: Engine | None) -> None:
     """Follow the frames of connections that are made in the cgroup from now on.
 
     Nothing is needed at the other end. The engine solo also puts a program at the network devices that are there
@@ -48,8 +48,7 @@ def attach(ctx: Context, folder: Path, framing: str, ports: tuple[int, ...], eng
       reuseport-tool autolowat attach --cgroup /sys/fs/cgroup/rpc --framing rpc
       reuseport-tool autolowat attach --cgroup DIR --framing length:offset=4,width=4,order=big,includes=frame
     """
-    chosen = None if engine == "auto" else Engine(engine)
-    show.result(autolowat.attach(folder, framing, ports, chosen, ctx.bpffs), ctx.json)
+    show.result(autolowat.attach(folder, framing, ports, engine, ctx.bpffs), ctx.json)
 
 
 @command.command("detach")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
 
 import click
 
@@ -17,13 +15,8 @@ from reuseport_tool.bench import udp as bench_udp
 from reuseport_tool.cli import show
 from reuseport_tool.cli.compat import VerbGroup
 from reuseport_tool.cli.context import Context, pass_context
+from reuseport_tool.cli.options import count, counts, members
 from reuseport_tool.models import Protocol
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _count(name: str, default: int, text: str, *, least: int = 1, most: int = 1000) -> Callable[[F], F]:
-    return click.option(name, type=click.IntRange(least, most), default=default, show_default=True, help=text)
 
 
 @click.group("bench", cls=VerbGroup, short_help="Measure what the programs cost, side by side in one run.")
@@ -32,8 +25,8 @@ def command() -> None:
 
 
 @command.command("select", short_help="New connections per second, with and without a program.")
-@_count("--rounds", 60, "Turns of each arm.", least=2, most=10_000)
-@_count("--connections", 512, "Connections of each arm in each round.", least=1, most=100_000)
+@count("--rounds", 60, "Turns of each arm.", least=2, most=10_000)
+@count("--connections", 512, "Connections of each arm in each round.", least=1, most=100_000)
 @pass_context
 def select(ctx: Context, rounds: int, connections: int) -> None:
     """Measure how much the program slows down new connections, in a throw-away network namespace.
@@ -56,9 +49,9 @@ def select(ctx: Context, rounds: int, connections: int) -> None:
 
 
 @command.command("reload", short_help="What clients notice of a restart, for seven ways to do it.")
-@_count("--rounds", 5, "Turns of each arm.", least=2)
-@_count("--clients", 256, "Connections at a time.", least=8, most=3000)
-@_count("--close-rounds", 11, "Turns of each close(2).", least=2)
+@count("--rounds", 5, "Turns of each arm.", least=2)
+@count("--clients", 256, "Connections at a time.", least=8, most=3000)
+@count("--close-rounds", 11, "Turns of each close(2).", least=2)
 @pass_context
 def reload(ctx: Context, rounds: int, clients: int, close_rounds: int) -> None:
     """Measure how many connections a restart under load loses, how long clients wait, and how long it takes.
@@ -83,25 +76,11 @@ def reload(ctx: Context, rounds: int, clients: int, close_rounds: int) -> None:
 
 
 @command.command("sockets", short_help="How long `sockets` takes, compared with ss.")
-@_count("--rounds", 9, "Turns of each arm.", least=2)
-@click.option(
-    "--sockets",
-    "sizes",
-    type=click.IntRange(1, 500_000),
-    multiple=True,
-    default=bench_sockets.SIZES,
-    show_default=True,
-    help="This many sockets. Repeatable.",
-)
-@click.option(
-    "--protocol",
-    "protocols",
-    type=click.Choice([entry.value for entry in Protocol]),
-    multiple=True,
-    help="Only this protocol. Repeatable.",
-)
+@count("--rounds", 9, "Turns of each arm.", least=2)
+@counts("--sockets", "sizes", bench_sockets.SIZES, "This many sockets. Repeatable.", most=500_000)
+@members("--protocol", "protocols", Protocol, "Only this protocol. Repeatable.")
 @pass_context
-def sockets(ctx: Context, rounds: int, sizes: tuple[int, ...], protocols: tuple[str, ...]) -> None:
+def sockets(ctx: Context, rounds: int, sizes: tuple[int, ...], protocols: tuple[Protocol, ...]) -> None:
     """Measure `sockets` against ss, in a throw-away network namespace.
 
     The arms take turns: the walk into records of this process; the same with filters, text and processes; the whole
@@ -114,7 +93,7 @@ def sockets(ctx: Context, rounds: int, sizes: tuple[int, ...], protocols: tuple[
       reuseport-tool bench sockets --sockets 1000 --sockets 50000 --rounds 20
       reuseport-tool --json bench sockets --protocol udp | jq .sizes
     """
-    chosen = [Protocol(name) for name in protocols] or list(Protocol)
+    chosen = protocols or tuple(Protocol)
     rising = sorted(set(sizes))
     with show.steps("rounds", rounds * len(chosen) * len(rising)) as step:
         report = bench_sockets.bench(rising, chosen, rounds, step)
@@ -122,9 +101,9 @@ def sockets(ctx: Context, rounds: int, sizes: tuple[int, ...], protocols: tuple[
 
 
 @command.command("speed", short_help="How long attach, status and reload take as whole processes.")
-@_count("--rounds", 15, "Turns of each command.", least=2)
-@_count("--workers", 16, "Workers of the large server.", least=1, most=64)
-@_count("--addresses", 70, "Addresses that each worker listens on.", least=1, most=500)
+@count("--rounds", 15, "Turns of each command.", least=2)
+@count("--workers", 16, "Workers of the large server.", least=1, most=64)
+@count("--addresses", 70, "Addresses that each worker listens on.", least=1, most=500)
 @pass_context
 def speed(ctx: Context, rounds: int, workers: int, addresses: int) -> None:
     """Measure whole processes, in a throw-away network namespace, with the cache of programs filled.
@@ -143,16 +122,9 @@ def speed(ctx: Context, rounds: int, workers: int, addresses: int) -> None:
 
 
 @command.command("udp", short_help="Datagrams per second, by what the program keeps together.")
-@_count("--rounds", 15, "Turns of each arm.", least=2)
-@_count("--datagrams", 10_000, "Datagrams of each arm in each round.", least=1, most=1_000_000)
-@click.option(
-    "--flows",
-    type=click.IntRange(1, 4_000_000),
-    multiple=True,
-    default=bench_udp.FLOWS,
-    show_default=True,
-    help="This many flows; repeatable. A flow takes 220 bytes.",
-)
+@count("--rounds", 15, "Turns of each arm.", least=2)
+@count("--datagrams", 10_000, "Datagrams of each arm in each round.", least=1, most=1_000_000)
+@counts("--flows", "flows", bench_udp.FLOWS, "This many flows; repeatable. A flow takes 220 bytes.", most=4_000_000)
 @pass_context
 def udp(ctx: Context, rounds: int, datagrams: int, flows: tuple[int, ...]) -> None:
     """Measure what the program costs for a UDP datagram, in a throw-away network namespace.
@@ -173,8 +145,8 @@ def udp(ctx: Context, rounds: int, datagrams: int, flows: tuple[int, ...]) -> No
 
 
 @command.command("rpc-framing", short_help="Wake-ups and CPU time of a frame, with and without AutoLOWAT.")
-@_count("--rounds", 15, "Turns of each arm.", least=2)
-@_count("--cpus", 1, "Server and client on the same CPU, or each on its own.", least=1, most=2)
+@count("--rounds", 15, "Turns of each arm.", least=2)
+@count("--cpus", 1, "Server and client on the same CPU, or each on its own.", least=1, most=2)
 @pass_context
 def rpc_framing(ctx: Context, rounds: int, cpus: int) -> None:
     """Send frames in 1 to 64 segments and wait for an answer to each, in a throw-away network namespace.

@@ -10,6 +10,8 @@ from reuseport_tool.check import udp_reload as check_udp_reload
 from reuseport_tool.cli import show
 from reuseport_tool.cli.compat import VerbGroup
 from reuseport_tool.cli.context import Context, pass_context
+from reuseport_tool.cli.options import count, members
+from reuseport_tool.cli.types import Member
 from reuseport_tool.models import Engine, Way
 
 
@@ -19,22 +21,10 @@ def command() -> None:
 
 
 @command.command("hot-reload")
-@click.option(
-    "--connections",
-    type=click.IntRange(1, 64),
-    default=4,
-    show_default=True,
-    help="Connections of each case.",
-)
-@click.option(
-    "--strategy",
-    "ways",
-    type=click.Choice([way.value for way in Way]),
-    multiple=True,
-    help="Only this way to reload. Repeatable.  [default: all]",
-)
+@count("--connections", 4, "Connections of each case.", most=64)
+@members("--strategy", "ways", Way, "Only this way to reload. Repeatable.  [default: all]")
 @pass_context
-def hot_reload(ctx: Context, connections: int, ways: tuple[str, ...]) -> int:
+def hot_reload(ctx: Context, connections: int, ways: tuple[Way, ...]) -> int:
     """Reload a server in six ways, and count what happens to its waiting connections.
 
     Each case uses crafted packets to bring connections into one of the states in which a listener holds them.
@@ -50,9 +40,8 @@ def hot_reload(ctx: Context, connections: int, ways: tuple[str, ...]) -> int:
       reuseport-tool check hot-reload --strategy bpf-migrate --strategy sysctl
       reuseport-tool --json check hot-reload --connections 16
     """
-    chosen = [Way(way) for way in ways] or list(Way)
     with show.progress("cases") as progress:
-        report = check_hot_reload.check(ctx.bpffs, connections, chosen, progress)
+        report = check_hot_reload.check(ctx.bpffs, connections, ways or tuple(Way), progress)
     show.result(report, ctx.json)
     return 0 if report.ok else 1
 
@@ -80,14 +69,10 @@ def udp_reload(ctx: Context) -> int:
 
 @command.command("rpc-framing")
 @click.option(
-    "--engine",
-    type=click.Choice(["auto", *(engine.value for engine in Engine)]),
-    default="auto",
-    show_default=True,
-    help="As for autolowat attach.",
+    "--engine", type=Member(Engine, none="auto"), default="auto", show_default=True, help="As for autolowat attach."
 )
 @pass_context
-def rpc_framing(ctx: Context, engine: str) -> int:
+def rpc_framing(ctx: Context, engine: Engine | None) -> int:
     """Send and read frames in many ways, and check when the reader is woken.
 
     Each piece of a frame is sent as a segment of its own. After each segment, SO_RCVLOWAT must have the right value,
@@ -100,8 +85,7 @@ def rpc_framing(ctx: Context, engine: str) -> int:
       reuseport-tool check rpc-framing
       reuseport-tool --json check rpc-framing --engine solo | jq '.cases[] | select(.ok | not)'
     """
-    chosen = None if engine == "auto" else Engine(engine)
     with show.progress("cases") as progress:
-        report = check_rpc_framing.check(chosen, progress)
+        report = check_rpc_framing.check(engine, progress)
     show.result(report, ctx.json)
     return 0 if report.ok else 1

@@ -8,13 +8,20 @@ import click
 
 if TYPE_CHECKING or hasattr(click.ParamType, "__class_getitem__"):
     ParamType = click.ParamType
+    Choice = click.Choice
 else:
 
-    class ParamType(click.ParamType):
-        """A ParamType with a type parameter, as newer releases have it."""
+    class _Subscriptable:
+        """Gives a type the parameter that it has in newer releases."""
 
-        def __class_getitem__(cls, _: object) -> type[ParamType]:
+        def __class_getitem__(cls, _: object) -> type[_Subscriptable]:
             return cls
+
+    class ParamType(_Subscriptable, click.ParamType):
+        pass
+
+    class Choice(_Subscriptable, click.Choice):
+        pass
 
 
 class NoVerb(click.UsageError):

@@ -6,7 +6,8 @@ import click
 
 from reuseport_tool.cli import show
 from reuseport_tool.cli.context import Context, pass_context
-from reuseport_tool.cli.types import DURATION, ENDPOINT
+from reuseport_tool.cli.options import wait
+from reuseport_tool.cli.types import ENDPOINT
 from reuseport_tool.errors import UsageError
 from reuseport_tool.group import detach
 from reuseport_tool.models import Endpoint
@@ -16,7 +17,7 @@ from reuseport_tool.models import Endpoint
 @click.argument("endpoint", type=ENDPOINT, required=False)
 @click.option("--all", "everything", is_flag=True, help="Detach every group of the network namespace.")
 @click.option("--gone", is_flag=True, help="Remove the pins of network namespaces that no longer exist.")
-@click.option("--wait", "wait_s", type=DURATION, default="0", help="How long to wait for the lock of another run.")
+@wait
 @pass_context
 def command(ctx: Context, endpoint: Endpoint | None, everything: bool, gone: bool, wait_s: float) -> None:
     """Remove program and pins from every group that ENDPOINT means.

@@ -45,7 +45,8 @@ _VERBS = {
 _GC_THRESHOLD = 50_000
 """Objects until the first collection: importing makes thousands that stay, and each look at them is in vain."""
 _WORDS = "reuseport_tool.words"
-_JSON_VARIABLE = "REUSEPORT_TOOL_JSON"
+_VARIABLES = "REUSEPORT_TOOL"
+_JSON_VARIABLE = f"{_VARIABLES}_JSON"
 
 
 class _Verbs(VerbGroup):
@@ -61,6 +62,7 @@ class _Verbs(VerbGroup):
         command = module.command
         assert isinstance(command, click.Command)
         _take_json(command)
+        _name_variables(command, f"{_VARIABLES}_{name}")
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -95,6 +97,17 @@ def _take_json(command: click.Command) -> None:
             _take_json(below)
 
 
+def _name_variables(command: click.Command, prefix: str) -> None:
+    """Let each option come from the environment by its own name: click takes that of the parameter, stop_timeout_s."""
+    for param in command.params:
+        if isinstance(param, click.Option) and param.allow_from_autoenv:
+            word = max(param.opts, key=len).removeprefix("--")
+            param.envvar = f"{prefix}_{word}".replace("-", "_").upper()
+    if isinstance(command, click.Group):
+        for name, below in command.commands.items():
+            _name_variables(below, f"{prefix}_{name}")
+
+
 def _want_json(ctx: click.Context, _param: click.Parameter, given: bool) -> None:
     if given:
         each: click.Context | None = ctx
@@ -106,7 +119,7 @@ def _want_json(ctx: click.Context, _param: click.Parameter, given: bool) -> None
 
 @click.group(
     cls=_Verbs,
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "REUSEPORT_TOOL"},
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": _VARIABLES},
     epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 missing capability, 4 unsupported kernel, 5 program rejected, "
     "6 not found, 7 conflict, 8 reload rolled back, 130 interrupted and undone. "
     "Every option can be given as an environment variable, for example REUSEPORT_TOOL_NETNS or "

@@ -11,6 +11,7 @@ import click
 
 from reuseport_tool import names
 from reuseport_tool.cli.context import Context, pass_context
+from reuseport_tool.cli.options import file
 from reuseport_tool.cli.show import metrics
 from reuseport_tool.cli.types import ENDPOINT
 from reuseport_tool.errors import ToolError, UsageError
@@ -23,12 +24,7 @@ _READABLE = 0o644  # node_exporter is another user
 
 @click.command("metrics", short_help="Print groups, listeners and counters for Prometheus.")
 @click.argument("endpoint", type=ENDPOINT, required=False)
-@click.option(
-    "--textfile",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE.prom",
-    help="Write this file atomically, for the textfile collector of node_exporter.",
-)
+@file("--textfile", "Write this file atomically, for the textfile collector of node_exporter.", metavar="FILE.prom")
 @pass_context
 def command(ctx: Context, endpoint: Endpoint | None, textfile: Path | None) -> None:
     """Print the state of all groups, or of those that ENDPOINT means, in the text format of Prometheus.

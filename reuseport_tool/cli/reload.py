@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -12,10 +13,12 @@ from click.core import ParameterSource
 from reuseport_tool.cli import deploy_file, show
 from reuseport_tool.cli.compat import ParamType
 from reuseport_tool.cli.context import Context, pass_context
+from reuseport_tool.cli.options import duration, file, wait
 from reuseport_tool.cli.pictures import drawn
-from reuseport_tool.cli.types import COUNT, DURATION, ENDPOINT, PID, SharesType, SignalType
+from reuseport_tool.cli.types import COUNT, ENDPOINT, PID, Member, SharesType, SignalType
 from reuseport_tool.errors import UsageError
 from reuseport_tool.models import Endpoint, FlowMode, Policy, Reload, Strategy
+from reuseport_tool.record import record
 from reuseport_tool.reload import thresholds, transaction
 from reuseport_tool.reload import unit as units
 from reuseport_tool.reload.plan import Hook, Plan, Progress
@@ -98,6 +101,19 @@ class _WithCommand(click.Command):
         formatter.write_usage(ctx.command_path, "[OPTIONS] ENDPOINT… [-- COMMAND…]")
 
 
+@record
+class _Call:
+    """What the command line says besides the plan."""
+
+    wait_s: float
+    unit: str | None
+    timeline: Path | None
+    trace: Path | None
+    dry_run: bool
+    resume: bool
+    abort: bool
+
+
 @click.command("reload", cls=_WithCommand, short_help="Replace the server behind a port without losing a connection.")
 @click.argument("endpoints", type=ENDPOINT, nargs=-1, required=True, metavar="ENDPOINT…")
 @click.option("--new-pid", type=PID, help="The new server is already running as this process.")
@@ -105,12 +121,12 @@ class _WithCommand(click.Command):
 @click.option("--unit", metavar="NAME@", help="Switch between the instances NAME@a and NAME@b of a systemd unit.")
 @click.option(
     "--strategy",
-    type=click.Choice([strategy.value for strategy in Strategy]),
+    type=Member(Strategy),
     help="How to save queued connections.  [default: migrate; drain if the kernel cannot migrate]",
 )
 @click.option(
     "--policy",
-    type=click.Choice([policy.value for policy in Policy]),
+    type=Member(Policy),
     help="How the listeners share connections.  [default: the current one, or hash]",
 )
 @click.option("--only", is_flag=True, help="Hand over only the named groups of the old processes.")
@@ -119,6 +135,7 @@ class _WithCommand(click.Command):
 )
 @click.option(
     "--old-pid",
+    "old_pids",
     type=PID,
     multiple=True,
     help="The process to stop. Repeatable.  [default: the topmost owner of the listeners]",
@@ -128,10 +145,9 @@ class _WithCommand(click.Command):
 )
 @click.option("--stop-command", metavar="COMMAND", help="Stop the old server by this command instead.")
 @click.option("--listeners", type=COUNT, help="Wait for this many new listeners in each group.")
-@click.option(
+@file(
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File for the output of the new server.  [default: the terminal, the journal or a file named in the report]",
+    "File for the output of the new server.  [default: the terminal, the journal or a file named in the report]",
 )
 @click.option("--health-command", metavar="COMMAND", help="Roll back unless this command succeeds after the switch.")
 @click.option(
@@ -144,7 +160,7 @@ class _WithCommand(click.Command):
     metavar="PERCENT,…",
     help="First give the new server these shares of new connections, one after another.",
 )
-@click.option("--step", "step_s", type=DURATION, default="30", show_default=True, help="Duration of each share.")
+@duration("--step", "30", "Duration of each share.")
 @click.option(
     "--abort-on",
     type=ThresholdType(),
@@ -154,26 +170,12 @@ class _WithCommand(click.Command):
 )
 @click.option(
     "--flows",
-    type=click.Choice([mode.value for mode in FlowMode]),
+    type=Member(FlowMode),
     help="Which UDP datagrams stay with the old server: none, those of a known address, or also those of a known QUIC "
     "connection.  [default: as attached; none on ports 53 and 853]",
 )
-@click.option(
-    "--flow-timeout",
-    "flow_timeout_s",
-    type=DURATION,
-    default="30",
-    show_default=True,
-    help="A UDP flow has ended after this time without a datagram.",
-)
-@click.option(
-    "--settle",
-    "settle_s",
-    type=DURATION,
-    default="1",
-    show_default=True,
-    help="The old UDP server has answered everything after this time without sending.",
-)
+@duration("--flow-timeout", "30", "A UDP flow has ended after this time without a datagram.")
+@duration("--settle", "1", "The old UDP server has answered everything after this time without sending.")
 @click.option(
     "--health-datagram", metavar="HEX", help="Roll back unless each UDP group of the new server answers this datagram."
 )
@@ -181,81 +183,27 @@ class _WithCommand(click.Command):
 @click.option(
     "--force", is_flag=True, help="Go on even if socket options differ or other processes keep old listeners open."
 )
-@click.option(
-    "--start-timeout",
-    "start_timeout_s",
-    type=DURATION,
-    default="30",
-    show_default=True,
-    help="For the new server to listen.",
-)
-@click.option(
-    "--health-timeout",
-    "health_timeout_s",
-    type=DURATION,
-    default="10",
-    show_default=True,
-    help="For each health check.",
-)
-@click.option(
-    "--drain-timeout",
-    "drain_timeout_s",
-    type=DURATION,
-    help="For the connections of the old server to end.  [default: 70s where they must end, else 0]",
+@duration("--start-timeout", "30", "For the new server to listen.")
+@duration("--health-timeout", "10", "For each health check.")
+@duration(
+    "--drain-timeout", None, "For the connections of the old server to end.  [default: 70s where they must end, else 0]"
 )
 @click.option(
     "--kill-leftovers",
     is_flag=True,
     help="After --drain-timeout, end the accepted connections that the old server still holds.",
 )
-@click.option(
-    "--stop-timeout",
-    "stop_timeout_s",
-    type=DURATION,
-    default="30",
-    show_default=True,
-    help="For the old server to close its listeners.",
-)
-@click.option(
-    "--wait", "lock_timeout_s", type=DURATION, default="0", help="How long to wait for the lock of another run."
-)
+@duration("--stop-timeout", "30", "For the old server to close its listeners.")
+@wait
 @_hook_options
-@click.option(
-    "--hook-timeout", "hook_timeout_s", type=DURATION, default="30", show_default=True, help="For each --on-… command."
-)
-@click.option(
-    "--timeline",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE.svg",
-    help="Draw the report as an SVG picture.",
-)
-@click.option(
-    "--trace",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE.json",
-    help="Write the steps as a Chrome trace, for ui.perfetto.dev.",
-)
+@duration("--hook-timeout", "30", "For each --on-… command.")
+@file("--timeline", "Draw the report as an SVG picture.", metavar="FILE.svg")
+@file("--trace", "Write the steps as a Chrome trace, for ui.perfetto.dev.", metavar="FILE.json")
 @click.option("--dry-run", is_flag=True, help="Only show what would be done and what would prevent it.")
 @click.option("--resume", is_flag=True, help="Finish a reload that was killed.")
 @click.option("--abort", is_flag=True, help="Undo a reload that was killed.")
 @pass_context
-def command(
-    ctx: Context,
-    /,
-    endpoints: tuple[Endpoint, ...],
-    strategy: str | None,
-    policy: str | None,
-    flows: str | None,
-    old_pid: tuple[int, ...],
-    unit: str | None,
-    timeline: Path | None,
-    trace: Path | None,
-    dry_run: bool,
-    resume: bool,
-    abort: bool,
-    lock_timeout_s: float,
-    **options: object,
-) -> int:
+def command(ctx: Context, /, endpoints: tuple[Endpoint, ...], **options: Any) -> int:
     """Replace a running server with its next version, in all the groups that it serves.
 
     The new server starts beside the old one. When it listens in every group, a single switch sends all new
@@ -277,34 +225,25 @@ def command(
       reuseport-tool reload web --timeline reload.svg
       reuseport-tool reload 8080 --resume
     """
-    with drawn(timeline, trace) as draw:
-        if resume or abort:
-            return _show(ctx, _go_on(ctx, endpoints, resume, abort, lock_timeout_s), draw)
+    call = _Call(**{name: options.pop(name) for name in _Call.__dataclass_fields__})
+    with drawn(call.timeline, call.trace) as draw:
+        if call.resume or call.abort:
+            return _show(ctx, _go_on(ctx, endpoints, call), draw)
         hooks = _hooks(options)
-        plan = Plan(
-            command=click.get_current_context().meta.get(_NEW_COMMAND) or None,
-            strategy=Strategy(strategy) if strategy else None,
-            policy=Policy(policy) if policy else None,
-            flows=FlowMode(flows) if flows else None,
-            old_pids=old_pid,
-            lock_timeout_s=lock_timeout_s,
-            hooks=hooks,
-            **options,  # type: ignore[arg-type]  # click's names and types are the plan's
-        )
-        if unit is not None:
-            return _show(ctx, _take_turns(ctx, endpoints, plan, unit, dry_run), draw)
-        if dry_run:
+        server = click.get_current_context().meta.get(_NEW_COMMAND) or None
+        plan = Plan(command=server, lock_timeout_s=call.wait_s, hooks=hooks, **options)
+        if call.unit is not None:
+            return _show(ctx, _take_turns(ctx, endpoints, plan, call.unit, call.dry_run), draw)
+        if call.dry_run:
             return _try(ctx, endpoints, plan)
         return _show(ctx, _run(ctx, endpoints, plan), draw)
 
 
-def _hooks(options: dict[str, object]) -> tuple[Hook, ...]:
+def _hooks(options: dict[str, Any]) -> tuple[Hook, ...]:
     """Take the hooks out of the options."""
     found = []
     for name in STEPS:
-        commands = options.pop(f"{_HOOK}{name}")
-        assert isinstance(commands, tuple)
-        found += [Hook(step=name, command=command) for command in commands]
+        found += [Hook(step=name, command=command) for command in options.pop(f"{_HOOK}{name}")]
     return tuple(found)
 
 
@@ -336,16 +275,16 @@ def _try(ctx: Context, endpoints: tuple[Endpoint, ...], plan: Plan) -> int:
     return tried.code
 
 
-def _go_on(ctx: Context, endpoints: tuple[Endpoint, ...], resume: bool, abort: bool, wait_s: float) -> Reload:
+def _go_on(ctx: Context, endpoints: tuple[Endpoint, ...], call: _Call) -> Reload:
     """Finish or undo what another run began."""
-    own = {"endpoints", "resume", "abort", "lock_timeout_s", "timeline", "trace"}
+    own = {"endpoints", "resume", "abort", "wait_s", "timeline", "trace"}
     click_context = click.get_current_context()
     others = [
         name
         for name in click_context.params
         if name not in own and click_context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     ]
-    if others or (resume and abort) or _NEW_COMMAND in click_context.meta:
+    if others or (call.resume and call.abort) or _NEW_COMMAND in click_context.meta:
         raise UsageError(
             "--resume and --abort use the options of the killed reload",
             hint="with either of them, give only --wait, --timeline and --trace",
@@ -354,8 +293,8 @@ def _go_on(ctx: Context, endpoints: tuple[Endpoint, ...], resume: bool, abort: b
         raise UsageError("--resume and --abort take one endpoint", hint="name any endpoint of the killed reload")
     with show.ReloadProgress(ctx.json) as shown:
         progress = Progress(begin=shown.begin, end=shown.end, note=shown.note, warn=shown.warn)
-        act = transaction.resume if resume else transaction.abort
-        return act(endpoints[0], ctx.bpffs, progress, wait_s)
+        act = transaction.resume if call.resume else transaction.abort
+        return act(endpoints[0], ctx.bpffs, progress, call.wait_s)
 
 
 def _show(ctx: Context, report: Reload, draw: Callable[[Reload], None]) -> int:

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import click
 
 from reuseport_tool.cli.compat import ParamType
-from reuseport_tool.cli.types import COOKIE, DURATION, ENDPOINT, GENERATION, PID
-from reuseport_tool.models import Endpoint, Protocol, SocketState
-from reuseport_tool.sockets.select import Filter
+from reuseport_tool.cli.options import duration
+from reuseport_tool.cli.types import COOKIE, ENDPOINT, GENERATION, PID, Member
+from reuseport_tool.models import Protocol, SocketState
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -32,42 +32,15 @@ _OPTIONS = (
     click.option("--pid", "pids", type=PID, multiple=True, help="Held by this process. Repeatable."),
     click.option("--generation", type=GENERATION, help="Of this generation of --endpoint."),
     click.option("--state", "states", type=StateType(), multiple=True, help="In this state. Repeatable."),
-    click.option("--protocol", type=click.Choice([entry.value for entry in Protocol]), help="Of this protocol."),
+    click.option("--protocol", type=Member(Protocol), help="Of this protocol."),
     click.option("--cookie", "cookies", type=COOKIE, multiple=True, help="With this cookie. Repeatable."),
-    click.option("--idle", "idle_s", type=DURATION, help="TCP without data for at least this long."),
-    click.option(
-        "--older-than",
-        "older_than_s",
-        type=DURATION,
-        help="TCP at least this old: half-open or idle for this long.",
-    ),
+    duration("--idle", None, "TCP without data for at least this long."),
+    duration("--older-than", None, "TCP at least this old: half-open or idle for this long."),
 )
 
 
 def filters(command: F) -> F:
-    """Give a command the filter options, which it receives as `options` for make_filter()."""
+    """Give a command the filter options, which it receives as the fields of a Filter."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
-
-
-def make_filter(
-    endpoint: Endpoint | None,
-    pids: tuple[int, ...],
-    generation: int | None,
-    states: tuple[SocketState, ...],
-    protocol: str | None,
-    cookies: tuple[int, ...],
-    idle_s: float | None,
-    older_than_s: float | None,
-) -> Filter:
-    return Filter(
-        endpoint=endpoint,
-        pids=pids,
-        generation=generation,
-        states=states,
-        protocol=Protocol(protocol) if protocol else None,
-        cookies=cookies,
-        idle_s=idle_s,
-        older_than_s=older_than_s,
-    )

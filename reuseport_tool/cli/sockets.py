@@ -8,8 +8,9 @@ import click
 
 from reuseport_tool.cli import show
 from reuseport_tool.cli.context import Context, pass_context
-from reuseport_tool.cli.socket_filters import filters, make_filter
+from reuseport_tool.cli.socket_filters import filters
 from reuseport_tool.sockets import select as sockets
+from reuseport_tool.sockets.select import Filter
 
 
 @click.command("sockets", short_help="List TCP and UDP sockets with cookie, process, queues and idle time.")
@@ -29,4 +30,4 @@ def command(ctx: Context, /, **options: Any) -> None:
       reuseport-tool sockets --pid 4242 --idle 60
       reuseport-tool --json sockets --protocol udp | jq .exactly_once
     """
-    show.result(sockets.sockets(make_filter(**options), ctx.bpffs), ctx.json)
+    show.result(sockets.sockets(Filter(**options), ctx.bpffs), ctx.json)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import enum
 import re
 import signal
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from reuseport_tool.cli import complete
-from reuseport_tool.cli.compat import ParamType
+from reuseport_tool.cli.compat import Choice, ParamType
 from reuseport_tool.errors import UsageError
 from reuseport_tool.models import Endpoint, parse_endpoint
 
@@ -35,6 +37,25 @@ class EndpointType(ParamType[Endpoint]):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return complete.ports(ctx, incomplete)
+
+
+class Member(Choice[Any]):
+    """A member of an enum, by its value.
+
+    Args:
+        members: the enum.
+        none: a word that stands for None.
+    """
+
+    def __init__(self, members: type[enum.StrEnum], *, none: str | None = None) -> None:
+        self._members = members
+        super().__init__([*([none] if none else []), *(member.value for member in members)])
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> enum.StrEnum | None:
+        if isinstance(value, self._members):
+            return value
+        word = super().convert(value, param, ctx)
+        return self._members(word) if word in tuple(self._members) else None
 
 
 class DurationType(ParamType[float]):

@@ -14,7 +14,7 @@ import pytest
 
 from reuseport_tool import errors, models
 from reuseport_tool.cli import main, show
-from reuseport_tool.cli.types import DURATION, SignalType, parse_ports
+from reuseport_tool.cli.types import DURATION, Member, SignalType, parse_ports
 
 EXIT_CODES = {
     "ToolError": 1,
@@ -216,6 +216,33 @@ HUGE = "9" * 5000
 def test_numbers_have_bounds(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(arguments) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("verb", "variable"),
+    [
+        ("attach 80", "ATTACH_WAIT"),
+        ("status", "STATUS_INTERVAL"),
+        ("reload 80 -- x", "RELOAD_STOP_TIMEOUT"),
+        ("reload 80 -- x", "RELOAD_WAIT"),
+        ("sockets", "SOCKETS_OLDER_THAN"),
+        ("check hot-reload", "CHECK_HOT_RELOAD_CONNECTIONS"),
+        ("bench sockets", "BENCH_SOCKETS_SOCKETS"),
+    ],
+)
+def test_every_option_comes_from_the_environment(
+    verb: str, variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(f"REUSEPORT_TOOL_{variable}", "nonsense")
+    assert main.run(verb.split()) == 2
+    assert "nonsense" in capsys.readouterr().err
+
+
+def test_members_of_an_enum() -> None:
+    kind = Member(models.Engine, none="auto")
+    assert kind.convert("auto", None, None) is None
+    for value in models.Engine:
+        assert kind.convert(value.value, None, None) is kind.convert(value, None, None) is value
 
 
 def test_ports() -> None:
