@@ -44,6 +44,8 @@ class Ledger:
         longest_wait_s: from connect(2) to the first byte of an answer.
         duration_s: of the whole load.
         stuck: both ends, by ss(8), of some that timed out.
+        waits: where it was asked for, of each connection that got an answer: when it was begun, in seconds since 1970,
+            and how long it waited for the first byte.
     """
 
     answered: int = 0
@@ -54,6 +56,7 @@ class Ledger:
     longest_wait_s: float = 0.0
     duration_s: float = 0.0
     stuck: list[str] = field(default_factory=list)
+    waits: list[tuple[float, float]] = field(default_factory=list, repr=False)
 
     @property
     def lost(self) -> int:
@@ -78,6 +81,7 @@ class Load:
         answer_end: how a whole answer ends; "" for one that ends with its connection, as in HTTP/1.0.
         slow: so many of them send their request only `delay_s` after they have connected.
         timeout_s: a connection without a whole answer for so long is timed out.
+        record: keep each connection's wait.
     """
 
     def __init__(
@@ -91,9 +95,11 @@ class Load:
         slow: int = 0,
         delay_s: float = 0.0,
         timeout_s: float = TIMEOUT_S,
+        record: bool = False,
     ) -> None:
         self._timeout_s = timeout_s
         words: list[object] = [address, port, "--clients", clients, "--request", request.hex()]
+        words += ["--record"] if record else []
         words += ["--answer-end", answer_end, "--slow", slow, "--delay", delay_s, "--timeout", timeout_s]
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, *map(str, words)],
@@ -148,6 +154,7 @@ class _Loop:
         self._timeout_s: float = options.timeout
         self._request: bytes = options.request
         self._answer_end: bytes = options.answer_end.encode()
+        self._record: bool = options.record
         self._begun_at = time.monotonic()
         self._open: dict[int, _Connection] = {}  # in the order of their beginning
         self._waiting: collections.deque[_Connection] = collections.deque()  # slow ones, likewise
@@ -234,6 +241,8 @@ class _Loop:
         if received and not connection.answer:
             waited_s = time.monotonic() - connection.begun
             self.ledger.longest_wait_s = max(self.ledger.longest_wait_s, waited_s)
+            if self._record:
+                self.ledger.waits.append((time.time() - waited_s, waited_s))
         connection.answer = (connection.answer + received)[-_TAIL_BYTES:]
         if not received:
             whole = connection.answer and not self._answer_end
@@ -291,6 +300,7 @@ def main() -> None:
     parser.add_argument("--slow", type=int, default=0)
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S)
+    parser.add_argument("--record", action="store_true")
     options = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from reuseport_tool import record_json
 from reuseport_tool.bench import close as bench_close
 from reuseport_tool.bench import server as bench_server
 from reuseport_tool.bench.load import Ledger, Load
@@ -32,8 +33,9 @@ from reuseport_tool.group import detach, discover
 from reuseport_tool.kernel import mib, netns, resets, sysctl
 from reuseport_tool.kernel import rlimit as room
 from reuseport_tool.kernel.resets import ResetCounter
-from reuseport_tool.models import BenchReload, Endpoint, Protocol, ReloadArm, Resets
+from reuseport_tool.models import BenchReload, Endpoint, Protocol, Reload, ReloadArm, Resets
 from reuseport_tool.record import record
+from reuseport_tool.reload.timeline import Wait
 from reuseport_tool.waiting import wait_until
 
 PLAIN, ACCEPT_DRAIN, SYSCTL, BPF_DRAIN, MIGRATE = "plain", "accept-drain", "sysctl", "bpf-drain", "migrate"
@@ -44,6 +46,7 @@ _ENDPOINT = Endpoint(protocol=Protocol.TCP, address=_ADDRESS, port=_PORT)
 _LISTENERS = 4
 _SERVICE_US = 500
 _ROUND_TRIP_S = 0.05
+_CANARY, _CANARY_STEP = "10,50", "700ms"
 _DEADLINE_S = 30.0
 _ENDS_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 
@@ -144,15 +147,43 @@ def _plain(stage: _Stage, old: subprocess.Popen[bytes]) -> None:
 
 def _by_the_tool(strategy: str) -> Callable[[_Stage, subprocess.Popen[bytes]], None]:
     def reload(stage: _Stage, old: subprocess.Popen[bytes]) -> None:
-        new = stage.server()
-        words = ("--new-pid", new.pid, "--old-pid", old.pid, "--listeners", _LISTENERS, "--strategy", strategy)
-        command = [sys.executable, "-m", "reuseport_tool", "--bpffs", stage.pins, "reload", _ENDPOINT, *words]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-        if done.returncode:
-            text = done.stderr.strip()
-            raise ToolError(f"reload --strategy {strategy} exited with {done.returncode}: {text}", log=done.stdout)
+        _reload(stage, old, "--strategy", strategy)
 
     return reload
+
+
+def _reload(stage: _Stage, old: subprocess.Popen[bytes], *options: object) -> str:
+    """By our own command, as an operator starts it. Returns its output."""
+    new = stage.server()
+    words = ("--new-pid", new.pid, "--old-pid", old.pid, "--listeners", _LISTENERS, *options)
+    command = [sys.executable, "-m", "reuseport_tool", "--bpffs", stage.pins, "reload", _ENDPOINT, *words]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    if done.returncode:
+        shown = " ".join(map(str, options))
+        raise ToolError(f"reload {shown} exited with {done.returncode}: {done.stderr.strip()}", log=done.stdout)
+    return done.stdout
+
+
+def one_reload(clients: int, root: Path | None) -> tuple[Reload, tuple[Wait, ...]]:
+    """One reload under the same load, with a canary: its report, and what each client waited. Raises as bench()."""
+    with netns.throw_away(), lab.private_pins(root) as folder, ExitStack() as stack:
+        pins = Path(str(folder))
+        stage = _Stage(stack, Path(stack.enter_context(tempfile.TemporaryDirectory())), pins)
+        stack.enter_context(_detached_after(pins))
+        old = stage.server()
+        with _load(clients, record=True) as load:
+            load.await_warm()
+            _await_queue(clients // 8)
+            report = _reload(stage, old, "--json", "--canary", _CANARY, "--step", _CANARY_STEP)
+            ledger = load.stop()
+    waits = tuple(Wait(begun_at=begun_at, waited_s=waited_s) for begun_at, waited_s in ledger.waits)
+    return record_json.decode(Reload, report.encode()), waits
+
+
+def _load(clients: int, record: bool = False) -> Load:
+    """The load of every arm."""
+    slow = clients // 2
+    return Load(_ADDRESS, _PORT, clients, answer_end=END_OF_ANSWER, slow=slow, delay_s=_ROUND_TRIP_S, record=record)
 
 
 def _haproxy_behind(stage: _Stage) -> subprocess.Popen[bytes]:
@@ -240,9 +271,7 @@ def _turn(arm: _Arm, clients: int, pins: Path, samples: _Samples) -> None:
         stack.enter_context(_detached_after(pins))
         old = arm.start(stage)
         counter = stack.enter_context(resets.counting([_PORT]))
-        load = stack.enter_context(
-            Load(_ADDRESS, _PORT, clients, answer_end=END_OF_ANSWER, slow=clients // 2, delay_s=_ROUND_TRIP_S)
-        )
+        load = stack.enter_context(_load(clients))
         load.await_warm()
         _await_queue(clients // 8)
         load.mark()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -12,10 +13,11 @@ from reuseport_tool.bench import select as bench_select
 from reuseport_tool.bench import sockets as bench_sockets
 from reuseport_tool.bench import speed as bench_speed
 from reuseport_tool.bench import udp as bench_udp
-from reuseport_tool.cli import show
+from reuseport_tool.cli import pictures, show
 from reuseport_tool.cli.compat import VerbGroup
 from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.cli.options import count, counts, members
+from reuseport_tool.cli.pictures import TIMELINE, TRACE
 from reuseport_tool.models import Protocol
 
 
@@ -52,8 +54,12 @@ def select(ctx: Context, rounds: int, connections: int) -> None:
 @count("--rounds", 5, "Turns of each arm.", least=2)
 @count("--clients", 256, "Connections at a time.", least=8, most=3000)
 @count("--close-rounds", 11, "Turns of each close(2).", least=2)
+@TIMELINE
+@TRACE
 @pass_context
-def reload(ctx: Context, rounds: int, clients: int, close_rounds: int) -> None:
+def reload(
+    ctx: Context, rounds: int, clients: int, close_rounds: int, timeline: Path | None, trace: Path | None
+) -> None:
     """Measure how many connections a restart under load loses, how long clients wait, and how long it takes.
 
     Arms that take turns in a throw-away network namespace, each with the same load: a plain restart (the new server
@@ -64,14 +70,19 @@ def reload(ctx: Context, rounds: int, clients: int, close_rounds: int) -> None:
     The second part measures close(2) of a listener with 1 to 4,096 connections in its accept queue: the time in which
     the kernel moves them to another listener, with our program and with tcp_migrate_req.
 
+    With --timeline or --trace, one more reload, with a canary, is drawn together with its clients' waits.
+
     \b
     Examples:
       reuseport-tool bench reload
       reuseport-tool bench reload --rounds 20 --clients 256
+      reuseport-tool bench reload --rounds 2 --close-rounds 2 --timeline reload.svg
       reuseport-tool --json bench reload | jq '.arms[] | {name, lost, longest_wait_ms}'
     """
     with show.steps("rounds", rounds + close_rounds) as step:
         report = bench_reload.bench(rounds, clients, close_rounds, ctx.bpffs, on_round=step)
+    if timeline or trace:
+        pictures.draw(*bench_reload.one_reload(clients, ctx.bpffs), timeline, trace)
     show.result(report, ctx.json)
 
 

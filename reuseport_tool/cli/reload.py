@@ -14,7 +14,7 @@ from reuseport_tool.cli import deploy_file, show
 from reuseport_tool.cli.compat import ParamType
 from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.cli.options import duration, file, wait
-from reuseport_tool.cli.pictures import drawn
+from reuseport_tool.cli.pictures import TIMELINE, TRACE, drawn
 from reuseport_tool.cli.types import COUNT, ENDPOINT, PID, Member, SharesType, SignalType
 from reuseport_tool.errors import UsageError
 from reuseport_tool.models import Endpoint, FlowMode, Policy, Reload, Strategy
@@ -197,8 +197,8 @@ class _Call:
 @wait
 @_hook_options
 @duration("--hook-timeout", "30", "For each --on-… command.")
-@file("--timeline", "Draw the report as an SVG picture.", metavar="FILE.svg")
-@file("--trace", "Write the steps as a Chrome trace, for ui.perfetto.dev.", metavar="FILE.json")
+@TIMELINE
+@TRACE
 @click.option("--dry-run", is_flag=True, help="Only show what would be done and what would prevent it.")
 @click.option("--resume", is_flag=True, help="Finish a reload that was killed.")
 @click.option("--abort", is_flag=True, help="Undo a reload that was killed.")

@@ -80,9 +80,11 @@ if TYPE_CHECKING:
         DryRun,
         HandedOver,
         Leftovers,
+        ListenerQueue,
         Lost,
         Migrated,
         PlannedGroup,
+        QueueLook,
         Queues,
         Reload,
         Side,
@@ -147,6 +149,7 @@ __all__ = [
     "LastReload",
     "Leftovers",
     "Listener",
+    "ListenerQueue",
     "Lost",
     "MapChange",
     "MapChanges",
@@ -160,6 +163,7 @@ __all__ = [
     "ProblemKind",
     "Program",
     "Protocol",
+    "QueueLook",
     "Queues",
     "Redistribution",
     "Reload",
@@ -208,7 +212,10 @@ _HOMES = {
     "maps": "GenerationMap MapChange MapChanges Maps Slot",
     "programs": "CompiledProgram Filled",
     "proof": "Balance Resets SideResets",
-    "reload": "CanaryStep DryRun HandedOver Leftovers Lost Migrated PlannedGroup Queues Reload Side Step Strategy",
+    "reload": (
+        "CanaryStep DryRun HandedOver Leftovers ListenerQueue Lost Migrated PlannedGroup QueueLook Queues Reload Side "
+        "Step Strategy"
+    ),
     "sockets": "Destroy Ending Socket Sockets SocketState SocketTable",
 }
 """The module of each name."""

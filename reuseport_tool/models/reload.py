@@ -73,12 +73,36 @@ class Queues:
 
 
 @record
+class QueueLook:
+    """The accept queue of a listener at a moment."""
+
+    at_s: float
+    """Seconds since the reload began."""
+    length: int
+    """Connections that waited for accept(): the most that were seen from this moment to the next one."""
+
+
+@record
+class ListenerQueue:
+    """The accept queue of a listener during the reload, as the reload saw it when it looked."""
+
+    cookie: int | None
+    """The listener; null for all further ones of its side together."""
+    old: bool
+    """Whether it is one of the old server's."""
+    looks: tuple[QueueLook, ...]
+    """The moments at which its length had changed."""
+
+
+@record
 class Step:
     """One step of a reload."""
 
     name: str
     """prepare, start, compare, register, canary, switch, health, drain, confirm, stop, leftovers, prove or roll back.
     A resumed reload has the steps of both runs."""
+    begin_s: float
+    """Seconds from the begin of the reload to the begin of the step."""
     duration_s: float
     """Time that the step took."""
     outcome: str
@@ -206,6 +230,8 @@ class Reload:
     """The steps, in order."""
     switch_us: float | None
     """Duration of the switch to the new generation; null when nothing was switched."""
+    begun_at: float
+    """When the reload began, in seconds since 1970."""
     duration_s: float
     """Duration of the whole reload."""
     output: str | None = None
@@ -214,6 +240,9 @@ class Reload:
     """The warnings, as they were shown on stderr."""
     canary: tuple[CanaryStep, ...] = ()
     """The shares of the canary, in order."""
+    queues: tuple[ListenerQueue, ...] = ()
+    """The accept queues of the TCP listeners during the reload: of the first eight of each side whose queue was not
+    empty, and of the others together."""
     leftovers: Leftovers | None = None
     """Connections of the old server after the stop; null when nobody looked."""
     datagrams: tuple[HandedOver, ...] = ()

@@ -9,6 +9,7 @@ from reuseport_tool.kernel.iterator import UdpInfo
 from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.models import Balance, HandedOver, Lost, Migrated, Reload, Resets, Side
 from reuseport_tool.reload import sides
+from reuseport_tool.reload.saving import since_begin_s
 from reuseport_tool.reload.state import GroupState, ReloadState, WayName
 from reuseport_tool.reload.world import World
 
@@ -40,10 +41,12 @@ def made(state: ReloadState, world: World, result: str) -> Reload:
         resets_new=None if resets is None else world.traffic.resets_of(_new_side(state, world)),
         steps=state.steps,
         switch_us=state.switch_us,
-        duration_s=round(max(0.0, world.clock.wall_s() - state.begun_at), 4),
+        begun_at=state.begun_at,
+        duration_s=since_begin_s(state, world),
         output=state.output,
         warnings=state.warnings,
         canary=state.canary,
+        queues=world.queues.series(),
         leftovers=state.leftovers,
         datagrams=tuple(
             _handed_over(group, world, is_stopped=state.stop_asked)

@@ -10,7 +10,7 @@ from typing import NoReturn
 from reuseport_tool.errors import Interrupted, RolledBack, ToolError
 from reuseport_tool.models import Step, Strategy
 from reuseport_tool.reload import outcome, report, sides, ways
-from reuseport_tool.reload.saving import save
+from reuseport_tool.reload.saving import save, since_begin_s
 from reuseport_tool.reload.state import ROLL_BACK, GroupState, ReloadState
 from reuseport_tool.reload.steps import quiet
 from reuseport_tool.reload.steps.prove import restore_sysctl
@@ -99,7 +99,7 @@ def roll_back(error: BaseException, state: ReloadState, world: World) -> NoRetur
 def undo(state: ReloadState, world: World) -> tuple[ReloadState, list[str]]:
     """Each part is tried whatever becomes of the others. Returns what could not be undone, too."""
     problems: list[str] = []
-    begun_s = world.clock.now_s()
+    begin_s, begun_s = since_begin_s(state, world), world.clock.now_s()
     world.tell.begin(ROLL_BACK)
     with _tried(problems, "saving the state"):
         state = save(state, world, step=ROLL_BACK)
@@ -121,6 +121,7 @@ def undo(state: ReloadState, world: World) -> tuple[ReloadState, list[str]]:
         state = restore_sysctl(state, world)
     step = Step(
         name=ROLL_BACK,
+        begin_s=begin_s,
         duration_s=round(world.clock.now_s() - begun_s, 4),
         outcome="failed" if problems else "done",
         detail="; ".join(problems),

@@ -10,7 +10,7 @@ from reuseport_tool.errors import ToolError
 from reuseport_tool.models import Reload, Step
 from reuseport_tool.record import record
 from reuseport_tool.reload import outcome, report, rollback, sides
-from reuseport_tool.reload.saving import save
+from reuseport_tool.reload.saving import save, since_begin_s
 from reuseport_tool.reload.state import NO_WAY_BACK, ReloadState
 from reuseport_tool.reload.steps import canary as canary_step
 from reuseport_tool.reload.steps import drain as drain_step
@@ -100,7 +100,7 @@ def execute(state: ReloadState, world: World) -> Reload:
 
 def _do(stage: _Stage, state: ReloadState, world: World) -> ReloadState:
     """One step, timed and reported."""
-    begun_s = world.clock.now_s()
+    begun = _Begun(since_begin_s=since_begin_s(state, world), now_s=world.clock.now_s())
     needed = stage.needed(state)
     if state.step != stage.name and not (stage.name == "health" and state.step in NO_WAY_BACK):
         state = save(state, world, step=stage.name)
@@ -113,12 +113,12 @@ def _do(stage: _Stage, state: ReloadState, world: World) -> ReloadState:
             world.clock.check()
             _hooks(stage, state, world)
     except BaseException as error:
-        step = _ended(stage, begun_s, world, "failed", rollback.described(error))
+        step = _ended(stage, begun, world, "failed", rollback.described(error))
         with contextlib.suppress(Exception):  # the step's own error is the one to tell
             save(_latest(state.with_step(step), world), world)
         raise
     # Written down with what comes next: a step that was done is done again by a run that goes on.
-    return state.with_step(_ended(stage, begun_s, world, "done" if needed else "skipped"))
+    return state.with_step(_ended(stage, begun, world, "done" if needed else "skipped"))
 
 
 def _latest(state: ReloadState, world: World) -> ReloadState:
@@ -127,8 +127,22 @@ def _latest(state: ReloadState, world: World) -> ReloadState:
     return dataclasses.replace(last, steps=max(last.steps, state.steps, key=len))
 
 
-def _ended(stage: _Stage, begun_s: float, world: World, outcome: str, detail: str = "") -> Step:
-    step = Step(name=stage.name, duration_s=round(world.clock.now_s() - begun_s, 4), outcome=outcome, detail=detail)
+@record
+class _Begun:
+    """When a step began: since the reload began, and by the monotonic clock."""
+
+    since_begin_s: float
+    now_s: float
+
+
+def _ended(stage: _Stage, begun: _Begun, world: World, outcome: str, detail: str = "") -> Step:
+    step = Step(
+        name=stage.name,
+        begin_s=begun.since_begin_s,
+        duration_s=round(world.clock.now_s() - begun.now_s, 4),
+        outcome=outcome,
+        detail=detail,
+    )
     world.tell.end(step)
     return step
 

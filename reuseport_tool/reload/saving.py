@@ -14,13 +14,19 @@ def save(state: ReloadState, world: World, **changes: Any) -> ReloadState:
 
     After the point of no return the run goes on without a journal that cannot be written.
     """
-    saved = dataclasses.replace(state, sequence=state.sequence + 1, pid=world.processes.own_pid(), **changes)
+    changes |= {"sequence": state.sequence + 1, "pid": world.processes.own_pid(), "queues": world.queues.series()}
+    saved = dataclasses.replace(state, **changes)
     try:
         world.journal.write(saved)
     except Exception:
         if not state.is_past:
             raise
     return saved
+
+
+def since_begin_s(state: ReloadState, world: World) -> float:
+    """Seconds since the reload began, also where another run began it."""
+    return round(max(0.0, world.clock.wall_s() - state.begun_at), 4)
 
 
 def warn(state: ReloadState, world: World, text: str) -> ReloadState:

@@ -11,6 +11,7 @@ from reuseport_tool.kernel.diag import BoundSocket
 from reuseport_tool.kernel.process_tree import ProcessTree
 from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.models import Endpoint, Queues
+from reuseport_tool.reload.saving import since_begin_s
 from reuseport_tool.reload.state import GroupState, ReloadState
 from reuseport_tool.reload.survey import held_by
 from reuseport_tool.reload.world import World
@@ -53,8 +54,10 @@ def _groups_of(state: ReloadState, cookies: Collection[int]) -> list[Endpoint]:
 
 
 def queues(state: ReloadState, world: World) -> dict[int, int]:
-    """The accept queue of each listener of the groups, by cookie."""
-    return {entry.cookie: entry.accept_queue or 0 for entries in listening(state, world).values() for entry in entries}
+    """The accept queue of each listener of the groups, by cookie; 0 for a UDP socket."""
+    found = {entry.cookie: entry.accept_queue or 0 for entries in listening(state, world).values() for entry in entries}
+    world.queues.note(since_begin_s(state, world), found, state.old_cookies)
+    return found
 
 
 def unread(state: ReloadState, world: World, cookies: Collection[int]) -> dict[int, int]:
@@ -128,6 +131,7 @@ class Newcomers:
         """The new side's listeners in each group that it is to take over: their cookies."""
         groups = {group.endpoint for group in self._state.kept}
         present = self._world.listeners.on_ports(groups)
+        self._note(present)
         members = self._holders([entry for entries in present.values() for entry in entries])
         mine = self._mine(members)
         self.wrong = {
@@ -138,6 +142,13 @@ class Newcomers:
         return {
             group: tuple(entry.cookie for entry in present.get(group, ()) if entry.cookie in mine) for group in groups
         }
+
+    def _note(self, present: Mapping[Endpoint, tuple[BoundSocket, ...]]) -> None:
+        """Log the accept queues, where these are all groups."""
+        groups = [group.endpoint for group in self._state.groups]
+        if len(self._state.kept) == len(groups):
+            found = {entry.cookie: entry.accept_queue or 0 for group in groups for entry in present.get(group, ())}
+            self._world.queues.note(since_begin_s(self._state, self._world), found, self._state.old_cookies)
 
     def _holders(self, entries: Collection[BoundSocket]) -> dict[int, Member]:
         """All that were not there before, with their holders, which are asked once."""

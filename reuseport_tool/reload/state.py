@@ -14,7 +14,18 @@ from reuseport_tool import record_json
 from reuseport_tool.errors import Conflict
 from reuseport_tool.kernel.mib import TcpCounters
 from reuseport_tool.kernel.processes import Identity
-from reuseport_tool.models import CanaryStep, Counters, Endpoint, FlowMode, Leftovers, Migrated, Queues, Step, Strategy
+from reuseport_tool.models import (
+    CanaryStep,
+    Counters,
+    Endpoint,
+    FlowMode,
+    Leftovers,
+    ListenerQueue,
+    Migrated,
+    Queues,
+    Step,
+    Strategy,
+)
 from reuseport_tool.record import record
 from reuseport_tool.reload.plan import Plan
 
@@ -92,6 +103,7 @@ class ReloadState:
         output: where the new server's output goes; None for our stderr.
         stop_asked: whether the old side has been told to stop.
         share_until: when the present share of the canary will have lasted long enough, in seconds since 1970.
+        queues: the accept queues as they were seen so far.
         forward: there is no way back although the old side was not told to stop: it is gone.
     """
 
@@ -121,6 +133,7 @@ class ReloadState:
     leftovers: Leftovers | None = None
     canary: tuple[CanaryStep, ...] = ()
     share_until: float | None = None
+    queues: tuple[ListenerQueue, ...] = ()
     steps: tuple[Step, ...] = ()
     warnings: tuple[str, ...] = ()
 

@@ -171,6 +171,7 @@ def resumed(found: ReloadState, world: World) -> Reload:
     if found.step == ROLL_BACK:
         hint = f"reload {found.endpoints[0]} --abort"
         raise Conflict("the reload was interrupted while it rolled back", hint=hint)
+    world.queues.go_on(found.queues)
     return run.execute(found, world)
 
 
@@ -195,6 +196,7 @@ def aborted(found: ReloadState, world: World) -> Reload:
         raise Conflict(
             "the old side is gone, so there is no way back", hint=f"finish it: {where}; or discard it: detach"
         )
+    world.queues.go_on(found.queues)
     with world.clock.held_back():
         done, problems = rollback.undo(found, world)
     made = report.made(done, world, "rolled-back")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import field
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +25,7 @@ from reuseport_tool.kernel.sockets import ListenerOptions
 from reuseport_tool.kernel.udp_sent import Sent
 from reuseport_tool.models import Counters, Endpoint, FlowMode, LastReload, Resets, SideResets, Step
 from reuseport_tool.record import record
+from reuseport_tool.reload.queue_log import QueueLog
 from reuseport_tool.reload.state import ReloadState
 
 
@@ -323,3 +325,4 @@ class World:
     datagrams: Datagrams
     journal: Journal
     tell: Tell
+    queues: QueueLog = field(default_factory=QueueLog)

@@ -284,8 +284,9 @@ RELOAD = models.Reload(
     migrated=models.Migrated(established=50, syn_recv=0, new_syn_recv=3, total=53),
     lost=models.Lost(migrate_failures=0, listen_drops=0, listen_overflows=0, aborted_accepted=0),
     resets=models.Resets(never_accepted=0, handshakes=0, refused=0, accepted=0),
-    steps=(models.Step(name="switch", duration_s=0.1, outcome="done"),),
+    steps=(models.Step(name="switch", begin_s=0.9, duration_s=0.1, outcome="done"),),
     switch_us=4.2,
+    begun_at=1_700_000_000.0,
     duration_s=1.5,
 )
 RESULTS = [

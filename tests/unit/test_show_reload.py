@@ -14,6 +14,7 @@ from reuseport_tool.models.proof import Balance
 
 SIDE = Side(generation=1, pids=(7,), listeners=(1,))
 REPORT = Reload(
+    begun_at=1_700_000_000.0,
     endpoint="tcp://127.0.0.1:8080",
     groups=("tcp://127.0.0.1:8080",),
     result="reloaded",

@@ -56,6 +56,7 @@ def _settle(connections: OldConnections, state: ReloadState, world: World) -> Le
     def done() -> bool:
         nonlocal left, told
         left = connections.count()
+        sides.queues(state, world)  # for the log: nothing else looks at the new listeners in this wait
         now = world.clock.now_s()
         if left and (now - told >= _TELL_S or told == begun):
             told = now

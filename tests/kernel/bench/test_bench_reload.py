@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from reuseport_tool.bench.server import END_OF_ANSWER
 from reuseport_tool.errors import ToolError
 from reuseport_tool.kernel import libc, mib, netns, sysctl
 from reuseport_tool.models import BenchReload, ReloadArm
+from reuseport_tool.reload import timeline
 from reuseport_tool.waiting import wait_until
 from tests.tool import Tool
 
@@ -116,6 +118,22 @@ def test_without_haproxy(report: BenchReload, monkeypatch: pytest.MonkeyPatch, t
 
 
 HAPROXYS = ("haproxy -sf", "haproxy -x")
+
+
+def test_one_reload_has_queues_and_waits(tool: Tool) -> None:
+    report, waits = bench_reload.one_reload(64, tool.bpffs)
+    assert report.resets is not None
+    assert report.resets.lost == 0
+    assert {series.old for series in report.queues} == {True, False}
+    at_s = [look.at_s for series in report.queues for look in series.looks]
+    assert min(at_s) >= 0
+    assert max(at_s) <= report.duration_s
+    during = [wait for wait in waits if 0 <= wait.begun_at - report.begun_at <= report.duration_s]
+    assert len(during) > 64
+    assert max(wait.waited_s for wait in during) > 0.05  # the slow clients' round-trip time
+    spans = timeline.spans(report)
+    assert all(before.end_s <= after.begin_s + 0.001 for before, after in itertools.pairwise(spans))
+    assert spans[-1].end_s <= report.duration_s
 
 
 def test_a_reload_that_fails_ends_the_benchmark(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from reuseport_tool.group.journals import Entry, Header
 from reuseport_tool.models import Endpoint, Strategy
 from reuseport_tool.reload import transaction
 from reuseport_tool.reload.plan import Plan, Progress
-from reuseport_tool.reload.state import encode
+from reuseport_tool.reload.state import decode, encode
 from tests.unit.reload.fake import FOREIGN, OLD, WEB, FakeWorld, Killed
 from tests.unit.reload.scenes import TLS, go, kill_at, others, scene, served_by, settled, undone
 
@@ -112,9 +112,9 @@ def test_a_trial_that_would_fail(
     assert tried.refusal
 
 
-def killed(world: FakeWorld) -> Entry:
+def killed(world: FakeWorld, call: int = 60) -> Entry:
     """The journal of a reload that was killed in the middle."""
-    world.tap = kill_at(60)
+    world.tap = kill_at(call)
     with contextlib.suppress(Killed, ToolError):
         go(world)
     world.restart_tool()
@@ -148,3 +148,21 @@ def test_journals_that_cannot_be_gone_on_with(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(transaction.journals, "entries", lambda root, endpoint, found=entries: found)
         with pytest.raises(kind):
             transaction.interrupted(ROOT, WEB)
+
+
+def test_a_run_that_goes_on_keeps_the_queues_that_were_seen(
+    entered: list[Any], progress: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = scene()
+    entry = killed(world, 100)
+    (seen,) = decode(entry.text.rstrip(b"\0")).queues
+    entered.append(world)
+    monkeypatch.setattr(transaction.journals, "entries", lambda root, endpoint: [entry])
+    world.advance(60.0)
+    report = transaction.resume(WEB, None, progress)
+    (old,) = [series for series in report.queues if series.old]
+    assert old.looks[: len(seen.looks)] == seen.looks
+    assert old.looks[-1].at_s >= 60
+    last = report.steps[-1]
+    assert last.begin_s >= 60
+    assert report.duration_s >= last.begin_s + last.duration_s
