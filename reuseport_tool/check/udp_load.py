@@ -18,7 +18,7 @@ CLIENTS = 10
 KNOWN_FLOWS = 900
 _GAP_S = 0.002
 _FULL_GAP_S = 0.02
-_UNDER_WAY = 200  # a receive buffer of the default size has room for 277 datagrams
+_UNDER_WAY, _UNDER_WAY_MAX = 200, 250  # a receive buffer of the default size has room for 277 datagrams
 _AGAIN_S = 1.0
 _DEADLINE_S = 60.0
 _FIRST_PORT = 20000
@@ -92,9 +92,9 @@ class Asking(Closing):
 class Load(Asking):
     """Clients that send in turn at a steady rate, and count what is answered. A context manager.
 
-    Few datagrams are under way at a time, so that a server that does not get the CPU for a while loses none. It begins
-    when every client was answered, and ends when every client was answered again: what a server answers at all, it
-    has answered by then, because each of its sockets is read in order.
+    Few datagrams are under way at a time, so that a server that does not get the CPU, for however long, loses none. It
+    begins when every client was answered, and ends when every client was answered again: what a server answers at all,
+    it has answered by then, because each of its sockets is read in order.
 
     Raises:
         ToolError: nobody answers.
@@ -111,6 +111,7 @@ class Load(Asking):
         self._greeted: set[int] = set()
         self._after: tuple[int, int] | None = None
         self._answered = 0
+        self._known_lost = 0
         with contextlib.ExitStack() as failing:
             failing.callback(self._close_clients)
             self._greet(HELLO)
@@ -129,6 +130,11 @@ class Load(Asking):
     def lost(self) -> int:
         """Datagrams without an answer."""
         return self.sent - self._answered
+
+    @property
+    def _under_way(self) -> int:
+        """Those that may still be answered."""
+        return self.lost - self._known_lost
 
     def _close_clients(self) -> None:
         for client in self._clients:
@@ -154,7 +160,10 @@ class Load(Asking):
         while not stop.is_set() and not self._is_over():
             _send(self._clients[self.sent % CLIENTS], b"datagram")
             self.sent += 1
-            gap_s = _GAP_S if self.lost < _UNDER_WAY else _FULL_GAP_S
+            if self._under_way >= _UNDER_WAY_MAX:
+                self._greet(FENCE)
+                self._known_lost = self.lost
+            gap_s = _GAP_S if self._under_way < _UNDER_WAY else _FULL_GAP_S
             due_s = max(due_s + gap_s, time.monotonic())  # a stall is not made up for by a burst
             while (left_s := due_s - time.monotonic()) > 0:
                 self._read(left_s)

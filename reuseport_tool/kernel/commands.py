@@ -18,6 +18,7 @@ from reuseport_tool.kernel import capabilities, cgroup, libc, named_files, proce
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.process_tree import ProcessTree
 from reuseport_tool.kernel.processes import Identity, Process
+from reuseport_tool.kernel.run_delay import RunDelay
 from reuseport_tool.record import record
 
 MARK = "REUSEPORT_RELOAD_ID"
@@ -157,6 +158,7 @@ class Processes(Commands):
         super().__init__(wait, limits)
         tree = ProcessTree.read()
         self._bystanders = set(tree.identities(tree.below({os.getpid()}) - {os.getpid()}))
+        self._run_delay = RunDelay()
 
     def tree(self) -> ProcessTree:
         """All of them, now."""
@@ -204,6 +206,10 @@ class Processes(Commands):
         if any(place in _ACCEPTS or "poll" in place or "accept" in place for place in places):
             return True
         return None if places & {"", "0"} else False
+
+    def are_held_up(self, side: Collection[Identity]) -> bool:
+        """Whether one of these waits for a CPU or a disk or is stopped, as far as is known since the last call."""
+        return self._run_delay.look(process.pid for process in side)
 
     def marked(self, token: str) -> set[int]:
         """The processes whose environment has the mark of a reload."""

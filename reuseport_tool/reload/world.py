@@ -170,6 +170,9 @@ class Processes(Protocol):
     def waits(self, pid: int) -> bool | None:
         """Whether a process sleeps in a call that waits for connections; None for one that runs, or that hides it."""
 
+    def are_held_up(self, side: Collection[Identity]) -> bool:
+        """Whether one of these has something to do and, since the last call, did not get to do it."""
+
     def marked(self, token: str) -> set[int]:
         """The processes whose environment has the mark of a reload."""
 

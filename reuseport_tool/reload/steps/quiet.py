@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Collection
 
 from reuseport_tool.errors import MissingCapability, Unsupported
+from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.models import FlowMode
 from reuseport_tool.reload.saving import save, warn
 from reuseport_tool.reload.state import GroupState, ReloadState, WayName
@@ -31,7 +32,7 @@ def become_quiet(state: ReloadState, world: World) -> ReloadState:
     except (Unsupported, MissingCapability) as error:
         state = warn(state, world, f"cannot see whether the old server still answers: {error.message}")
     watches = [_Flows(group, state, world) for group in waited if group.flows is not FlowMode.NONE]
-    quiet = _Quiet(cookies, state.plan.settle_s, world)
+    quiet = _Quiet(cookies, state.old_side, state.plan.settle_s, world)
     begun_s = world.clock.now_s()
     timeout_s = state.plan.queue_drain_timeout_s
 
@@ -54,7 +55,8 @@ def answer_all(state: ReloadState, world: World) -> None:
     with contextlib.suppress(Unsupported, MissingCapability):
         world.datagrams.watch(cookies)
     world.datagrams.barrier()
-    world.clock.wait(_Quiet(cookies, state.plan.settle_s, world).reached, state.plan.health_timeout_s)
+    quiet = _Quiet(cookies, state.new_side, state.plan.settle_s, world)
+    world.clock.wait(quiet.reached, state.plan.health_timeout_s)
 
 
 def _cut(state: ReloadState, watches: list[_Flows], timeout_s: float, world: World) -> ReloadState:
@@ -74,24 +76,33 @@ def _written(state: ReloadState, watches: list[_Flows], world: World) -> ReloadS
 
 
 class _Quiet:
-    """Whether sockets have read all that they got, and have sent nothing for a while."""
+    """Whether sockets have read all that they got, and have sent nothing for a while.
 
-    def __init__(self, cookies: Collection[int], settle_s: float, world: World) -> None:
+    Time in which their processes cannot run does not count: they may have read what they have not answered.
+    """
+
+    def __init__(self, cookies: Collection[int], side: Collection[Identity], settle_s: float, world: World) -> None:
         self._cookies = cookies
+        self._side = side
         self._settle_s = settle_s
         self._world = world
-        self._since_s = world.clock.now_s()
+        self._quiet_s = 0.0
+        self._looked_s = world.clock.now_s()
         self._sent = -1
 
     def reached(self) -> bool:
-        """A queue that is not empty, or another packet, begins the wait anew."""
+        """A queue that is not empty, or another packet, begins the time anew."""
         infos = self._world.datagrams.sockets()
         sent = sum(each.packets for each in self._world.datagrams.sent().values())
         unread = any(infos[cookie].receive_queue for cookie in self._cookies if cookie in infos)
+        held_up = self._world.processes.are_held_up(self._side)
         now_s = self._world.clock.now_s()
         if unread or sent != self._sent:
-            self._since_s, self._sent = now_s, sent
-        return now_s - self._since_s >= self._settle_s
+            self._quiet_s, self._sent = 0.0, sent
+        elif not held_up:
+            self._quiet_s += now_s - self._looked_s
+        self._looked_s = now_s
+        return self._quiet_s >= self._settle_s
 
 
 class _Flows:

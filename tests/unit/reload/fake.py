@@ -522,6 +522,9 @@ class FakeProcesses:
         self._world.tap("waits")
         return pid in self._world.procs and self._world.procs[pid].name == "waiter"
 
+    def are_held_up(self, side: Collection[Identity]) -> bool:
+        return False
+
     def marked(self, token: str) -> set[int]:
         return {pid for pid, proc in self._world.procs.items() if proc.mark == token}
 

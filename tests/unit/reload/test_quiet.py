@@ -9,7 +9,7 @@ import pytest
 
 from reuseport_tool.kernel.flow_map import RawFlow
 from reuseport_tool.models import FlowMode
-from reuseport_tool.reload.steps.quiet import _Flows
+from reuseport_tool.reload.steps.quiet import _Flows, _Quiet
 from reuseport_tool.reload.world import KeptFlows
 
 TIMEOUT_S = 30.0
@@ -119,3 +119,46 @@ def test_connected_sockets_of_the_old_side_are_waited_for() -> None:
     assert scene.look() == 2
     scene.connected = {2: THEIRS}
     assert scene.look() == 0
+
+
+class Server:
+    """A server with one socket, which is looked at once in a tenth of a second."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.unread, self.packets, self.is_held_up = 0, 0, False
+        world: Any = SimpleNamespace(
+            clock=SimpleNamespace(now_s=lambda: self.now_s),
+            datagrams=SimpleNamespace(
+                sockets=lambda: {1: SimpleNamespace(receive_queue=self.unread)},
+                sent=lambda: {1: SimpleNamespace(packets=self.packets)},
+            ),
+            processes=SimpleNamespace(are_held_up=lambda _: self.is_held_up),
+        )
+        self.quiet = _Quiet({1}, (), 0.55, world)
+        self.quiet.reached()
+
+    def looks(self) -> int:
+        """How many looks it takes until the server is quiet."""
+        for count in range(1, 100):
+            self.now_s += 0.1
+            if self.quiet.reached():
+                return count
+        return 100
+
+
+def test_quiet_is_who_has_read_all_and_sent_nothing_for_a_while() -> None:
+    assert Server().looks() == 6
+    server = Server()
+    server.unread = 1
+    assert server.looks() == 100
+    server.unread, server.packets = 0, 7
+    assert server.looks() == 7  # the first of them sees what was sent
+
+
+def test_time_without_a_cpu_is_no_time_without_an_answer() -> None:
+    server = Server()
+    server.is_held_up = True
+    assert server.looks() == 100
+    server.is_held_up = False
+    assert server.looks() == 6
