@@ -144,17 +144,17 @@ struct held_socket {
 	u32 fd;
 };
 
-#define SAME_SIZE(record, size) _Static_assert(sizeof(record) == (size), #record " is another one in kernel/abi.py")
-SAME_SIZE(struct tuple, SIZEOF_TUPLE);
-SAME_SIZE(struct held_socket, SIZEOF_HELD_SOCKET);
-SAME_SIZE(struct socket_record, SIZEOF_SOCKET_RECORD);
-SAME_SIZE(struct listener_record, SIZEOF_LISTENER_RECORD);
-SAME_SIZE(struct udp_record, SIZEOF_UDP_RECORD);
-SAME_SIZE(struct flow_key, SIZEOF_FLOW_KEY);
-SAME_SIZE(struct flow_word, SIZEOF_FLOW_WORD);
-SAME_SIZE(struct connection_id, SIZEOF_CONNECTION_ID);
-SAME_SIZE(struct connection, SIZEOF_CONNECTION);
-SAME_SIZE(struct sent, SIZEOF_SENT);
-SAME_SIZE(struct target, SIZEOF_TARGET);
-SAME_SIZE(struct outcome, SIZEOF_OUTCOME);
-SAME_SIZE(struct listen_event, SIZEOF_LISTEN_EVENT);
+#define SAME_SIZE(record, RECORD) _Static_assert(sizeof(struct record) == SIZEOF_##RECORD, #record " is another one in kernel/abi.py")
+SAME_SIZE(tuple, TUPLE);
+SAME_SIZE(held_socket, HELD_SOCKET);
+SAME_SIZE(socket_record, SOCKET_RECORD);
+SAME_SIZE(listener_record, LISTENER_RECORD);
+SAME_SIZE(udp_record, UDP_RECORD);
+SAME_SIZE(flow_key, FLOW_KEY);
+SAME_SIZE(flow_word, FLOW_WORD);
+SAME_SIZE(connection_id, CONNECTION_ID);
+SAME_SIZE(connection, CONNECTION);
+SAME_SIZE(sent, SENT);
+SAME_SIZE(target, TARGET);
+SAME_SIZE(outcome, OUTCOME);
+SAME_SIZE(listen_event, LISTEN_EVENT);

@@ -71,9 +71,10 @@ _SCALARS = {str: "string", int: "integer", float: "number", bool: "boolean"}
 
 
 def descriptions(record: type) -> dict[str, str]:
-    """The attribute docstrings of a record, each on one line."""
+    """The attribute docstrings of a record and of what it inherits from, each on one line."""
+    inherited = [descriptions(base) for base in record.__bases__ if dataclasses.is_dataclass(base)]
+    found = {name: text for texts in inherited for name, text in texts.items()}
     body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(record))).body[0]).body
-    found = {}
     for field, text in itertools.pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
             found[typing.cast(ast.Name, field.target).id] = " ".join(str(text.value.value).split())

@@ -16,6 +16,10 @@ class ToolError(Exception):
 
     exit_code = 1
 
+    def __init_subclass__(cls, *, exit_code: int | None = None) -> None:
+        if exit_code is not None:
+            cls.exit_code = exit_code
+
     def __init__(
         self, message: str, *, hint: str | None = None, log: str | None = None, report: object | None = None
     ) -> None:
@@ -31,49 +35,33 @@ class ToolError(Exception):
         self.message = f"{self.message}; done before that: {done}"
 
 
-class UsageError(ToolError):
+class UsageError(ToolError, exit_code=2):
     """The command line or an endpoint does not make sense."""
 
-    exit_code = 2
 
-
-class MissingCapability(ToolError):
+class MissingCapability(ToolError, exit_code=3):
     """The kernel refused for want of a capability."""
 
-    exit_code = 3
 
-
-class Unsupported(ToolError):
+class Unsupported(ToolError, exit_code=4):
     """The running kernel lacks a feature."""
 
-    exit_code = 4
 
-
-class ProgramRejected(ToolError):
+class ProgramRejected(ToolError, exit_code=5):
     """A BPF program did not compile, or the verifier refused it."""
 
-    exit_code = 5
 
-
-class NotFound(ToolError):
+class NotFound(ToolError, exit_code=6):
     """No such group, listener, generation, process or namespace."""
 
-    exit_code = 6
 
-
-class Conflict(ToolError):
+class Conflict(ToolError, exit_code=7):
     """Locked by another run, attached already, a foreign program, a slot or socket in use."""
 
-    exit_code = 7
 
-
-class RolledBack(ToolError):
+class RolledBack(ToolError, exit_code=8):
     """A reload failed, and the old generation is working as before."""
 
-    exit_code = 8
 
-
-class Interrupted(ToolError):
+class Interrupted(ToolError, exit_code=130):
     """The operator interrupted, and what had been begun is undone."""
-
-    exit_code = 130

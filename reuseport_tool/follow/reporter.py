@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 from reuseport_tool.follow.owners import Owners
 from reuseport_tool.kernel import processes
@@ -45,33 +46,13 @@ class Reporter:
 
     def registered(self, group: Endpoint, generation: int, slot: int | None, cookie: int) -> None:
         since = max((self._hints[pid] for pid in self._owners.pids([cookie]) if pid in self._hints), default=None)
-        pid, command = self._owner(cookie)
-        self.tell(
-            FollowEvent(
-                event=Happening.REGISTERED,
-                endpoint=str(group),
-                generation=generation,
-                slot=slot,
-                cookie=cookie,
-                pid=pid,
-                command=command,
-                delay_s=None if since is None else round((time.monotonic_ns() - since) / 1e9, 6),
-            )
-        )
+        delay_s = None if since is None else round((time.monotonic_ns() - since) / 1e9, 6)
+        event = self._of_listener(Happening.REGISTERED, group, cookie)
+        self.tell(replace(event, generation=generation, slot=slot, delay_s=delay_s))
 
     def left_alone(self, group: Endpoint, cookies: Collection[int]) -> None:
         for cookie in cookies:
-            pid, command = self._owner(cookie)
-            self.once(
-                FollowEvent(
-                    event=Happening.LEFT_ALONE,
-                    endpoint=str(group),
-                    cookie=cookie,
-                    pid=pid,
-                    command=command,
-                    detail=_STRANGER,
-                )
-            )
+            self.once(replace(self._of_listener(Happening.LEFT_ALONE, group, cookie), detail=_STRANGER))
 
     def detached(self, group: Endpoint) -> None:
         """Once, until it is seen_attached() again."""
@@ -82,7 +63,8 @@ class Reporter:
     def seen_attached(self, group: Endpoint) -> None:
         self._detached.discard(group)
 
-    def _owner(self, cookie: int) -> tuple[int | None, str | None]:
-        """Pid and name of one that holds it."""
+    def _of_listener(self, event: Happening, group: Endpoint, cookie: int) -> FollowEvent:
+        """With the pid and the name of one that holds it."""
         pid = min(self._owners.pids([cookie]), default=None)
-        return pid, None if pid is None else processes.command(pid)
+        command = None if pid is None else processes.command(pid)
+        return FollowEvent(event=event, endpoint=str(group), cookie=cookie, pid=pid, command=command)

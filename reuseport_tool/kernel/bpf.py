@@ -9,6 +9,9 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
+from ctypes import c_uint8 as u8
+from ctypes import c_uint32 as u32
+from ctypes import c_uint64 as u64
 from typing import TypeVar
 
 from reuseport_tool import names
@@ -40,29 +43,29 @@ class _MapCreateOpts(ctypes.Structure):
 
     _fields_ = [
         ("sz", ctypes.c_size_t),
-        ("btf_fd", ctypes.c_uint32),
-        ("btf_key_type_id", ctypes.c_uint32),
-        ("btf_value_type_id", ctypes.c_uint32),
-        ("btf_vmlinux_value_type_id", ctypes.c_uint32),
-        ("inner_map_fd", ctypes.c_uint32),
-        ("map_flags", ctypes.c_uint32),
+        ("btf_fd", u32),
+        ("btf_key_type_id", u32),
+        ("btf_value_type_id", u32),
+        ("btf_vmlinux_value_type_id", u32),
+        ("inner_map_fd", u32),
+        ("map_flags", u32),
     ]
 
 
 class _LinkCreateOpts(ctypes.Structure):
     """struct bpf_link_create_opts of libbpf up to flags."""
 
-    _fields_ = [("sz", ctypes.c_size_t), ("flags", ctypes.c_uint32)]
+    _fields_ = [("sz", ctypes.c_size_t), ("flags", u32)]
 
 
 class _MapInfo(ctypes.Structure):
     _fields_ = [
-        ("type", ctypes.c_uint32),
-        ("id", ctypes.c_uint32),
-        ("key_size", ctypes.c_uint32),
-        ("value_size", ctypes.c_uint32),
-        ("max_entries", ctypes.c_uint32),
-        ("map_flags", ctypes.c_uint32),
+        ("type", u32),
+        ("id", u32),
+        ("key_size", u32),
+        ("value_size", u32),
+        ("max_entries", u32),
+        ("map_flags", u32),
         ("name", ctypes.c_char * 16),
     ]
 
@@ -71,17 +74,17 @@ class _ProgInfo(ctypes.Structure):
     """struct bpf_prog_info up to run_cnt (Linux 5.1)."""
 
     _fields_ = [
-        ("type", ctypes.c_uint32),
-        ("id", ctypes.c_uint32),
-        ("tag", ctypes.c_uint8 * 8),
-        ("_until_uid", ctypes.c_uint8 * 32),
-        ("created_by_uid", ctypes.c_uint32),
-        ("nr_map_ids", ctypes.c_uint32),
-        ("map_ids", ctypes.c_uint64),
+        ("type", u32),
+        ("id", u32),
+        ("tag", u8 * 8),
+        ("_until_uid", u8 * 32),
+        ("created_by_uid", u32),
+        ("nr_map_ids", u32),
+        ("map_ids", u64),
         ("name", ctypes.c_char * 16),
-        ("_until_run_time", ctypes.c_uint8 * 112),
-        ("run_time_ns", ctypes.c_uint64),
-        ("run_cnt", ctypes.c_uint64),
+        ("_until_run_time", u8 * 112),
+        ("run_time_ns", u64),
+        ("run_cnt", u64),
     ]
 
 
@@ -282,7 +285,7 @@ class Program(Handle):
     def map_ids(self) -> tuple[int, ...]:
         """Of the maps that it uses."""
         count = _object_info(self.fd, _ProgInfo()).nr_map_ids
-        ids = (ctypes.c_uint32 * count)()
+        ids = (u32 * count)()
         filled = _object_info(self.fd, _ProgInfo(nr_map_ids=count, map_ids=ctypes.addressof(ids)))
         return tuple(ids[: min(count, filled.nr_map_ids)])
 
@@ -311,7 +314,7 @@ class Batch:
 
 def lookup_batch(map_: Map, batch: Batch, *, begun: bool) -> tuple[int, bool]:
     """BPF_MAP_LOOKUP_BATCH (Linux 5.6). Returns how many elements there are, and whether these were the last."""
-    count = ctypes.c_uint32(batch.count)
+    count = u32(batch.count)
     start = batch.place if begun else None
     try:
         libbpf.call(
@@ -325,7 +328,7 @@ def lookup_batch(map_: Map, batch: Batch, *, begun: bool) -> tuple[int, bool]:
 
 
 def _object_info(fd: int, info: T) -> T:
-    libbpf.call("bpf_obj_get_info_by_fd", fd, ctypes.byref(info), ctypes.byref(ctypes.c_uint32(ctypes.sizeof(info))))
+    libbpf.call("bpf_obj_get_info_by_fd", fd, ctypes.byref(info), ctypes.byref(u32(ctypes.sizeof(info))))
     return info
 
 
@@ -362,11 +365,11 @@ class _LinkInfo(ctypes.Structure):
     """struct bpf_link_info up to the device of a tcx link."""
 
     _fields_ = [
-        ("type", ctypes.c_uint32),
-        ("id", ctypes.c_uint32),
-        ("prog_id", ctypes.c_uint32),
-        ("_pad", ctypes.c_uint32),
-        ("tcx_ifindex", ctypes.c_uint32),
+        ("type", u32),
+        ("id", u32),
+        ("prog_id", u32),
+        ("_pad", u32),
+        ("tcx_ifindex", u32),
     ]
 
 

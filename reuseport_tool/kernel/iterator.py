@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import ProgramRejected, Unsupported
@@ -230,29 +231,26 @@ def infos_of(listeners: Listeners | None, wanted: Collection[int] | None = None)
     return {} if listeners is None else listeners.listeners(wanted)
 
 
+_Loaded = TypeVar("_Loaded", bound=AbstractContextManager[Any])
+
+
 @contextmanager
-def tcp_listeners(*, ordered: bool = True) -> Iterator[TcpListeners | None]:
+def _loaded(kind: Callable[..., _Loaded], ordered: bool) -> Iterator[_Loaded | None]:
+    with ExitStack() as stack:
+        listeners: _Loaded | None = None
+        with suppress(Unsupported):
+            listeners = stack.enter_context(kind(ordered=ordered))
+        yield listeners
+
+
+def tcp_listeners(*, ordered: bool = True) -> AbstractContextManager[TcpListeners | None]:
     """The loaded iterator; None where the kernel has none. Raises MissingCapability."""
-    with ExitStack() as stack:
-        listeners: TcpListeners | None = None
-        with suppress(Unsupported):
-            listeners = stack.enter_context(TcpListeners(ordered=ordered))
-        yield listeners
-
-
-@contextmanager
-def udp_listeners(*, ordered: bool = True) -> Iterator[UdpListeners | None]:
-    """As tcp_listeners()."""
-    with ExitStack() as stack:
-        listeners: UdpListeners | None = None
-        with suppress(Unsupported):
-            listeners = stack.enter_context(UdpListeners(ordered=ordered))
-        yield listeners
+    return _loaded(TcpListeners, ordered)
 
 
 def listeners_of(protocol: Protocol, *, ordered: bool = True) -> AbstractContextManager[Listeners | None]:
     """As tcp_listeners()."""
-    return tcp_listeners(ordered=ordered) if protocol is Protocol.TCP else udp_listeners(ordered=ordered)
+    return _loaded(TcpListeners, ordered) if protocol is Protocol.TCP else _loaded(UdpListeners, ordered)
 
 
 def _program_id(record: ListenerRecord | UdpRecord) -> int | None:

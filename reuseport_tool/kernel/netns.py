@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from reuseport_tool.errors import MissingCapability, NotFound, Unsupported, UsageError
 from reuseport_tool.kernel import capabilities, libc, links
@@ -128,9 +128,16 @@ def of(pid: int) -> str | None:
 @contextlib.contextmanager
 def visit(path: str) -> Iterator[None]:
     """The calling thread in another namespace, and back in its own at the end. Raises as enter()."""
+    with _back_after(lambda: enter(path)):
+        yield
+
+
+@contextlib.contextmanager
+def _back_after(leave: Callable[[], None]) -> Iterator[None]:
+    """Leave the calling thread's namespace, and come back to it at the end."""
     saved = os.open(_CURRENT, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        enter(path)
+        leave()
         try:
             yield
         finally:
@@ -151,19 +158,16 @@ def cookie() -> int:
 @contextlib.contextmanager
 def throw_away() -> Iterator[None]:
     """The calling thread in a new namespace with its loopback up, and back in its own at the end."""
-    saved = os.open(_CURRENT, os.O_RDONLY | os.O_CLOEXEC)
+    with _back_after(_unshare):
+        _loopback_up()
+        yield
+
+
+def _unshare() -> None:
     try:
-        try:
-            libc.unshare(CLONE_NEWNET)
-        except OSError as error:
-            raise _translate(error, "a new one") from error
-        try:
-            _loopback_up()
-            yield
-        finally:
-            libc.setns(saved, CLONE_NEWNET)
-    finally:
-        os.close(saved)
+        libc.unshare(CLONE_NEWNET)
+    except OSError as error:
+        raise _translate(error, "a new one") from error
 
 
 def _loopback_up() -> None:

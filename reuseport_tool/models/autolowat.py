@@ -39,9 +39,7 @@ class FailOpens:
 
 
 @record
-class AutolowatAttachment:
-    """What `autolowat attach` did."""
-
+class _OnCgroup:
     cgroup: str
     """The folder of the cgroup."""
     engine: str
@@ -52,6 +50,12 @@ class AutolowatAttachment:
     """The ports; empty when sockets opt in by themselves."""
     devices: tuple[str, ...]
     """The network devices that have the program of `solo`; empty for `native`."""
+
+
+@record
+class AutolowatAttachment(_OnCgroup):
+    """What `autolowat attach` did."""
+
     result: str
     """`attached`, `extended` (to devices that are new) or `unchanged`."""
 
@@ -67,19 +71,11 @@ class AutolowatDetached:
 
 
 @record
-class Autolowat:
+class Autolowat(_OnCgroup):
     """AutoLOWAT on one cgroup. Counters are since it was attached."""
 
     cgroup: str
     """The folder of the cgroup, or its inode when it was removed."""
-    engine: str
-    """`native` or `solo`."""
-    framing: str
-    """The framing, as it was given."""
-    ports: tuple[int, ...]
-    """The ports; empty when sockets opt in by themselves."""
-    devices: tuple[str, ...]
-    """The network devices that have the program of `solo`; empty for `native`."""
     working: bool
     """False when an attach or a detach was cut off."""
     sockets: int

@@ -19,19 +19,17 @@ def loads_migrating_program() -> bool:
     Kernels before 5.14 take any attach type for sk_reuseport and ignore it, so that a wrong one is
     tried, too (kernel/bpf/syscall.c, bpf_prog_load_check_attach_type()).
     """
+    return _loads_for(AttachType.SK_REUSEPORT_SELECT_OR_MIGRATE) and not _loads_for(AttachType.TRACE_ITER)
+
+
+def _loads_for(attach_type: AttachType) -> bool:
     try:
-        bytecode.load(Verdict.PASS, AttachType.SK_REUSEPORT_SELECT_OR_MIGRATE).close()
+        bytecode.load(Verdict.PASS, attach_type).close()
     except OSError as error:
         if error.errno == errno.EINVAL:
             return False
         raise
-    try:
-        bytecode.load(Verdict.PASS, AttachType.TRACE_ITER).close()
-    except OSError as error:
-        if error.errno == errno.EINVAL:
-            return True
-        raise
-    return False
+    return True
 
 
 def _bcc() -> str:

@@ -8,6 +8,9 @@ import random
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
+from ctypes import c_uint8 as u8
+from ctypes import c_uint32 as u32
+from ctypes import c_uint64 as u64
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,15 +42,15 @@ class _TestRun(ctypes.Structure):
     """union bpf_attr of BPF_PROG_TEST_RUN; the kernel writes to it."""
 
     _fields_ = [
-        ("prog_fd", ctypes.c_uint32),
-        ("retval", ctypes.c_uint32),
-        ("data_size_in", ctypes.c_uint32),
-        ("data_size_out", ctypes.c_uint32),
-        ("data_in", ctypes.c_uint64),
-        ("data_out", ctypes.c_uint64),
-        ("repeat", ctypes.c_uint32),
-        ("duration", ctypes.c_uint32),
-        ("_rest", ctypes.c_uint8 * 40),
+        ("prog_fd", u32),
+        ("retval", u32),
+        ("data_size_in", u32),
+        ("data_size_out", u32),
+        ("data_in", u64),
+        ("data_out", u64),
+        ("repeat", u32),
+        ("duration", u32),
+        ("_rest", u8 * 40),
     ]
 
 
