@@ -14,6 +14,7 @@ import pytest
 from reuseport_tool.kernel import libc, netns
 from tests import order
 from tests.kernel.needs import KernelTooOld
+from tests.servers import restart
 from tests.tool import Tool
 
 REQUIRE = os.environ.get("REUSEPORT_TOOL_KERNEL_TESTS") == "require"
@@ -55,7 +56,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         report.longrepr = f"skipped where skipping is forbidden: {call.excinfo.value if call.excinfo else ''}"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def root() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
@@ -84,6 +85,13 @@ def bpffs(root: None, tmp_path: Path) -> Iterator[Path]:
 def tool(in_netns: None, bpffs: Path) -> Tool:
     """The command line, working in the test's namespace and bpffs."""
     return Tool(bpffs)
+
+
+@pytest.fixture
+def servers_end(in_netns: None) -> Iterator[None]:
+    """Every server that the test started ends with it."""
+    yield
+    restart.end_all()
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from reuseport_tool.record import record
 
 
@@ -39,16 +41,22 @@ class Story:
 # A healthy server is given as long as it needs, however busy the machine is.
 _PATIENT = ("--health-timeout", "60s", "--start-timeout", "60s", "--stop-timeout", "60s")
 _NONE = ("--flows", "none", *_PATIENT)
-_ADDRESS = ("--flows", "address", *_PATIENT)
-_QUIC = ("--flows", "quic", *_PATIENT)
 _LATE = ("--delay", "0.3")
 _SESSION = ("--session",)
+
+
+def _kept(name: str, way: str, expected: str, **more: Any) -> Story:
+    """The group is attached before and keeps flows, which end soon after the switch."""
+    options = ("--flows", way, *_PATIENT, "--flow-timeout", "2s")
+    return Story(name=name, way=way, expected=expected, options=options, entries=4096, ends=True, **more)
+
+
 STORIES = (
     Story(
         name="map too small",
         way="address",
         expected="reported",
-        options=(*_ADDRESS, "--drain-timeout", "4s"),
+        options=("--flows", "address", *_PATIENT, "--drain-timeout", "4s"),
         entries=1024,
         flood=True,
     ),
@@ -59,15 +67,7 @@ STORIES = (
     ),
     Story(name="flows with state", way="plain", expected="lose", server=_SESSION),
     Story(name="flows with state", way="none", expected="lose", options=_NONE, server=_SESSION),
-    Story(
-        name="flows with state",
-        way="address",
-        expected="survive",
-        options=(*_ADDRESS, "--flow-timeout", "2s"),
-        server=_SESSION,
-        entries=4096,
-        ends=True,
-    ),
+    _kept("flows with state", "address", "survive", server=_SESSION),
     Story(
         name="new server is deaf",
         way="none",
@@ -76,35 +76,9 @@ STORIES = (
         new=("--deaf",),
     ),
     Story(name="QUIC", way="plain", expected="lose", quic=True),
-    Story(
-        name="QUIC, addresses change",
-        way="address",
-        expected="lose",
-        options=(*_ADDRESS, "--flow-timeout", "2s"),
-        entries=4096,
-        ends=True,
-        quic=True,
-    ),
-    Story(
-        name="QUIC, addresses change",
-        way="quic",
-        expected="survive",
-        options=(*_QUIC, "--flow-timeout", "2s"),
-        entries=4096,
-        ends=True,
-        quic=True,
-    ),
-    Story(
-        name="QUIC, one worker, IDs change too",
-        way="quic",
-        expected="survive",
-        options=(*_QUIC, "--flow-timeout", "2s"),
-        server=("1",),
-        entries=4096,
-        ends=True,
-        quic=True,
-        renewed=True,
-    ),
+    _kept("QUIC, addresses change", "address", "lose", quic=True),
+    _kept("QUIC, addresses change", "quic", "survive", quic=True),
+    _kept("QUIC, one worker, IDs change too", "quic", "survive", server=("1",), quic=True, renewed=True),
     Story(name="foreign program", way="none", expected="refused", options=_NONE, foreign=True),
     Story(name="unsaid what is kept", way="-", expected="refused", options=()),
     Story(name="a connected socket", way="none", expected="survive", options=_NONE, wildcard=True),

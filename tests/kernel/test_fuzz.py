@@ -98,9 +98,7 @@ class Stage:
 
 
 @pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
+def stage(root: None) -> Iterator[Stage]:
     with ExitStack() as stack:
         stack.enter_context(netns.throw_away())
         yield Stage(stack, stack.enter_context(restart.own_bpffs()))

@@ -19,17 +19,13 @@ from tests.servers import restart, servers
 from tests.servers.servers import Server
 from tests.tool import Tool
 
+pytestmark = pytest.mark.usefixtures("servers_end")
+
 RESTARTS = 5
 QUICK_RESTARTS = 20  # of a server whose queue is nearly empty: not each of them loses
 CLIENTS = 256
 QUEUED = 32
 ANSWERED = 100
-
-
-@pytest.fixture(autouse=True)
-def ended(in_netns: None) -> Iterator[None]:
-    yield
-    restart.end_all()
 
 
 @pytest.fixture(params=list(RECIPES))

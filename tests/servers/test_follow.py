@@ -108,11 +108,10 @@ class Watch:
 
 
 @pytest.fixture
-def workers(in_netns: None, tmp_path: Path) -> Iterator[Workers]:
+def workers(servers_end: None, tmp_path: Path) -> Iterator[Workers]:
     made = Workers(tmp_path)
     yield made
     made.end()
-    restart.end_all()
 
 
 def test_respawned_workers_alone_lose_connections(workers: Workers) -> None:

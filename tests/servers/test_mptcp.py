@@ -18,16 +18,12 @@ from reuseport_tool.kernel import commands
 from tests.servers import restart, servers
 from tests.tool import Tool
 
+pytestmark = pytest.mark.usefixtures("servers_end")
+
 CLIENTS = 128
 QUEUED = 32
 RESTARTS = 3
 _DEADLINE_S = 30.0
-
-
-@pytest.fixture(autouse=True)
-def ended(in_netns: None) -> Iterator[None]:
-    yield
-    restart.end_all()
 
 
 def command() -> list[str]:
@@ -53,7 +49,7 @@ def end(server: subprocess.Popen[str]) -> None:
 
 
 @pytest.fixture
-def running(request: pytest.FixtureRequest) -> Iterator[list[subprocess.Popen[str]]]:
+def running(servers_end: None, request: pytest.FixtureRequest) -> Iterator[list[subprocess.Popen[str]]]:
     """The servers that run, first one, with MPTCP on or off."""
     set_mptcp(request.param)
     found = [begin()]

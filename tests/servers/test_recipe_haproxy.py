@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ _SIGNAL_SETS = ("SigBlk", "SigCgt")
 
 
 @pytest.fixture
-def front(in_netns: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def front(servers_end: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
     """haproxy as master and worker, in front of a slow application, already serving."""
     monkeypatch.setenv("APP_BUSY_S", "0.02")
     backend = servers.gunicorn(1, servers.BACKEND_PORT, "--threads", "8")
@@ -39,8 +38,7 @@ def front(in_netns: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     subprocess.run(command, check=True, timeout=LIMIT_S)
     servers.await_listeners(1)
     servers.await_answer()
-    yield Server(name="haproxy -W", command=command, stop_signal="USR1", listeners=1)
-    restart.end_all()
+    return Server(name="haproxy -W", command=command, stop_signal="USR1", listeners=1)
 
 
 def master(folder: Path) -> int:

@@ -23,20 +23,16 @@ from tests.servers import restart, servers
 from tests.servers.servers import Server
 from tests.tool import Tool
 
+pytestmark = pytest.mark.usefixtures("servers_end")
+
 MANY, FEW = 4, 1
 ROUNDS = 3
 CLIENTS = 128
 QUEUED = 32
 
 
-@pytest.fixture(autouse=True)
-def ended(in_netns: None) -> Iterator[None]:
-    yield
-    restart.end_all()
-
-
 @pytest.fixture
-def nginx(tmp_path: Path) -> Server:
+def nginx(servers_end: None, tmp_path: Path) -> Server:
     server = servers.nginx(tmp_path, "nginx", MANY, "on")
     restart.start(server)
     return server

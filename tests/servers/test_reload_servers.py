@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +24,12 @@ from tests.servers import restart, servers
 from tests.servers.servers import Server
 from tests.tool import Tool
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("servers_end")]
 
 RELOADS = 20
 PLAIN_RESTARTS = 5
 CLIENTS = 256
 QUEUED = 64
-
-
-@pytest.fixture(autouse=True)
-def ended(in_netns: None) -> Iterator[None]:
-    yield
-    restart.end_all()
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +101,7 @@ def some_moved(reports: list[Any]) -> bool:
 
 
 @pytest.fixture
-def haproxy(tmp_path: Path) -> Server:
+def haproxy(servers_end: None, tmp_path: Path) -> Server:
     """haproxy in front of a slow application, already serving."""
     os.environ["APP_BUSY_S"] = "0.02"
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -38,10 +38,8 @@ PLACES: tuple[Place, ...] = tuple((address, port) for port in PORTS for address 
 
 
 @pytest.fixture(autouse=True)
-def ended(in_netns: None) -> Iterator[None]:
+def kernel_does_not_migrate(servers_end: None) -> None:
     sysctl.write(sysctl.TCP_MIGRATE_REQ, "0")
-    yield
-    restart.end_all()
 
 
 @pytest.fixture
@@ -116,6 +114,13 @@ def test_a_plain_restart_loses_on_every_port_and_the_kernel_counts_each_loss(ngi
         assert counted[port].refused in (None, sum(ledger.refused for ledger in felt))
 
 
+def assert_none_lost(ledgers: Mapping[Place, Ledger]) -> None:
+    for place, ledger in ledgers.items():
+        print(place, ledger)
+        assert ledger.answered > 0
+        assert ledger.lost == 0
+
+
 def test_a_reload_of_one_endpoint_hands_over_all_six_groups_and_loses_none(tool: Tool, nginx: Server) -> None:
     start(nginx)
     reports = []
@@ -127,10 +132,7 @@ def test_a_reload_of_one_endpoint_hands_over_all_six_groups_and_loses_none(tool:
     with ResetCounter(PORTS) as counter:
         ledgers = under_load(by_the_tool, RELOADS)
         assert counter.counts.rows() == ()
-    for place, ledger in ledgers.items():
-        print(place, ledger)
-        assert ledger.answered > 0
-        assert ledger.lost == 0
+    assert_none_lost(ledgers)
     for report in reports:
         assert len(report["groups"]) == GROUPS
         assert (report["resets"]["never_accepted"], report["resets"]["handshakes"]) == (0, 0)
@@ -168,8 +170,5 @@ def test_instances_are_rolled_one_after_the_other_and_the_others_are_never_touch
     with ResetCounter(PORTS) as counter:
         ledgers = under_load(roll_all, ROUNDS)
         assert counter.counts.rows() == ()
-    for place, ledger in ledgers.items():
-        print(place, ledger)
-        assert ledger.answered > 0
-        assert ledger.lost == 0
+    assert_none_lost(ledgers)
     assert len(reports) == INSTANCES * ROUNDS

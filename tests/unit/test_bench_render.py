@@ -11,6 +11,7 @@ from reuseport_tool.bench.spread import percentile, relative, spread
 from reuseport_tool.cli.main import run
 from reuseport_tool.errors import MissingCapability
 from reuseport_tool.models import BenchReload, BenchSelect, CloseSize, ReloadArm, Resets, SelectArm, Spread
+from tests.records import some
 
 EQUAL = Spread(median=1.0, low=1.0, high=1.0)
 REPORT = BenchSelect(
@@ -19,17 +20,9 @@ REPORT = BenchSelect(
     connections_per_round=512,
     statistics_rounds=10,
     arms=(
-        SelectArm(
-            program="none",
-            listeners=16,
-            connections_per_s=33000.0,
-            relative=EQUAL,
-            cpu_relative=EQUAL,
-            ns_per_run=None,
-            ns_relative=None,
-            runs_per_connection=None,
-        ),
-        SelectArm(
+        some(SelectArm, program="none", listeners=16, connections_per_s=33000.0, relative=EQUAL, cpu_relative=EQUAL),
+        some(
+            SelectArm,
             program="hash",
             listeners=16,
             connections_per_s=32900.4,
@@ -104,21 +97,18 @@ RELOAD = BenchReload(
     rounds=5,
     clients=64,
     arms=(
-        ReloadArm(
+        some(
+            ReloadArm,
             name="plain",
             connections=953,
             answered=631,
-            refused=0,
             reset=322,
-            unanswered=0,
-            timed_out=0,
-            migrated=0,
             resets=Resets(never_accepted=300, handshakes=20, refused=0, accepted=2),
             lost=Spread(median=66, low=62, high=69),
             longest_wait_ms=Spread(median=46.6, low=44, high=49),
             duration_s=Spread(median=0.05, low=0.05, high=0.07),
         ),
-        ReloadArm(name="haproxy -x", detail="haproxy is not installed"),
+        some(ReloadArm, name="haproxy -x", detail="haproxy is not installed"),
     ),
     close_rounds=11,
     closes=(

@@ -15,6 +15,7 @@ import pytest
 from reuseport_tool import errors, models
 from reuseport_tool.cli import main, show
 from reuseport_tool.cli.types import DURATION, Member, SignalType, parse_ports
+from tests.records import NGINX, some
 
 EXIT_CODES = {
     "ToolError": 1,
@@ -250,17 +251,8 @@ def test_ports() -> None:
     assert parse_ports("") == ()
 
 
-LISTENER = models.Listener(
-    cookie=77,
-    pid=4242,
-    command="nginx",
-    uid=0,
-    generation=2,
-    slot=1,
-    accept_queue=5,
-    backlog=511,
-    half_open=3,
-    flag="working",
+LISTENER = some(
+    models.Listener, cookie=77, **NGINX, generation=2, slot=1, accept_queue=5, backlog=511, half_open=3, flag="working"
 )
 GONE = tuple(models.GonePins(endpoint=f"tcp://10.0.0.1:{port}", netns="net:[7]", pins="p") for port in range(1, 6))
 GROUP = models.Group(

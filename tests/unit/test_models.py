@@ -70,15 +70,6 @@ def test_bad_endpoints_say_what_is_right(text: str) -> None:
     assert caught.value.hint
 
 
-@given(st.text())
-def test_any_text_is_an_endpoint_or_a_usage_error(text: str) -> None:
-    try:
-        parsed = parse_endpoint(text)
-    except UsageError:
-        return
-    assert 1 <= parsed.port <= 65535
-
-
 MAPPED = st.ip_addresses(v=4).map("::ffff:{}".format)
 ADDRESSES = st.one_of(st.ip_addresses(v=4).map(str), st.ip_addresses(v=6).map(str), MAPPED, st.just("::"))
 

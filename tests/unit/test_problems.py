@@ -8,19 +8,9 @@ import pytest
 
 from reuseport_tool.group import problems
 from reuseport_tool.models import Group, Listener, Program, Transaction
+from tests.records import NGINX, some
 
-LISTENER = Listener(
-    cookie=77,
-    pid=4242,
-    command="nginx",
-    uid=0,
-    generation=2,
-    slot=0,
-    accept_queue=0,
-    backlog=511,
-    half_open=0,
-    flag="working",
-)
+LISTENER = some(Listener, cookie=77, **NGINX, generation=2, backlog=511, flag="working")
 
 
 def listeners(*queues: int, flag: str = "working") -> tuple[Listener, ...]:

@@ -10,8 +10,10 @@ from rich.console import Console
 
 from reuseport_tool.cli.show import tables
 from reuseport_tool.models import Case, CheckHotReload, ConnectionState, Move, Redistribution, Way
+from tests.records import some
 
-LOST = Case(
+LOST = some(
+    Case,
     state="established",
     family="ipv6",
     strategy="bpf-migrate",
@@ -20,7 +22,6 @@ LOST = Case(
     expected="survive",
     woken=False,
     duration_s=0.1,
-    ok=False,
     detail="3 of 4 survived, all should",
 )
 
@@ -31,7 +32,8 @@ def report(*wrong: Case) -> CheckHotReload:
     cases = tuple(
         replaced.get(
             (way, family, state),
-            Case(
+            some(
+                Case,
                 state=state,
                 family=family,
                 strategy=way,

@@ -15,7 +15,6 @@ from reuseport_tool.bench.sockets import _arm
 from reuseport_tool.cli import show
 from reuseport_tool.cli.main import run
 from reuseport_tool.cli.show import tables
-from reuseport_tool.errors import UsageError
 from reuseport_tool.models import (
     BenchSockets,
     Destroy,
@@ -33,42 +32,15 @@ from reuseport_tool.models import (
 from reuseport_tool.sockets import destroy
 from reuseport_tool.sockets.destroy import Engine
 from reuseport_tool.sockets.select import Filter
+from tests.records import NGINX, some
 
-CONNECTION = Socket(
-    protocol="tcp",
-    state="established",
-    local="10.0.0.1:80",
-    remote="10.0.0.2:4000",
-    cookie=77,
-    pid=4242,
-    command="nginx",
-    uid=33,
-    inode=900,
-    age_s=None,
-    idle_s=61.25,
-    receive_queue=5,
-    send_queue=0,
-    accept_queue=None,
-    backlog=None,
-    generation=2,
+ENDS = {"local": "10.0.0.1:80", "remote": "10.0.0.2:4000"}
+QUEUES = {"receive_queue": 5, "send_queue": 0}
+CONNECTION = some(
+    Socket, protocol="tcp", state="established", **ENDS, cookie=77, **NGINX, idle_s=61.25, **QUEUES, generation=2
 )
-LISTENER = Socket(
-    protocol="tcp",
-    state="listen",
-    local="0.0.0.0:80",
-    remote=None,
-    cookie=78,
-    pid=4242,
-    command="nginx",
-    uid=0,
-    inode=901,
-    age_s=None,
-    idle_s=None,
-    receive_queue=None,
-    send_queue=None,
-    accept_queue=3,
-    backlog=511,
-    generation=None,
+LISTENER = some(
+    Socket, protocol="tcp", state="listen", local="0.0.0.0:80", cookie=78, **NGINX, accept_queue=3, backlog=511
 )
 LONG = dataclasses.replace(
     CONNECTION,
@@ -237,27 +209,6 @@ def test_exit_code_of_destroy(
 def test_no_filter_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["destroy", "--yes"]) == 2
     assert "at least one filter" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "wanted",
-    [
-        Filter(generation=1),
-        Filter(endpoint=Endpoint(protocol=Protocol.TCP, address=None, port=80), protocol=Protocol.UDP),
-        Filter(states=(SocketState.UNCONNECTED,), protocol=Protocol.TCP),
-        Filter(states=(SocketState.LISTEN,), protocol=Protocol.UDP),
-    ],
-)
-def test_contradictions(wanted: Filter) -> None:
-    with pytest.raises(UsageError):
-        wanted.check()
-
-
-def test_only_the_protocols_that_can_match_are_walked() -> None:
-    assert Filter().protocols == (Protocol.TCP, Protocol.UDP)
-    assert Filter(states=(SocketState.LISTEN,)).protocols == (Protocol.TCP,)
-    assert Filter(states=(SocketState.UNCONNECTED,)).protocols == (Protocol.UDP,)
-    assert Filter(endpoint=Endpoint(protocol=Protocol.UDP, address=None, port=53)).protocols == (Protocol.UDP,)
 
 
 def test_ratios_of_the_bench_are_of_rounds() -> None:

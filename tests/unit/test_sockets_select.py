@@ -152,6 +152,7 @@ def test_a_generation_needs_pins(walk: dict[Protocol, list[SocketRecord]]) -> No
         Filter(generation=1),
         Filter(endpoint=parse_endpoint("80"), protocol=Protocol.UDP),
         Filter(states=(SocketState.LISTEN,), protocol=Protocol.UDP),
+        Filter(states=(SocketState.UNCONNECTED,), protocol=Protocol.TCP),
     ],
     ids=str,
 )
@@ -163,6 +164,7 @@ def test_a_filter_that_contradicts_itself(wanted: Filter) -> None:
 def test_the_protocols_that_can_match() -> None:
     assert Filter().protocols == (Protocol.TCP, Protocol.UDP)
     assert Filter(states=(SocketState.UNCONNECTED,)).protocols == (Protocol.UDP,)
+    assert Filter(states=(SocketState.LISTEN,)).protocols == (Protocol.TCP,)
     assert Filter(endpoint=Endpoint(protocol=Protocol.UDP, address=None, port=53)).protocols == (Protocol.UDP,)
     assert Filter(states=(SocketState.LISTEN,)).state_mask() == 1 << TcpState.LISTEN
     assert Filter().is_empty

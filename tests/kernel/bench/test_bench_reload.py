@@ -32,9 +32,7 @@ QUEUED = (1, 40)
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BenchReload]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
+def report(root: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BenchReload]:
     folder = tmp_path_factory.mktemp("bpffs")
     libc.mount("bpf", str(folder), "bpf")
     try:

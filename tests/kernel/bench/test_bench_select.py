@@ -16,15 +16,9 @@ from reuseport_tool.kernel import bytecode, loopback, netns, sockets
 from reuseport_tool.kernel.bytecode import Verdict
 from reuseport_tool.models import BenchSelect, Counters
 
+pytestmark = pytest.mark.usefixtures("root")
+
 ROUNDS, CONNECTIONS = 2, 150  # more than one batch
-
-
-@pytest.fixture(autouse=True, scope="module")
-def root() -> None:
-    if os.geteuid() != 0:
-        if os.environ.get("REUSEPORT_TOOL_KERNEL_TESTS") == "require":
-            pytest.fail("kernel tests need root")
-        pytest.skip("needs root")
 
 
 def surroundings() -> tuple[object, ...]:

@@ -40,12 +40,8 @@ SURVIVES: dict[Way, set[ConnectionState]] = {
 
 
 @pytest.fixture(autouse=True)
-def pins() -> Iterator[Path]:
+def pins(root: None) -> Iterator[Path]:
     """A bpffs folder of the test's own, in which nothing may be left."""
-    if os.geteuid() != 0:
-        if os.environ.get("REUSEPORT_TOOL_KERNEL_TESTS") == "require":
-            pytest.fail("kernel tests need root")
-        pytest.skip("needs root")
     folder = Place(bpffs.find_or_mount(None)) / f"test_check_{os.getpid()}"
     folder.make()
     try:

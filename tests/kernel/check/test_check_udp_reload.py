@@ -18,6 +18,7 @@ from reuseport_tool.check.udp_reload import Trial
 from reuseport_tool.check.udp_server import FENCE, HELLO
 from reuseport_tool.check.udp_stories import STORIES, Story
 from reuseport_tool.models import HandedOver
+from tests.records import some
 from tests.tool import Tool
 
 
@@ -34,16 +35,15 @@ def test_every_case_is_as_expected(tool: Tool) -> None:
 
 
 def _handed_over(evicted: int, drops_new: int) -> HandedOver:
-    return HandedOver(
+    return some(
+        HandedOver,
         endpoint="udp://127.0.0.1:5000",
         flows="none",
         to_old=1,
         to_new=1,
-        by_kernel=0,
         unread=0,
         drops_old=0,
         drops_new=drops_new,
-        cut=0,
         evicted=evicted,
     )
 

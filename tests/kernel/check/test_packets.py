@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from reuseport_tool.kernel import diag, links, netns, sockets, sysctl
+from reuseport_tool.kernel import diag, links, sockets, sysctl
 from reuseport_tool.kernel.iterator import TcpListeners
 from reuseport_tool.kernel.packets import Family, Wire
 from reuseport_tool.models import Protocol
+
+pytestmark = pytest.mark.usefixtures("in_netns")
 
 PORT = 8000
 DEADLINE_S = 20.0
@@ -31,23 +33,13 @@ while os.read(0, 1):
 """
 
 
-@pytest.fixture(autouse=True)
-def namespace() -> Iterator[None]:
-    if os.geteuid() != 0:
-        if os.environ.get("REUSEPORT_TOOL_KERNEL_TESTS") == "require":
-            pytest.fail("kernel tests need root")
-        pytest.skip("needs root")
-    with netns.throw_away():
-        yield
-
-
 @pytest.fixture(params=list(Family), ids=str)
 def family(request: pytest.FixtureRequest) -> Family:
     return Family(request.param)
 
 
 @pytest.fixture
-def wire(family: Family) -> Iterator[Wire]:
+def wire(in_netns: None, family: Family) -> Iterator[Wire]:
     with Wire(family, PORT) as made:
         yield made
 

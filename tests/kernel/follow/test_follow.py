@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,13 @@ from tests.kernel.conftest import PORT, ask, server_command
 from tests.servers import restart, servers
 from tests.tool import Tool
 
+pytestmark = pytest.mark.usefixtures("servers_end")
+
 GROUP = Endpoint(protocol=Protocol.TCP, address="127.0.0.1", port=PORT)
 SOON_S = 0.1
 IDLE_S = 3.0
 
 Spawn = Callable[..., subprocess.Popen[str]]
-
-
-@pytest.fixture(autouse=True)
-def ended(in_netns: None) -> Iterator[None]:
-    yield
-    restart.end_all()
 
 
 @pytest.fixture

@@ -9,23 +9,13 @@ import pytest
 from reuseport_tool.errors import RolledBack
 from reuseport_tool.models import Endpoint, HandedOver, LastReload, parse_endpoint
 from reuseport_tool.reload import outcome
+from tests.records import some
 from tests.unit.reload.fake import WEB, FakeJournal
 from tests.unit.reload.scenes import TLS, exits, go, opens, scene
 from tests.unit.test_timeline import REPORT
 
 DNS = parse_endpoint("udp://127.0.0.1:53")
-HANDED = HandedOver(
-    endpoint=str(DNS),
-    flows="none",
-    to_old=1,
-    to_new=2,
-    by_kernel=0,
-    unread=700,
-    drops_old=3,
-    drops_new=4,
-    cut=5,
-    evicted=6,
-)
+HANDED = some(HandedOver, endpoint=str(DNS), unread=700, by_kernel=0, drops_old=3, drops_new=4, cut=5, evicted=6)
 
 
 def record(endpoint: Endpoint, **change: object) -> LastReload:
