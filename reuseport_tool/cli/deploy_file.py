@@ -61,7 +61,7 @@ def read(file: Path, command: click.Command) -> DeployFile:
     """Raises UsageError for a file that is not TOML, or says what no option is for.
 
     Raises:
-        Conflict: somebody else could have written it: its commands run with our rights.
+        Conflict: somebody else could have written it or put another file there: its commands run with our rights.
     """
     try:
         content = tomllib.loads(_text(file))
@@ -86,15 +86,25 @@ def read(file: Path, command: click.Command) -> DeployFile:
 
 
 def _text(file: Path) -> str:
-    with file.open(encoding="utf-8") as opened:
-        status = os.fstat(opened.fileno())
-        if not is_private(status, stat.S_IFREG):
-            raise Conflict(
-                f"{file} belongs to uid {status.st_uid} and has the mode {stat.S_IMODE(status.st_mode):04o}: "
-                "others could have written its commands",
-                hint=f"look at it, then: chown {os.geteuid()} {file}; chmod go-w {file}",
-            )
+    folder = os.open(file.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _refuse_open_to_others(file.parent, os.fstat(folder), stat.S_IFDIR)
+        fd = os.open(file.name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    finally:
+        os.close(folder)
+    with os.fdopen(fd, encoding="utf-8") as opened:
+        _refuse_open_to_others(file, os.fstat(fd), stat.S_IFREG)
         return opened.read()
+
+
+def _refuse_open_to_others(path: Path, status: os.stat_result, kind: int) -> None:
+    if is_private(status, kind):
+        return
+    raise Conflict(
+        f"{path} belongs to uid {status.st_uid} and has the mode {stat.S_IMODE(status.st_mode):04o}: "
+        "others could have written its commands",
+        hint=f"look at it, then: chown {os.geteuid()} {path}; chmod go-w {path}",
+    )
 
 
 def _options(command: click.Command) -> dict[str, click.Option]:

@@ -11,28 +11,29 @@ import fcntl
 import json
 import os
 import random
+import signal
 import socket
-import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from reuseport_tool.group import places
-from reuseport_tool.kernel import bpf, bpffs, folders, held_sockets, libc, netns
+from reuseport_tool.kernel import bpf, bpffs, cgroup, folders, held_sockets, libc, netns
 from reuseport_tool.models import parse_endpoint
+from reuseport_tool.waiting import wait_until
 from tests.kernel.conftest import PORT, ask, server_command
 from tests.kernel.readable import READABLE
-from tests.tool import Tool
+from tests.kernel.trust.hostile import AS_USER, USER, as_user, picture
+from tests.tool import TIMEOUT_S, Done, Tool
 
 Start = Callable[..., subprocess.Popen[str]]
 GROUP = parse_endpoint(f"127.0.0.1:{PORT}")
-USER = 65534
 CODES = (0, 1, 2, 3, 6, 7, 8)
-AS_USER = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]
 VERBS = [
     ("status",),
     ("status", PORT),
@@ -56,96 +57,112 @@ VERBS = [
     ("reload", PORT, "--dry-run", "--run", "true"),
     ("reload", PORT, "--unit", "web@"),
     ("reload", "no-such-deploy"),
-    ("autolowat", "detach"),
+    ("attach", PORT, "--follow"),
+    ("status", "--watch", "--interval", "0.1"),
+    ("metrics", "--textfile", "{textfile}"),
+    ("autolowat", "attach", "--cgroup", "{cgroup}", "--framing", "rpc"),
+    ("autolowat", "detach", "--cgroup", "{cgroup}"),
     ("completion", "bash"),
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def readable() -> Iterator[None]:
-    with READABLE.opened():
-        yield
-
-
-@pytest.fixture
-def open_bpffs(root: None) -> Iterator[Path]:
-    """A bpffs that everybody can write to, where everybody can reach it."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        os.chmod(folder, 0o755)
-        mount = Path(folder) / "bpf"
-        mount.mkdir()
-        libc.mount("bpf", str(mount), "bpf", data="mode=1777")
-        try:
-            yield mount
-        finally:
-            subprocess.run(["umount", str(mount)], check=True)
-
-
-@pytest.fixture
-def victim() -> Iterator[Path]:
-    """Files of root that a link can lead to."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        os.chmod(folder, 0o755)
-        place = Path(folder)
-        (place / "state").mkdir()
-        for name in ("precious", "state/program", "journal", "state/generation_1"):
-            (place / name).write_text("precious")
-        yield place
-
-
-def picture(*folders: Path) -> list[tuple[str, int, int, int, str]]:
-    """Everything in folders: name, mode, owner, inode and content."""
-    seen = []
-    for folder in folders:
-        for path in sorted([folder, *folder.rglob("*")]):
-            info = path.lstat()
-            content = os.readlink(path) if path.is_symlink() else ""
-            if stat.S_ISREG(info.st_mode) and not folder.name.startswith("bpf"):
-                content = path.read_text()
-            seen.append((str(path), info.st_mode, info.st_uid, info.st_ino, content))
-    return seen
-
-
-def as_user(script: str) -> None:
-    subprocess.run([*AS_USER, "sh", "-c", script], check=False, capture_output=True)
 
 
 PARTS = ("reuseport-tool", "{netns}", "{group}", "state", "program", "generation_1", "next_1", "gone_1", "journal")
 
 
-def planted(chance: random.Random, victim: Path) -> str:
+def planted(chance: random.Random, victim: Path, cgroup_id: int) -> str:
     """A shell command that makes something where root's tool keeps its pins."""
     depth = chance.randrange(1, 5)
     path = [PARTS[0], netns.key(), places.folder_name(GROUP), chance.choice(PARTS[3:])][:depth]
     if chance.random() < 0.2:
-        path = ["reuseport-tool", "autolowat", "1", "state"][:depth]
+        path = [PARTS[0], "autolowat", str(cgroup_id), "state"][:depth]
     above, last = "/".join(path[:-1]) or ".", "/".join(path)
     target = chance.choice([str(victim), "/etc", "/", "..", str(victim / "state"), "/proc/self/fd/1", "nowhere"])
     make = chance.choice([f"ln -s {target} {last}", f"mkdir -p {last}", f"mkdir -p {last}; ln -s {target} {last}/x"])
     return f"mkdir -p {above}; {make}; chmod {chance.choice(['700', '755', '777'])} {PARTS[0]}"
 
 
+@pytest.fixture
+def empty_cgroup(root: None) -> Iterator[Path]:
+    """A cgroup without a process."""
+    folder = cgroup.root() / f"reuseport-tool-trust-{os.getpid()}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        folder.rmdir()
+
+
+@pytest.fixture
+def systemctl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """In place of systemctl(1): web@a runs, web@b is a process that does nothing. Returns the list of its calls."""
+    calls = tmp_path / "calls"
+    script = tmp_path / "bin" / "systemctl"
+    script.parent.mkdir()
+    answers = "*list-units*) echo web@a.service;; *MainPID*) echo 1;; *is-enabled*) echo disabled;;"
+    script.write_text(f'#!/bin/sh\necho "$*" >>{calls}\ncase "$*" in {answers} esac\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+    return calls
+
+
+CHANGING = ("attach", "detach", "autolowat attach", "autolowat detach")
+
+
+def refused(verb: tuple[object, ...]) -> bool:
+    """Whether a verb must refuse a folder of somebody else: it would change something there."""
+    name = f"{verb[0]} {verb[1]}" if verb[0] == "autolowat" else verb[0]
+    return name in CHANGING and not {"--gone", "--all"} & {*verb}
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_what_a_user_plants_in_a_bpffs(
-    in_netns: None, server: Start, open_bpffs: Path, victim: Path, seed: int
+    in_netns: None,
+    server: Start,
+    open_bpffs: Path,
+    victim: Path,
+    empty_cgroup: Path,
+    systemctl: Path,
+    tmp_path: Path,
+    seed: int,
 ) -> None:
     """Refused with the owner's name, or not noticed, and never touched."""
     server("one")
     chance, tool = random.Random(seed), Tool(open_bpffs)
+    here = {"cgroup": empty_cgroup, "textfile": tmp_path / "metrics"}
+    left = chance.sample(VERBS, len(VERBS))
     for _ in range(6):
-        as_user(f"cd {open_bpffs} && {{ {planted(chance, victim)}; }}")
+        as_user(f"cd {open_bpffs} && {{ {planted(chance, victim, empty_cgroup.stat().st_ino)}; }}")
         before = picture(open_bpffs, victim)
         assert any(entry[2] == USER for entry in before)
-        for verb in chance.sample(VERBS, 5):
-            done = tool.run(*verb)
+        for verb in [left.pop() for _ in range(min(5, len(left)))]:
+            words = [str(word).format(**here) for word in verb]
+            done = watched(tool, *words) if "--watch" in words else tool.run(*words)
             assert done.code in CODES, (verb, done)
             assert "Traceback" not in done.err, (verb, done.err)
-            if verb[0] in ("attach", "detach") and not {"--gone", "--all"} & {*verb}:
-                assert (done.code, f"uid {USER}" in done.error["message"]) == (7, True), done
+            if refused(verb):
+                assert (done.code, f"uid {USER}" in done.error["message"]) == (7, True), (verb, done)
         assert picture(open_bpffs, victim) == before
         assert ask() == "one"
         as_user(f"chmod -R u+rwx {open_bpffs}/reuseport-tool; rm -rf {open_bpffs}/reuseport-tool")
         assert not (open_bpffs / "reuseport-tool").exists()
+    assert not left, "every verb ran"
+    assert not (tmp_path / "metrics").exists(), "nothing was read there"
+    assert systemctl.read_text().splitlines()[-1].endswith("stop web@b"), "a refused reload stops what it started"
+    assert not subprocess.check_output(["bpftool", "-j", "cgroup", "show", empty_cgroup]).strip()
+
+
+def watched(tool: Tool, *words: str) -> Done:
+    """`status --watch` until it has shown something twice, ended as by Ctrl-C."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(tool.command(*words), stdout=out, stderr=err)
+        wait_until(lambda: process.poll() is not None or _shown(out) > 1, TIMEOUT_S)
+        process.send_signal(signal.SIGINT)
+        code = process.wait(TIMEOUT_S)
+        return Done(code, *(os.pread(file.fileno(), 1 << 20, 0).decode() for file in (out, err)))
+
+
+def _shown(out: IO[str]) -> int:
+    return os.pread(out.fileno(), 1 << 20, 0).count(b'"groups"')
 
 
 def test_root_s_pins_in_an_open_bpffs(in_netns: None, server: Start, open_bpffs: Path) -> None:
@@ -236,14 +253,6 @@ def test_every_current_folder(tool: Tool, server: Start, fresh_compiler: None, t
     )
     assert done.returncode == 0, done.stderr
     assert ask() == "one"
-
-
-@pytest.fixture
-def sticky() -> Iterator[Path]:
-    """A folder like /tmp, in which everybody may make files."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        os.chmod(folder, 0o1777)
-        yield Path(folder)
 
 
 def test_a_header_that_a_user_puts_beside_root_s_policy(
