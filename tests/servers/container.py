@@ -17,6 +17,7 @@ from reuseport_tool.waiting import wait_until
 
 _CHECKOUT = Path(__file__).parents[2]
 _START_S = 60.0
+_COMMAND_S = 60.0
 _END_S = 60.0
 _TARGET = """
 [Unit]
@@ -74,7 +75,11 @@ class Container:
         children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split()
         return int(children[0]) if children else None
 
-    def run(self, *command: object) -> subprocess.CompletedProcess[str]:
+    def inside(self, path: str) -> str:
+        """A path as the running container sees it, with what is mounted there."""
+        return f"/proc/{self._init()}/root{path}"
+
+    def run(self, *command: object, limit_s: float = _COMMAND_S) -> subprocess.CompletedProcess[str]:
         enter = ["nsenter", "--target", str(self._init()), "--mount", "--uts", "--ipc", "--pid", "--root"]
         words = [
             *enter,
@@ -83,10 +88,10 @@ class Container:
             "PATH=/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin",
             *map(str, command),
         ]
-        return subprocess.run(words, capture_output=True, text=True, timeout=_START_S, check=False)
+        return subprocess.run(words, capture_output=True, text=True, timeout=limit_s, check=False)
 
-    def ok(self, *command: object) -> str:
-        done = self.run(*command)
+    def ok(self, *command: object, limit_s: float = _COMMAND_S) -> str:
+        done = self.run(*command, limit_s=limit_s)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}{self._journal()}"
         return done.stdout
 
