@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 
 from reuseport_tool.closing import Closing
-from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
+from reuseport_tool.errors import ToolError, Unsupported
 from reuseport_tool.kernel import bpf, btf, netns, process_id
 from reuseport_tool.kernel.abi import ResetKind
 from reuseport_tool.kernel.program import AttachType, ProgramType, Source, bpf_dir, load
@@ -27,7 +27,6 @@ PROGRAMS = (("tcp_ended", "inet_sock_set_state"), ("tcp_resets", _TRACEPOINT))
 _LATE_NS = 60 * 10**9  # for so long packets of a connection that was reset may still come
 _PLACES_MAX, _COUNTS_MAX, _SEEN_MAX = 1024, 8192, 16384
 _PEER_SIZE, _SEEN_SIZE = 20, 16
-_PROBED_PORT = 1  # of a namespace where nothing listens
 _OFFSETS = {
     "OFF_STATE": "sock_common.skc_state",
     "OFF_FLAGS": "sock_common.skc_flags",
@@ -185,15 +184,23 @@ def sees_packets_without_socket() -> bool | None:
     """Whether the tracepoint is reached where no whole socket is, as from Linux 6.10 on; None where it cannot be tried.
 
     If not, refused SYNs and resets out of TIME_WAIT are not seen, and of handshakes only those whose final ACK finds
-    another listener.
+    another listener. It is tried in a new network namespace, or in the caller's own where none can be made, as in a
+    follower without CAP_SYS_ADMIN.
     """
-    try:
-        with netns.throw_away(), ResetCounter([_PROBED_PORT], finds_out=False) as counter:
+    for place in (netns.throw_away, contextlib.nullcontext):
+        with contextlib.suppress(ToolError, OSError), place():
+            return _sees_a_refusal()
+    return None
+
+
+def _sees_a_refusal() -> bool:
+    """By a connection to a port that this process has on loopback, and does not listen on. Raises OSError."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        with ResetCounter([silent.getsockname()[1]], finds_out=False) as counter:
             with contextlib.suppress(ConnectionRefusedError):
-                socket.create_connection(("127.0.0.1", _PROBED_PORT), timeout=1).close()
+                socket.create_connection(silent.getsockname(), timeout=1).close()
             return any(row.kind is ResetKind.REFUSED for row in counter.counts.rows())
-    except (MissingCapability, ToolError, OSError):
-        return None
 
 
 @contextlib.contextmanager

@@ -135,6 +135,19 @@ def refuse_too_old() -> None:
         raise KernelTooOld("tcp_send_reset is not reached without a whole socket before Linux 6.10")
 
 
+def test_what_the_kernel_shows_is_found_without_a_new_namespace(
+    in_netns: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a follower, which has no CAP_SYS_ADMIN."""
+    tried = resets.sees_packets_without_socket()
+
+    def refused() -> contextlib.AbstractContextManager[None]:
+        raise MissingCapability("not permitted")
+
+    monkeypatch.setattr(resets.netns, "throw_away", refused)
+    assert resets.sees_packets_without_socket.__wrapped__() is tried is not None
+
+
 @families
 def test_a_connect_to_a_closed_port_is_refused(counter: ResetCounter, address: str) -> None:
     refuse_too_old()
