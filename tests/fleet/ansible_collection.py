@@ -152,6 +152,20 @@ def replaced(results: list[Any]) -> dict[str, Any]:
     return {each["host"]: each["result"] for each in results if each["task"].endswith("reload : Replace the server")}
 
 
+def tell(results: list[Any]) -> None:
+    """Print what the tool reported on each host, for the ledger of the run (`-s`)."""
+    for host, done in replaced(results).items():
+        report = done.get("report") or {}
+        counted = {name: report.get(name) for name in ("queued_at_stop", "migrated", "resets", "lost")}
+        print(host, "rc", done.get("rc", 0), report.get("result"), json.dumps(counted))
+
+
+def lost_by_the_kernel(done: dict[str, Any]) -> int:
+    """What the report of a host says was lost: connections that no server had accepted."""
+    resets = done["report"]["resets"]
+    return int(resets["never_accepted"] + resets["handshakes"] + (resets["refused"] or 0))
+
+
 def test_check_mode_changes_nothing(hosts: list[Host], bpffs: Path, tmp_path: Path, collections: Path) -> None:
     before = {host.name: masters(host) for host in hosts}
     code, results = play(hosts, tmp_path, collections, "--check", "--diff")
@@ -166,12 +180,14 @@ def test_a_rolling_deploy_loses_none(hosts: list[Host], bpffs: Path, tmp_path: P
         with inside(host):
             restart.await_queue(QUEUED)
     code, results = play(hosts, tmp_path, collections, "--diff")
+    tell(results)
     assert code == 0
     done = replaced(results)
     assert list(done) == ["one", "two", "three"]
     for host in hosts:
         assert masters(host) != before[host.name]
         assert done[host.name]["report"]["result"] == "reloaded"
+        assert lost_by_the_kernel(done[host.name]) == 0
     for ledger in ledgers(hosts):
         assert ledger.lost == 0
         assert ledger.answered > QUEUED
@@ -183,6 +199,7 @@ def test_a_broken_release_stops_at_the_host_it_breaks(
     before = {host.name: masters(host) for host in hosts}
     broken = list(server("tests.servers.not_there:app").command)
     code, results = play(hosts, tmp_path, collections, reload_command=broken, reload_options=["--start-timeout", "20"])
+    tell(results)
     assert code != 0
     done = replaced(results)
     assert list(done) == ["one", "two"]
