@@ -50,11 +50,13 @@ def command(ctx: Context, endpoint: Endpoint | None, watch: bool, check: bool, i
 def _watch(observer: Observer, as_json: bool, interval_s: float) -> int:
     """Until Ctrl-C. On a terminal the last frame stays; elsewhere one result follows another."""
     from reuseport_tool.cli.show import live  # imports a part of rich that nothing else needs
+    from reuseport_tool.group.old_side import OldSides
 
+    old_sides = OldSides()
     with live.watching(as_json) as update:
         try:
             while True:
-                update(observer.read(), mib.read(), time.monotonic())
+                update(old_sides.add(observer.read()), mib.read(), time.monotonic())
                 time.sleep(interval_s)
         except KeyboardInterrupt:
             return 0

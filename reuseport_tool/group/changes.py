@@ -13,7 +13,7 @@ def between(before: Group | None, after: Group | None) -> tuple[str, ...]:
     """The events, in the order in which a reload has them. None is a group that is not there."""
     if before is None or after is None:
         return ("the group is there",) if after else ("the group is gone",) if before else ()
-    looks = (_program, _listeners, _reload, _canary, _switch, _counted)
+    looks = (_program, _reload, _canary, _listeners, _switch, _counted, _ended, _old_side)
     return tuple(event for look in looks for event in look(before, after))
 
 
@@ -56,8 +56,6 @@ def _outcome(before: Group, after: Group) -> str:
 def _reload(before: Group, after: Group) -> Iterator[str]:
     old, new = before.reload, after.reload
     if new is None:
-        if old is not None:
-            yield f"the reload has ended{_outcome(before, after)}"
         return
     if old is None or old.begun_at != new.begun_at:
         yield f"a reload began (process {new.pid})"
@@ -65,6 +63,11 @@ def _reload(before: Group, after: Group) -> Iterator[str]:
         yield f"the reload was killed in the step {new.step}"
     elif old is None or old.step != new.step:
         yield f"the reload is in the step {new.step}"
+
+
+def _ended(before: Group, after: Group) -> Iterator[str]:
+    if before.reload is not None and after.reload is None:
+        yield f"the reload has ended{_outcome(before, after)}"
 
 
 def _canary(before: Group, after: Group) -> Iterator[str]:
@@ -79,6 +82,16 @@ def _canary(before: Group, after: Group) -> Iterator[str]:
 def _switch(before: Group, after: Group) -> Iterator[str]:
     if after.working_generation is not None and after.working_generation != before.working_generation:
         yield f"new connections go to generation {after.working_generation}"
+
+
+def _old_side(before: Group, after: Group) -> Iterator[str]:
+    earlier = before.old_side.connections if before.old_side else 0
+    if after.old_side is None or bool(earlier) == bool(after.old_side.connections):
+        return
+    if earlier:
+        yield "the old side holds no connections any more"
+    else:
+        yield f"the old side holds {after.old_side.connections} accepted connections"
 
 
 def _counted(before: Group, after: Group) -> Iterator[str]:

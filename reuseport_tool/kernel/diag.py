@@ -37,6 +37,10 @@ class BoundSocket:
     receive_queue: int = 0
 
 
+_ACCEPTED = sock_diag.ALL_STATES & ~sum(
+    1 << state
+    for state in (TcpState.LISTEN, TcpState.SYN_RECV, TcpState.NEW_SYN_RECV, TcpState.TIME_WAIT, TcpState.CLOSE)
+)
 _MAPPED = bytes(10) + b"\xff\xff"  # before an IPv4 address: ::ffff:0:0/96
 
 
@@ -60,6 +64,26 @@ def connected_sockets(port: int) -> list[BoundSocket]:
         _bound(Protocol.UDP, record)
         for record in _dump(Protocol.UDP, 1 << TcpState.ESTABLISHED, port)
         if record.port == port
+    ]
+
+
+@record
+class AcceptedSocket:
+    """A TCP connection of a server that a process holds."""
+
+    address: str
+    inode: int
+
+
+def accepted_sockets(port: int) -> list[AcceptedSocket]:
+    """The TCP connections with this local port that processes hold: what nobody has accepted yet, has no inode.
+
+    Raises as bound_sockets().
+    """
+    return [
+        AcceptedSocket(address=_address(record), inode=record.inode)
+        for record in _dump(Protocol.TCP, _ACCEPTED, port)
+        if record.port == port and record.inode
     ]
 
 
@@ -106,9 +130,13 @@ def _hosts(address: str | None) -> list[tuple[int, bytes]]:
     return [*ipv4, (socket.AF_INET6, packed)]
 
 
-def _bound(protocol: Protocol, record: sock_diag.Record) -> BoundSocket:
+def _address(record: sock_diag.Record) -> str:
     packed = record.address if record.family == socket.AF_INET6 else record.address[:4]
-    address = socket.inet_ntop(record.family, packed)
+    return socket.inet_ntop(record.family, packed)
+
+
+def _bound(protocol: Protocol, record: sock_diag.Record) -> BoundSocket:
+    address = _address(record)
     is_tcp = protocol is Protocol.TCP
     return BoundSocket(
         endpoint=Endpoint(

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
         LastReload,
         Listener,
         MigrateReq,
+        OldSide,
         Policy,
         Problem,
         ProblemKind,
@@ -157,6 +158,7 @@ __all__ = [
     "MigrateReq",
     "Migrated",
     "Move",
+    "OldSide",
     "PlannedGroup",
     "Policy",
     "Problem",
@@ -207,7 +209,7 @@ _HOMES = {
     "follow": "FollowEvent Happening",
     "group": (
         "Attached AttachReport Canary Counters Detached DetachReport Followed GonePins Group LastReload Listener "
-        "MigrateReq Policy Problem ProblemKind Program Status Transaction"
+        "MigrateReq OldSide Policy Problem ProblemKind Program Status Transaction"
     ),
     "maps": "GenerationMap MapChange MapChanges Maps Slot",
     "programs": "CompiledProgram Filled",

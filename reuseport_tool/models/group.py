@@ -171,6 +171,18 @@ class Followed:
 
 
 @record
+class OldSide:
+    """What processes hold that have no listener of the group but old ones."""
+
+    connections: int
+    """Accepted connections to the group's address and port."""
+    pids: tuple[int, ...]
+    """These processes."""
+    seen_at: float
+    """When they were counted, in seconds since 1970."""
+
+
+@record
 class Group:
     """The sockets that the kernel keeps in one reuseport group."""
 
@@ -209,6 +221,8 @@ class Group:
     """A listener uses MPTCP, for which the kernel runs no program."""
     followed: Followed | None = None
     """What a running follower has counted; null where none runs, or where it cannot count."""
+    old_side: OldSide | None = None
+    """What the old server still holds; only with `--watch`, and null for UDP or where it cannot be seen."""
 
 
 @record

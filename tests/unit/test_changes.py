@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
 
 from reuseport_tool.group import changes
-from reuseport_tool.models import Canary, Counters, Group, LastReload, Program, Transaction
+from reuseport_tool.models import Canary, Counters, Group, LastReload, OldSide, Program, Transaction
 from tests.unit.test_problems import GROUP, LISTENER, listeners
 
 BEFORE = replace(GROUP, counters=Counters(selected=10, migrated_established=2))
 RUNNING = Transaction(running=True, step="start", pid=9, begun_at=1.0)
+
+
+def holding(connections: int) -> OldSide:
+    return OldSide(connections=connections, pids=(7,) if connections else (), seen_at=1.0)
+
+
+def test_the_old_side_is_told_when_it_is_done() -> None:
+    looks = [replace(BEFORE, old_side=holding(count)) for count in (12, 3, 0, 0)]
+    events = [changes.between(before, after) for before, after in itertools.pairwise(looks)]
+    assert events == [(), ("the old side holds no connections any more",), ()]
 
 
 @pytest.mark.parametrize(
@@ -40,8 +51,10 @@ RUNNING = Transaction(running=True, step="start", pid=9, begun_at=1.0)
             {"counters": Counters(selected=10, migrated_established=5, dropped=1)},
             ["3 connections migrated", "1 connections refused by the policy"],
         ),
+        ({"old_side": holding(0)}, []),
+        ({"old_side": holding(12)}, ["the old side holds 12 accepted connections"]),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_events(change: dict[str, object], expected: list[str]) -> None:
     assert list(changes.between(BEFORE, replace(BEFORE, **change))) == expected  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from reuseport_tool.cli.show.live import LiveView
 from reuseport_tool.kernel.mib import TcpCounters
-from reuseport_tool.models import Canary, Counters, Group, Status, Transaction
+from reuseport_tool.models import Canary, Counters, Group, OldSide, Status, Transaction
 from tests.unit.test_problems import GROUP, LISTENER, listeners
 
 RUNNING = Transaction(running=True, step="canary", pid=9, begun_at=time.time())
@@ -97,3 +97,11 @@ def test_a_group_that_goes_is_an_event() -> None:
     text = "\n".join(frames(80, BUSY[0], Status(groups=())))
     assert "No SO_REUSEPORT group" in text
     assert "the group is gone" in text
+
+
+def test_what_the_old_side_still_holds() -> None:
+    old = OldSide(connections=12, pids=(5, 6, 7, 8, 9), seen_at=time.time() - 60)
+    text = "\n".join(frames(80, Status(groups=(group(1, old_side=old),))))
+    assert "old side holds 12 connections (process 5, 6, 7 and 2 more, 60 s ago)" in text
+    nothing = replace(old, connections=0, pids=())
+    assert "old side" not in "\n".join(frames(80, Status(groups=(group(1, old_side=nothing),))))

@@ -20,12 +20,13 @@ from reuseport_tool.cli.show import output
 from reuseport_tool.cli.show.console import make_console, make_table, row
 from reuseport_tool.group import changes
 from reuseport_tool.kernel.mib import TcpCounters
-from reuseport_tool.models import Group, Listener, Status, Transaction
+from reuseport_tool.models import Group, Listener, OldSide, Status, Transaction
 
 _EVENTS = 8
 _RATES = 24
 _SPARKS = "▁▂▃▄▅▆▇█"
 _BAR = 20
+_PIDS = 3
 _QUEUE_BAR = 12
 _MIBS = {
     "TCPMigrateReqSuccess": "migrated",
@@ -124,6 +125,8 @@ class LiveView:
             lines.append(Text(f"  new connections {seen.rates[-1]:8.1f}/s  ") + Text(sparks, style="cyan"))
         for generation, share in seen.shares.items():
             lines.append(_share(group, generation, share))
+        if group.old_side is not None and group.old_side.connections:
+            lines.append(_old_side(group.old_side))
         lines.append(_queues(group.listeners))
         return lines
 
@@ -159,6 +162,17 @@ def _share(group: Group, generation: int, share: float) -> Text:
     wanted = f" (canary: {group.canary.percent:g} %)" if is_canary and group.canary else ""
     label = Text(f"  generation {generation:<5}")
     return label + _bar(share, _BAR, "cyan" if is_canary else "green") + Text(f" {share:6.1%}{wanted}")
+
+
+def _old_side(old: OldSide) -> Text:
+    """What the old server still holds, and how long ago that was counted where it was not just now."""
+    more = f" and {len(old.pids) - _PIDS} more" if len(old.pids) > _PIDS else ""
+    age_s = time.time() - old.seen_at
+    ago = f", {age_s:.0f} s ago" if age_s >= 2 else ""
+    text = (
+        f"  old side holds {old.connections} connections (process {', '.join(map(str, old.pids[:_PIDS]))}{more}{ago})"
+    )
+    return Text(text, style="yellow")
 
 
 def _bar(share: float, width: int, style: str) -> Text:
