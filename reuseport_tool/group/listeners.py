@@ -90,6 +90,10 @@ class Listeners(Closing):
             if member.cookie not in self._copies:
                 self._copies[member.cookie] = discover.take(member)
 
+    def copy(self, cookie: int) -> int | None:
+        """The descriptor that keep() has of a listener."""
+        return self._copies.get(cookie)
+
     def let_go(self) -> None:
         """Close the copies."""
         while self._copies:

@@ -87,6 +87,16 @@ def give_address(device: str, address: str, prefix: int) -> None:
         _wait(lambda: _has_local_route(ip.packed), f"{address} has a local route")
 
 
+def address_of(device: str, version: int) -> str | None:
+    """The first IPv4 or IPv6 address of a device, None where it has none."""
+    from pyroute2 import IPRoute
+
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    with IPRoute() as route:
+        found = route.get_addr(index=socket.if_nametoindex(device), family=family)
+    return str(found[0].get_attr("IFA_ADDRESS")) if found else None
+
+
 def add_neighbour(device: str, address: str, hardware: str) -> None:
     """A permanent neighbour: nobody needs to answer ARP or neighbour solicitations for it."""
     from pyroute2 import IPRoute

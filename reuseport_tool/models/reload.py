@@ -175,6 +175,11 @@ class HandedOver:
     evicted: int
     """Flows of the old server that the kernel forgot, because the map was too small: their datagrams went to the new
     server."""
+    given: int = 0
+    """Datagrams that came while no server ran (`--run`), and that the tool gave to the new one. They count in `to_old`
+    and again in `to_new`."""
+    not_given: int = 0
+    """Those that it could not give to the new one: they are lost."""
 
     @property
     def has_lost(self) -> bool:
@@ -189,7 +194,7 @@ class HandedOver:
     @property
     def _losses(self) -> tuple[int | None, ...]:
         unread = None if self.unread is None else int(self.unread > 0)
-        return unread, self.drops_old, self.drops_new, self.cut, self.evicted
+        return unread, self.drops_old, self.drops_new, self.cut, self.evicted, self.not_given
 
 
 @record

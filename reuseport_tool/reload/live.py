@@ -23,6 +23,7 @@ from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.kernel.resets import ResetCounter
 from reuseport_tool.models import Endpoint, LastReload, Protocol, Resets, SideResets, Step
 from reuseport_tool.reload.datagrams import Datagrams
+from reuseport_tool.reload.gap import Gap
 from reuseport_tool.reload.old_connections import OldConnections
 from reuseport_tool.reload.plan import Plan, Progress
 from reuseport_tool.reload.state import ReloadState, encode
@@ -195,13 +196,15 @@ def world(plan: Plan, folders: Mapping[Endpoint, Place], progress: Progress, sta
     chosen_udp = stack.enter_context(policies.ChosenPolicy(plan.policy, None, flows))
     pins = stack.enter_context(Pins(folders, chosen, listeners, chosen_udp))
     datagrams = stack.enter_context(Datagrams(pins, clock.wait))
+    seen = stack.enter_context(Listeners(listeners, datagrams.sockets, clock))
     return World(
         clock=clock,
-        listeners=stack.enter_context(Listeners(listeners, datagrams.sockets, clock)),
+        listeners=seen,
         pins=pins,
         processes=Processes(clock.wait, limits),
         traffic=Traffic(plan, pins, clock, stack),
         datagrams=datagrams,
+        gap=stack.enter_context(Gap(seen.copy)),
         journal=Journal(folders),
         tell=Silent(progress),
     )

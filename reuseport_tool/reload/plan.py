@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from reuseport_tool.errors import NotFound, Unsupported, UsageError
 from reuseport_tool.group import policy as policies
 from reuseport_tool.kernel import processes
-from reuseport_tool.models import Endpoint, FlowMode, Policy, Protocol, Step, Strategy
+from reuseport_tool.models import Endpoint, FlowMode, Policy, Step, Strategy
 from reuseport_tool.probes import migration
 from reuseport_tool.record import record
 from reuseport_tool.reload.thresholds import Threshold
@@ -119,18 +119,13 @@ class Progress:
     warn: Callable[[str], None]
 
 
-def check(endpoints: Sequence[Endpoint], plan: Plan) -> None:
+def check(plan: Plan) -> None:
     """Raises UsageError for a plan that makes no sense, NotFound for a process that is not there."""
     forms = [plan.command is not None, plan.new_pid is not None, plan.run is not None]
     if sum(forms) != 1:
         raise UsageError(
             "say in exactly one way how the new server starts",
             hint="-- COMMAND…, or --new-pid PID, or --run 'COMMAND'",
-        )
-    if plan.run is not None and any(endpoint.protocol is Protocol.UDP for endpoint in endpoints):
-        raise UsageError(
-            "--run cannot hand over a UDP group: the kernel does not move datagrams from a closed socket",
-            hint="let the new server start beside the old one: -- COMMAND… or --new-pid PID",
         )
     if plan.canary:
         _check_canary(plan)

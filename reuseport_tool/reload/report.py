@@ -85,6 +85,8 @@ def _handed_over(group: GroupState, world: World, *, is_stopped: bool) -> Handed
         drops_new=sum(present[cookie].drops for cookie in group.new) if present.keys() >= set(group.new) else None,
         cut=group.cut if is_stopped else 0,
         evicted=group.evicted,
+        given=group.given,
+        not_given=group.not_given,
     )
 
 

@@ -12,7 +12,7 @@ from reuseport_tool.models import Step, Strategy
 from reuseport_tool.reload import outcome, report, sides, ways
 from reuseport_tool.reload.saving import save, since_begin_s
 from reuseport_tool.reload.state import ROLL_BACK, GroupState, ReloadState
-from reuseport_tool.reload.steps import quiet
+from reuseport_tool.reload.steps import gap, quiet
 from reuseport_tool.reload.steps.prove import restore_sysctl
 from reuseport_tool.reload.survey import untouchable
 from reuseport_tool.reload.world import World
@@ -108,6 +108,8 @@ def undo(state: ReloadState, world: World) -> tuple[ReloadState, list[str]]:
     for group in state.groups:
         with _tried(problems, f"switching {group.endpoint} back"):
             ways.of(group).undo(state, group, world)
+    with _tried(problems, "giving the old sockets back their receive buffers"):
+        state = gap.shrink(state, world)
     with _tried(problems, "letting go of the old listeners"):
         world.listeners.let_go()
     with _tried(problems, "ending the new side"):

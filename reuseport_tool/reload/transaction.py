@@ -47,7 +47,7 @@ def reload(endpoints: Sequence[Endpoint], plan: Plan, root: Path | None, progres
         Interrupted: the same, after an interrupt.
         ToolError: it failed after the old side was stopped, or had gone, which cannot be undone.
     """
-    reload_plan.check(endpoints, plan)
+    reload_plan.check(plan)
     strategy = reload_plan.choose_strategy(plan, progress.warn)
     folder = bpffs.find_or_mount(root)
     folders: dict[Endpoint, Place] = {}
@@ -131,12 +131,12 @@ def _flows(group: Surveyed, plan: Plan, world: World) -> FlowMode:
     """What a UDP group keeps together. Raises UsageError where only the operator can know."""
     if group.endpoint.protocol is not Protocol.UDP or group.dropped:
         return FlowMode.NONE
-    if plan.run is not None:
+    mode = plan.flows or world.datagrams.flow_mode(group.endpoint)
+    if plan.run is not None and mode not in (None, FlowMode.NONE):
         raise UsageError(
-            f"--run cannot hand over {group.endpoint}: the kernel does not move datagrams from a closed socket",
+            f"--run cannot keep the flows of {group.endpoint}: the old server, which knows them, has to stop first",
             hint="let the new server start beside the old one: -- COMMAND… or --new-pid PID",
         )
-    mode = plan.flows or world.datagrams.flow_mode(group.endpoint)
     if mode is not None and (plan.flows is not None or mode is not FlowMode.NONE):
         return mode
     if group.endpoint.port in _DNS_PORTS or mode is not None:
@@ -264,7 +264,7 @@ def dry_run(endpoints: Sequence[Endpoint], plan: Plan, root: Path | None, progre
     Raises:
         UsageError, NotFound, Unsupported: as reload(). What else would stop it is in the answer.
     """
-    reload_plan.check(endpoints, plan)
+    reload_plan.check(plan)
     warnings: list[str] = []
     strategy = reload_plan.choose_strategy(plan, warnings.append)
     folders: dict[Endpoint, Place] = {}
@@ -292,6 +292,8 @@ def _tried(tried: ReloadState, world: World, folders: Mapping[Endpoint, Place]) 
     if capabilities.missing(wanted):
         raise MissingCapability("not permitted to load BPF programs", hint=capabilities.hint(*wanted))
     for group in tried.groups:
+        if tried.plan.run is not None and group.way is WayName.DATAGRAMS:
+            world.gap.check(group.endpoint)
         where = folders.get(group.endpoint)
         if where is not None and journals.is_running(where):
             raise Conflict(f"another run holds the lock of {group.endpoint}", hint="wait until it is done")

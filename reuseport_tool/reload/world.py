@@ -284,6 +284,25 @@ class Datagrams(Protocol):
         """Send a datagram until an answer comes. Raises ToolError when none does in time."""
 
 
+class Gap(Protocol):
+    """The copies of UDP sockets over the time in which nobody reads them (--run)."""
+
+    def check(self, group: Endpoint) -> None:
+        """Raises Unsupported, MissingCapability where a datagram cannot be sent to a group again. It tries."""
+
+    def buffers(self, members: Sequence[Member]) -> tuple[int, ...]:
+        """The receive buffer of each, bytes."""
+
+    def resize(self, members: Sequence[Member], sizes: Sequence[int]) -> None:
+        """Set them."""
+
+    def give(self, group: Endpoint, cookie: int) -> tuple[int, int]:
+        """Take some datagrams out of one of the copies, and send them to the group again.
+
+        Returns how many were taken, and how many of them were sent.
+        """
+
+
 class Journal(Protocol):
     """Where the state is saved."""
 
@@ -326,6 +345,7 @@ class World:
     processes: Processes
     traffic: Traffic
     datagrams: Datagrams
+    gap: Gap
     journal: Journal
     tell: Tell
     queues: QueueLog = field(default_factory=QueueLog)

@@ -60,7 +60,10 @@ def _handed_over(group: models.HandedOver) -> Text:
         "dropped by the new sockets": group.drops_new,
         "flows cut": group.cut,
         "flows evicted": group.evicted,
+        "that came while no server ran": group.not_given,
     }
+    if group.given:
+        text += f"; {group.given} that came while no server ran were kept for it"
     if None in losses.values():
         return Text(f"{text}; what was lost cannot be seen here", style="yellow")
     lost = ", ".join(f"{count} {name}" for name, count in losses.items() if count)

@@ -6,7 +6,7 @@ from reuseport_tool.errors import ToolError
 from reuseport_tool.reload import preflight, sides
 from reuseport_tool.reload.preflight import Differences
 from reuseport_tool.reload.saving import warn
-from reuseport_tool.reload.state import GroupState, ReloadState
+from reuseport_tool.reload.state import GroupState, ReloadState, WayName
 from reuseport_tool.reload.world import World
 
 
@@ -32,6 +32,8 @@ def _differences(state: ReloadState, group: GroupState, world: World) -> Differe
     new = sides.members_of(state, world, group.new)
     if not new:
         raise ToolError(f"the new listeners on {group.endpoint} are gone")
+    if group.way is WayName.DATAGRAMS:  # datagrams are not moved
+        return Differences(unsafe=(), harmless=())
     old = sides.members_of(state, world, group.old)
     queued = sum(member.socket.accept_queue or 0 for member in old)
     capacity = preflight.compare_capacity(queued, [member.socket.backlog or 0 for member in new])

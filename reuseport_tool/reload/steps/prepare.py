@@ -5,6 +5,7 @@ from __future__ import annotations
 from reuseport_tool.reload import sides, ways
 from reuseport_tool.reload.saving import save
 from reuseport_tool.reload.state import ReloadState, WayName
+from reuseport_tool.reload.steps import gap
 from reuseport_tool.reload.world import World
 
 
@@ -19,4 +20,5 @@ def prepare(state: ReloadState, world: World) -> ReloadState:
     if state.plan.run is not None:
         # Held until the new generation works: whatever the command closes stays open that long.
         world.listeners.keep(sides.members_of(state, world, state.old_cookies))
+        state = gap.make_room(state, world)
     return state

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from reuseport_tool.errors import MissingCapability, Unsupported
+from reuseport_tool.kernel.iterator import UdpInfo
 from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.models import FlowMode
+from reuseport_tool.reload import sides
 from reuseport_tool.reload.saving import save, warn
 from reuseport_tool.reload.state import GroupState, ReloadState, WayName
 from reuseport_tool.reload.world import World
@@ -23,16 +25,24 @@ def groups(state: ReloadState) -> tuple[GroupState, ...]:
     return tuple(group for group in state.groups if group.way is WayName.DATAGRAMS)
 
 
+def _ends(group: GroupState, state: ReloadState) -> bool:
+    """Whether the old sockets get nothing any more: one that is given up is served to the end.
+
+    With --run the server may go on with the sockets that it has.
+    """
+    return not group.dropped and bool(group.new or state.plan.run is None)
+
+
 def become_quiet(state: ReloadState, world: World) -> ReloadState:
     """Wait until stopping the old side loses no datagram; at the end of --drain-timeout say what is cut."""
-    waited = [group for group in groups(state) if not group.dropped]  # one that is given up is served to the end
+    waited = [group for group in groups(state) if _ends(group, state)]
     cookies = {cookie for group in waited for cookie in group.old}
     try:
         world.datagrams.watch(cookies)
     except (Unsupported, MissingCapability) as error:
         state = warn(state, world, f"cannot see whether the old server still answers: {error.message}")
     watches = [_Flows(group, state, world) for group in waited if group.flows is not FlowMode.NONE]
-    quiet = _Quiet(cookies, state.old_side, state.plan.settle_s, world)
+    quiet = _Quiet(cookies, state.old_side, state, world)
     begun_s = world.clock.now_s()
     timeout_s = state.plan.queue_drain_timeout_s
 
@@ -55,7 +65,7 @@ def answer_all(state: ReloadState, world: World) -> None:
     with contextlib.suppress(Unsupported, MissingCapability):
         world.datagrams.watch(cookies)
     world.datagrams.barrier()
-    quiet = _Quiet(cookies, state.new_side, state.plan.settle_s, world)
+    quiet = _Quiet(cookies, state.new_side, state, world)
     world.clock.wait(quiet.reached, state.plan.health_timeout_s)
 
 
@@ -78,13 +88,14 @@ def _written(state: ReloadState, watches: list[_Flows], world: World) -> ReloadS
 class _Quiet:
     """Whether sockets have read all that they got, and have sent nothing for a while.
 
-    Time in which their processes cannot run does not count: they may have read what they have not answered.
+    Time in which their processes cannot run does not count: they may have read what they have not answered. Of sockets
+    that no server has any more (--run), nothing is awaited: what is in them comes later, in the step stop.
     """
 
-    def __init__(self, cookies: Collection[int], side: Collection[Identity], settle_s: float, world: World) -> None:
+    def __init__(self, cookies: Collection[int], side: Collection[Identity], state: ReloadState, world: World) -> None:
         self._cookies = cookies
         self._side = side
-        self._settle_s = settle_s
+        self._state = state
         self._world = world
         self._quiet_s = 0.0
         self._looked_s = world.clock.now_s()
@@ -94,15 +105,20 @@ class _Quiet:
         """A queue that is not empty, or another packet, begins the time anew."""
         infos = self._world.datagrams.sockets()
         sent = sum(each.packets for each in self._world.datagrams.sent().values())
-        unread = any(infos[cookie].receive_queue for cookie in self._cookies if cookie in infos)
         held_up = self._world.processes.are_held_up(self._side)
         now_s = self._world.clock.now_s()
-        if unread or sent != self._sent:
+        if self._unread(infos) or sent != self._sent:
             self._quiet_s, self._sent = 0.0, sent
         elif not held_up:
             self._quiet_s += now_s - self._looked_s
         self._looked_s = now_s
-        return self._quiet_s >= self._settle_s
+        return self._quiet_s >= self._state.plan.settle_s
+
+    def _unread(self, infos: Mapping[int, UdpInfo]) -> bool:
+        found = {cookie for cookie in self._cookies if cookie in infos and infos[cookie].receive_queue}
+        if found and self._state.plan.run is not None:
+            found &= sides.held_by_others(self._state, self._world) | self._state.new_cookies
+        return bool(found)
 
 
 class _Flows:

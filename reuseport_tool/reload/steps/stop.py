@@ -10,7 +10,7 @@ from reuseport_tool.kernel.processes import Identity
 from reuseport_tool.reload import sides, ways
 from reuseport_tool.reload.saving import save, warn
 from reuseport_tool.reload.state import GroupState, ReloadState
-from reuseport_tool.reload.steps import quiet
+from reuseport_tool.reload.steps import gap, quiet
 from reuseport_tool.reload.survey import untouchable
 from reuseport_tool.reload.world import World
 
@@ -124,6 +124,7 @@ def _let_go(state: ReloadState, world: World) -> ReloadState:
 
     world.clock.wait(settled, state.plan.stop_timeout_s)
     state = save(state, world, queued=sides.waiting(state, world, state.old_cookies))
+    state = gap.shrink(state, world)
     survivors = sides.held_by_others(state, world)
     for group in state.kept:
         kept = survivors.intersection(group.old)
@@ -133,6 +134,7 @@ def _let_go(state: ReloadState, world: World) -> ReloadState:
     for group in state.kept:
         if survivors.intersection(group.new) and group.new_generation is not None:
             state = _fill_adopted(state, group, world)
+    state = gap.give_on(state, world)
     world.listeners.let_go()
     return save(state, world, stop_asked=True)
 

@@ -21,6 +21,8 @@ class DatagramWay(ProgramWay):
 
     def prepare(self, state: ReloadState, group: GroupState, world: World) -> GroupState:
         """Attach before the new side starts: its bind() alone deals the datagrams of all out anew."""
+        if state.plan.run is not None:
+            world.gap.check(group.endpoint)
         is_first = group.old_generation is None
         recorded = world.datagrams.flow_mode(group.endpoint) in (group.flows, FlowMode.QUIC)
         group = super().prepare(state, group, world)

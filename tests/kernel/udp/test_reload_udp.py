@@ -68,13 +68,16 @@ def end_new_servers(in_netns: None) -> Iterator[None]:
 class Load:
     """Sends datagrams from some ports in turn, and notes who answers each. A context manager."""
 
-    def __init__(self, address: str = "127.0.0.1", ports: int = 20, gap_s: float = 0.001) -> None:
+    def __init__(
+        self, address: str = "127.0.0.1", ports: int = 20, gap_s: float = 0.001, patience_s: float = ANSWER_S
+    ) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._clients = [socket.socket(family, socket.SOCK_DGRAM) for _ in range(ports)]
         for client in self._clients:
             client.connect((address, PORT))
             client.setblocking(False)
         self._gap_s = gap_s
+        self._patience_s = patience_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.sent = 0
@@ -100,7 +103,7 @@ class Load:
                 self._clients[self.sent % len(self._clients)].send(b"%d" % self.sent)
             self.sent += 1
             self._read(self._gap_s)
-        deadline = time.monotonic() + ANSWER_S
+        deadline = time.monotonic() + self._patience_s
         while self.lost() and time.monotonic() < deadline:
             self._read(0.1)
 

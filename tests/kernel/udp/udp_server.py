@@ -1,9 +1,11 @@
 """A UDP server with two workers' sockets: answers each datagram with its name, after a while if so asked.
 
     udp_server.py PORT NAME [--address A] [--delay S] [--wait-for FILE] [--deaf] [--tcp] [--connect]
+                  [--polite]
 
 With --connect it answers each client from a socket of its own, as haproxy does for QUIC, until the client sends "end".
-It prints "ready", and ends at SIGTERM without looking back, as servers do that know nothing of a reload.
+It prints "ready", and ends at SIGTERM without looking back, as servers do that know nothing of a reload; with --polite
+it answers first what it has read.
 """
 
 from __future__ import annotations
@@ -38,8 +40,10 @@ def main() -> None:
     parser.add_argument("--deaf", action="store_true")
     parser.add_argument("--tcp", action="store_true")
     parser.add_argument("--connect", action="store_true")
+    parser.add_argument("--polite", action="store_true")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number) if options.polite else os._exit(0))
     workers = [bound(options.address, options.port, socket.SOCK_DGRAM) for _ in range(2)]
     listeners = [bound(options.address, options.port, socket.SOCK_STREAM)] if options.tcp else []
     connected: list[socket.socket] = []
@@ -48,8 +52,8 @@ def main() -> None:
         time.sleep(0.01)
     late: collections.deque[tuple[float, socket.socket, bytes, object]] = collections.deque()
     name = options.name.encode()
-    while True:
-        readable, _, _ = select.select([] if options.deaf else workers + listeners + connected, [], [], 0.005)
+    while late or not told:
+        readable, _, _ = select.select([] if options.deaf or told else workers + listeners + connected, [], [], 0.005)
         for sock in readable:
             with contextlib.suppress(BlockingIOError):
                 if sock in listeners:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reuseport_tool.errors import Conflict, NotFound, ToolError, UsageError
+from reuseport_tool.errors import Conflict, NotFound, ToolError, Unsupported, UsageError
 from reuseport_tool.group.discover import Member
 from reuseport_tool.group.pins import Attached, Running
 from reuseport_tool.kernel.commands import Kin, Started
@@ -131,6 +131,8 @@ class FakeWorld:
         self.behaviour: Callable[[FakeWorld, int], None] = lambda world, pid: None
         self.on_hook: Callable[[str], None] = lambda command: None
         self.sees_kernel = True
+        self.gap_works = True
+        self.buffers: dict[int, int] = {}
         self._cookies = itertools.count(1)
         self._pids = itertools.count(200)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -204,6 +206,9 @@ class FakeWorld:
     def _move(self, sock: Sock) -> None:
         if not sock.queue:
             return
+        if is_udp(sock):
+            self.lost += sock.queue
+            return
         left = [other for other in self.socks.values() if other.endpoint == sock.endpoint]
         pin = self.pins.get(sock.endpoint)
         if self.programs.get(sock.endpoint) == OURS and pin is not None:
@@ -252,6 +257,7 @@ class FakeWorld:
             "processes": FakeProcesses(self),
             "traffic": FakeTraffic(self),
             "datagrams": FakeDatagrams(self),
+            "gap": FakeGap(self),
             "journal": FakeJournal(self),
             "tell": FakeTell(self),
         }
@@ -651,6 +657,38 @@ class FakeDatagrams:
     def ask(self, endpoint: Endpoint, payload: bytes, timeout_s: float, steered: bool) -> None:
         if not self._world.url_answers:
             raise ToolError("no answer")
+
+
+class FakeGap:
+    """What is given on waits in the new socket then. `gap_works` says whether it can be."""
+
+    def __init__(self, world: FakeWorld) -> None:
+        self._world = world
+
+    def check(self, endpoint: Endpoint) -> None:
+        if not self._world.gap_works:
+            raise Unsupported("no raw sockets")
+
+    def buffers(self, members: Sequence[Member]) -> tuple[int, ...]:
+        return tuple(self._world.buffers.get(member.cookie, DEFAULT_BUFFER) for member in members)
+
+    def resize(self, members: Sequence[Member], sizes: Sequence[int]) -> None:
+        self._world.buffers |= {member.cookie: size for member, size in zip(members, sizes, strict=True)}
+
+    def give(self, endpoint: Endpoint, cookie: int) -> tuple[int, int]:
+        sock = self._world.socks.get(cookie)
+        if sock is None or cookie not in self._world.copies or not sock.queue:
+            return 0, 0
+        taken = min(sock.queue, 2)
+        sock.queue -= taken
+        new = min(self._world.gets_new(endpoint))
+        assert new != cookie
+        self._world.socks[new].queue += taken
+        self._world.pins[endpoint].selected += taken
+        return taken, taken
+
+
+DEFAULT_BUFFER = 1000
 
 
 def is_udp(sock: Sock) -> bool:
