@@ -8,11 +8,11 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import MissingCapability
 from reuseport_tool.kernel import capabilities
+from reuseport_tool.record import record
 
 # include/uapi/linux/in.h, in6.h, udp.h, and asm-generic/socket.h
 _IP_PKTINFO, _IPV6_RECVPKTINFO, _IPV6_PKTINFO = 8, 49, 50
@@ -29,7 +29,7 @@ _RTN_LOCAL = 2
 _LONGEST = 65535
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class Datagram:
     """One datagram. `scope` is the interface of a link-local source, 0 for others."""
 
