@@ -135,7 +135,8 @@ class Server:
             ),
             processes=SimpleNamespace(are_held_up=lambda _: self.is_held_up),
         )
-        self.quiet = _Quiet({1}, (), 0.55, world)
+        state: Any = SimpleNamespace(plan=SimpleNamespace(settle_s=0.55, run=None))
+        self.quiet = _Quiet({1}, (), state, world)
         self.quiet.reached()
 
     def looks(self) -> int:
