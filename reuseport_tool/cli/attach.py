@@ -12,7 +12,7 @@ import click
 from reuseport_tool.cli import show
 from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.cli.options import wait
-from reuseport_tool.cli.types import ENDPOINT, Member
+from reuseport_tool.cli.types import ENDPOINT, Member, Number
 from reuseport_tool.errors import UsageError
 from reuseport_tool.group import attach
 from reuseport_tool.group.policy import FlowChoice
@@ -68,7 +68,7 @@ class _Call:
 )
 @click.option(
     "--flow-entries",
-    type=click.IntRange(1024, 1 << 24),
+    type=Number("N", 1024, 1 << 24),
     metavar="N",
     help="Room for this many flows, 112 bytes each (224 with QUIC); twice the number of live flows.  "
     f"[default: {ENTRIES}]",
@@ -103,7 +103,7 @@ def command(ctx: Context, /, endpoint: Endpoint, **options: Any) -> None:
       reuseport-tool attach '[::]:80' --program my_policy.c
       reuseport-tool attach 8080 --follow
       reuseport-tool attach 8080 --repair
-      reuseport-tool --json attach 8080 --follow | jq -c 'select(.event == "registered")'
+      reuseport-tool --json attach 8080 --follow | jq -c .event
     """
     call = _Call(**options)
     call.check()

@@ -20,10 +20,18 @@ _CGROUP = click.option(
 
 @click.group("autolowat", cls=VerbGroup, short_help="One wake-up for each RPC frame instead of one for each segment.")
 def command() -> None:
-    """Set SO_RCVLOWAT by the length in each frame's header, so that a reader is woken when a frame is there."""
+    """Set SO_RCVLOWAT by the length in each frame's header, so that a reader is woken when a frame is there.
+
+    \b
+    Examples:
+      reuseport-tool autolowat attach --cgroup /sys/fs/cgroup/web \\
+          --framing http2 --ports 50051
+      reuseport-tool autolowat status
+      reuseport-tool autolowat detach --cgroup /sys/fs/cgroup/web
+    """
 
 
-@command.command("attach")
+@command.command("attach", short_help="Follow the frames of a cgroup's connections from now on.")
 @_CGROUP
 @click.option("--framing", required=True, metavar="SPEC", help="rpc, thrift, kafka, postgres, dns, http2, or length:…")
 @click.option("--ports", type=PORTS, default="", help="Follow every connection on these ports.")
@@ -44,14 +52,16 @@ def attach(ctx: Context, folder: Path, framing: str, ports: tuple[int, ...], eng
 
     \b
     Examples:
-      reuseport-tool autolowat attach --cgroup /sys/fs/cgroup/web --framing http2 --ports 50051
+      reuseport-tool autolowat attach --cgroup /sys/fs/cgroup/web \\
+          --framing http2 --ports 50051
       reuseport-tool autolowat attach --cgroup /sys/fs/cgroup/rpc --framing rpc
-      reuseport-tool autolowat attach --cgroup DIR --framing length:offset=4,width=4,order=big,includes=frame
+      reuseport-tool autolowat attach --cgroup /sys/fs/cgroup/own \\
+          --framing length:offset=4,width=4,order=big,includes=frame
     """
     show.result(autolowat.attach(folder, framing, ports, engine, ctx.bpffs), ctx.json)
 
 
-@command.command("detach")
+@command.command("detach", short_help="Remove the programs, set SO_RCVLOWAT back to 1.")
 @_CGROUP
 @pass_context
 def detach(ctx: Context, folder: Path) -> None:
@@ -64,7 +74,7 @@ def detach(ctx: Context, folder: Path) -> None:
     show.result(autolowat.detach(folder, ctx.bpffs), ctx.json)
 
 
-@command.command("status")
+@command.command("status", short_help="Show what it follows and has saved, and why it stopped.")
 @pass_context
 def status(ctx: Context) -> None:
     """Show where it is attached, what it follows, what it has saved, and why it stopped following sockets.

@@ -17,10 +17,16 @@ from reuseport_tool.models import Engine, Way
 
 @click.group("check", cls=VerbGroup, short_help="Prove that it works on this kernel, in namespaces of its own.")
 def command() -> None:
-    """Prove on the running kernel that it works. Groups in use are not touched."""
+    """Prove on the running kernel that it works. Groups in use are not touched.
+
+    \b
+    Examples:
+      reuseport-tool check hot-reload
+      reuseport-tool --json check udp-reload | jq .ok
+    """
 
 
-@command.command("hot-reload")
+@command.command("hot-reload", short_help="What a reload of a TCP server loses, in six ways.")
 @count("--connections", 4, "Connections of each case.", most=64)
 @members("--strategy", "ways", Way, "Only this way to reload. Repeatable.  [default: all]")
 @pass_context
@@ -28,9 +34,8 @@ def hot_reload(ctx: Context, connections: int, ways: tuple[Way, ...]) -> int:
     """Reload a server in six ways, and count what happens to its waiting connections.
 
     Each case uses crafted packets to bring connections into one of the states in which a listener holds them.
-    Then it reloads by plain close, accept-drain, fd-passing, bpf-drain, net.ipv4.tcp_migrate_req, or this tool's
-    program. The counts of the clients, the kernel and the program must agree, and the connections that a server
-    inherits must wake it from epoll_wait.
+    Then it reloads in one of the ways of --strategy; bpf-migrate is what this tool does. The counts of the clients, the
+    kernel and the program must agree, and the connections that a server inherits must wake it from epoll_wait.
 
     Exits with 0 only if every case came out as expected.
 
@@ -46,7 +51,7 @@ def hot_reload(ctx: Context, connections: int, ways: tuple[Way, ...]) -> int:
     return 0 if report.ok else 1
 
 
-@command.command("udp-reload")
+@command.command("udp-reload", short_help="What a reload of a UDP server loses.")
 @pass_context
 def udp_reload(ctx: Context) -> int:
     """Reload UDP servers of several kinds under load, and count the datagrams that get no answer.
@@ -67,7 +72,7 @@ def udp_reload(ctx: Context) -> int:
     return 0 if report.ok else 1
 
 
-@command.command("rpc-framing")
+@command.command("rpc-framing", short_help="When AutoLOWAT wakes a reader.")
 @click.option(
     "--engine", type=Member(Engine, none="auto"), default="auto", show_default=True, help="As for autolowat attach."
 )
@@ -83,7 +88,7 @@ def rpc_framing(ctx: Context, engine: Engine | None) -> int:
     \b
     Examples:
       reuseport-tool check rpc-framing
-      reuseport-tool --json check rpc-framing --engine solo | jq '.cases[] | select(.ok | not)'
+      reuseport-tool check rpc-framing --engine solo
     """
     with show.progress("cases") as progress:
         report = check_rpc_framing.check(engine, progress)

@@ -18,8 +18,9 @@ def command(shell: str) -> None:
     \b
     Examples:
       reuseport-tool completion bash > /etc/bash_completion.d/reuseport-tool
-      reuseport-tool completion zsh > /usr/local/share/zsh/site-functions/_reuseport-tool
-      reuseport-tool completion fish > ~/.config/fish/completions/reuseport-tool.fish
+      reuseport-tool completion zsh > "${fpath[1]}/_reuseport-tool"
+      reuseport-tool completion fish \\
+          > ~/.config/fish/completions/reuseport-tool.fish
     """
     kind = get_completion_class(shell)
     assert kind is not None

@@ -6,7 +6,7 @@ import click
 
 from reuseport_tool.cli import show
 from reuseport_tool.cli.context import Context, pass_context
-from reuseport_tool.cli.types import ENDPOINT, GENERATION
+from reuseport_tool.cli.types import COUNT, ENDPOINT, GENERATION
 from reuseport_tool.group import flows
 from reuseport_tool.models import Endpoint
 
@@ -14,7 +14,7 @@ from reuseport_tool.models import Endpoint
 @click.command("flows", short_help="List the UDP flows that a group keeps together.")
 @click.argument("endpoint", type=ENDPOINT)
 @click.option("--generation", type=GENERATION, help="Only those of this generation.")
-@click.option("--limit", type=click.IntRange(1), default=1000, show_default=True, help="Show at most this many.")
+@click.option("--limit", type=COUNT, default=1000, show_default=True, help="Show at most this many.")
 @pass_context
 def command(ctx: Context, endpoint: Endpoint, generation: int | None, limit: int) -> None:
     """List the flows of the UDP groups that ENDPOINT means, the most recent first.

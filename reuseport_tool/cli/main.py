@@ -123,7 +123,9 @@ def _want_json(ctx: click.Context, _param: click.Parameter, given: bool) -> None
     epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 missing capability, 4 unsupported kernel, 5 program rejected, "
     "6 not found, 7 conflict, 8 reload rolled back, 130 interrupted and undone. "
     "Every option can be given as an environment variable, for example REUSEPORT_TOOL_NETNS or "
-    "REUSEPORT_TOOL_ATTACH_POLICY.",
+    "REUSEPORT_TOOL_ATTACH_POLICY.\n\n"
+    "ENDPOINT is PORT, ADDR:PORT or [ADDR6]:PORT, with tcp:// (the default) or udp:// before it. DURATION is 30, 30s, "
+    "500ms, 5m, 1h or 1d.",
 )
 @click.option("--json", "as_json", is_flag=True, envvar=_JSON_VARIABLE, help="Print the result as JSON.")
 @click.option("-v", "--verbose", is_flag=True, help="Show compiler and verifier logs with an error.")

@@ -14,7 +14,14 @@ from reuseport_tool.models import Endpoint
 
 @click.group("map", cls=VerbGroup, short_help="Show and change the REUSEPORT_SOCKARRAY maps by hand.")
 def command() -> None:
-    """Show and change which listener is in which slot of which generation."""
+    """Show and change which listener is in which slot of which generation.
+
+    \b
+    Examples:
+      reuseport-tool map list
+      reuseport-tool map add 8080 --pid 4242 --generation 2
+      reuseport-tool map switch 8080 2
+    """
 
 
 @command.command("list")

@@ -9,22 +9,27 @@ from typing import Any, TypeVar
 
 import click
 
-from reuseport_tool.cli.types import DURATION, Member
+from reuseport_tool.cli.types import DURATION, Member, Number
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 wait = click.option(
-    "--wait", "wait_s", type=DURATION, default="0", help="How long to wait for the lock of another run."
+    "--wait",
+    "wait_s",
+    type=DURATION,
+    default="0s",
+    show_default=True,
+    help="How long to wait for the lock of another run.",
 )
 
 
 def count(name: str, default: int, text: str, *, least: int = 1, most: int = 1000) -> Callable[[F], F]:
-    return click.option(name, type=click.IntRange(least, most), default=default, show_default=True, help=text)
+    return click.option(name, type=Number("N", least, most), default=default, show_default=True, help=text)
 
 
 def counts(name: str, parameter: str, default: tuple[int, ...], text: str, *, most: int) -> Callable[[F], F]:
     return click.option(
-        name, parameter, type=click.IntRange(1, most), multiple=True, default=default, show_default=True, help=text
+        name, parameter, type=Number("N", 1, most), multiple=True, default=default, show_default=True, help=text
     )
 
 

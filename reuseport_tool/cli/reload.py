@@ -43,14 +43,16 @@ def _hook_options(function: Callable[..., int]) -> Callable[..., int]:
     """--on-STEP for each step; the help shows one for all."""
     for name in reversed(STEPS):
         shown = name == STEPS[0]
-        others = ", ".join(f"--on-{other}" for other in STEPS[1:])
+        others = ", ".join(STEPS[1:-1])
         option = click.option(
             f"--on-{name}",
             f"{_HOOK}{name}",
             multiple=True,
             metavar="COMMAND",
             hidden=not shown,
-            help=f"Run it after this step; if it fails, so does the step. Also: {others}." if shown else None,
+            help=f"Run it after the step {name}; if it fails, so does the step. The same for {others} and {STEPS[-1]}."
+            if shown
+            else None,
         )
         function = option(function)
     return function
@@ -160,13 +162,13 @@ class _Call:
     metavar="PERCENT,…",
     help="First give the new server these shares of new connections, one after another.",
 )
-@duration("--step", "30", "Duration of each share.")
+@duration("--step", "30s", "Duration of each share.")
 @click.option(
     "--abort-on",
     type=ThresholdType(),
     multiple=True,
     metavar="COUNTER[=N]",
-    help=f"Roll back when it grows by N (1): {', '.join(thresholds.COUNTERS)}. Repeatable.",
+    help=f"Roll back when it grows by N, by default 1: {', '.join(thresholds.COUNTERS)}. Repeatable.",
 )
 @click.option(
     "--flows",
@@ -174,17 +176,19 @@ class _Call:
     help="Which UDP datagrams stay with the old server: none, those of a known address, or also those of a known QUIC "
     "connection.  [default: as attached; none on ports 53 and 853]",
 )
-@duration("--flow-timeout", "30", "A UDP flow has ended after this time without a datagram.")
-@duration("--settle", "1", "The old UDP server has answered everything after this time without sending.")
+@duration("--flow-timeout", "30s", "A UDP flow has ended after this time without a datagram.")
+@duration("--settle", "1s", "The old UDP server has answered everything after this time without sending.")
 @click.option(
     "--health-datagram", metavar="HEX", help="Roll back unless each UDP group of the new server answers this datagram."
 )
-@click.option("--probe/--no-probe", default=True, help="Open a connection to see that the new server accepts.")
+@click.option(
+    "--probe/--no-probe", default=True, show_default=True, help="Open a connection to see that the new server accepts."
+)
 @click.option(
     "--force", is_flag=True, help="Go on even if socket options differ or other processes keep old listeners open."
 )
-@duration("--start-timeout", "30", "For the new server to listen.")
-@duration("--health-timeout", "10", "For each health check.")
+@duration("--start-timeout", "30s", "For the new server to listen.")
+@duration("--health-timeout", "10s", "For each health check.")
 @duration(
     "--drain-timeout", None, "For the connections of the old server to end.  [default: 70s where they must end, else 0]"
 )
@@ -193,10 +197,10 @@ class _Call:
     is_flag=True,
     help="After --drain-timeout, end the accepted connections that the old server still holds.",
 )
-@duration("--stop-timeout", "30", "For the old server to close its listeners.")
+@duration("--stop-timeout", "30s", "For the old server to close its listeners.")
 @wait
 @_hook_options
-@duration("--hook-timeout", "30", "For each --on-… command.")
+@duration("--hook-timeout", "30s", "For each --on-… command.")
 @TIMELINE
 @TRACE
 @click.option("--dry-run", is_flag=True, help="Only show what would be done and what would prevent it.")
@@ -219,8 +223,10 @@ def command(ctx: Context, /, endpoints: tuple[Endpoint, ...], **options: Any) ->
       reuseport-tool reload 8080 -- gunicorn --reuse-port -b :8080 app:app
       reuseport-tool reload 8080 --new-pid 4242 --stop-signal QUIT
       reuseport-tool reload 443 --run 'haproxy -D -f /etc/haproxy.cfg -sf 4242'
-      reuseport-tool reload 443 --run 'systemctl restart web' --health-command 'curl -fs localhost'
-      reuseport-tool reload 8080 --canary 5,25,100 --step 30s --health-url http://localhost:8080/ -- ./server-2
+      reuseport-tool reload 443 --run 'systemctl restart web' \\
+          --health-command 'curl -fs localhost'
+      reuseport-tool reload 8080 --canary 5,25,100 --step 30s \\
+          --health-url http://localhost:8080/ -- ./server-2
       reuseport-tool reload 8080 --unit web@
       reuseport-tool reload web --timeline reload.svg
       reuseport-tool reload 8080 --resume

@@ -19,12 +19,28 @@ _UNITS_S = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0
 _LONGEST_S = 366 * 86400.0
 _PORT_MAX = 65535
 
-PID = click.IntRange(1, 1 << 22)
+
+class Number(ParamType[int]):
+    """A whole number between bounds, which an error names. The help has room for what it is a number of."""
+
+    def __init__(self, name: str, least: int, most: int) -> None:
+        self.name = name
+        self._least = least
+        self._most = most
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value).strip()
+        if not re.fullmatch(r"\d{1,20}", text, re.ASCII) or not self._least <= int(text) <= self._most:
+            self.fail(f"{value!r} is not a whole number from {self._least} to {self._most}", param, ctx)
+        return int(text)
+
+
+PID = Number("PID", 1, 1 << 22)
 """Up to PID_MAX_LIMIT of include/linux/threads.h."""
-COOKIE = click.IntRange(1, (1 << 64) - 1)
-GENERATION = click.IntRange(1, (1 << 31) - 1)
-SLOT = click.IntRange(0, (1 << 16) - 1)
-COUNT = click.IntRange(1, 1 << 20)
+COOKIE = Number("COOKIE", 1, (1 << 64) - 1)
+GENERATION = Number("N", 1, (1 << 31) - 1)
+SLOT = Number("SLOT", 0, (1 << 16) - 1)
+COUNT = Number("N", 1, 1 << 20)
 
 
 class EndpointType(ParamType[Endpoint]):

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+import re
 import signal
 from collections.abc import Callable
 
@@ -44,12 +45,21 @@ def verbs(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[str,
 VERBS = verbs(main.cli)
 
 
-@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_every_verb_has_help_with_examples(verb: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+GROUPS = sorted({verb[:1] for verb in VERBS if len(verb) > 1})
+
+
+@pytest.mark.parametrize("verb", [*VERBS, *GROUPS, ()], ids=" ".join)
+def test_every_verb_has_help_with_examples(
+    verb: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In 80 columns no line is wider, no word is broken, and no summary is cut short."""
+    monkeypatch.setenv("COLUMNS", "80")
     assert main.run([*verb, "--help"]) == 0
-    text = capsys.readouterr().out
-    assert "Examples:" in text
-    assert f"reuseport-tool {verb[0]}" in text
+    usage, *lines = capsys.readouterr().out.splitlines()
+    assert "  Examples:" in lines
+    assert any(line.strip().startswith(" ".join(("reuseport-tool", *verb))) for line in lines)
+    assert [line for line in lines if len(line) > 80 or line.endswith("...") or re.search(r"\w-$", line)] == []
+    assert len(usage) <= 80
 
 
 def test_exit_codes() -> None:
