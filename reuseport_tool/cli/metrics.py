@@ -35,7 +35,8 @@ def command(ctx: Context, endpoint: Endpoint | None, textfile: Path | None) -> N
     \b
     Examples:
       reuseport-tool metrics
-      reuseport-tool metrics --textfile /var/lib/prometheus/node-exporter/reuseport.prom
+      reuseport-tool metrics \\
+          --textfile /var/lib/prometheus/node-exporter/reuseport.prom
     """
     with Observer(endpoint, ctx.bpffs) as observer:
         text = metrics.exposition(names.printable(observer.read()), mib.read())
@@ -49,6 +50,9 @@ def _replace(file: Path, text: bytes) -> None:
     """A reader sees the old file or the new one, never a part. Raises ToolError, also for what is no plain file."""
     try:
         _rename_into(file, text)
+    except FileNotFoundError as error:
+        hint = "it must be the folder of node_exporter's --collector.textfile.directory; make it first"
+        raise ToolError(f"{file} was not written: there is no folder {file.parent}", hint=hint) from error
     except OSError as error:
         raise ToolError(f"{file} was not written: {error.strerror}") from error
 

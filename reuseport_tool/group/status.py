@@ -76,7 +76,8 @@ class Observer:
         groups = []
         for found in discover.with_holders(endpoints):
             group = self._group(found, infos, self._pins(found.endpoint))
-            if self._endpoint or group.program or group.stale or group.reload or _may_be_group(found, group):
+            left = group.program or group.stale or group.reload or group.last_reload
+            if self._endpoint or left or _may_be_group(found, group):
                 groups.append(group)
         if not groups and self._endpoint is not None:
             discover.groups(self._endpoint)
@@ -116,7 +117,11 @@ class Observer:
     def _pinned(self, endpoint: Endpoint) -> list[Endpoint]:
         try:
             root = bpffs.find(self._root)
-            return [*places.pinned(root, endpoint), *journals.groups(root, endpoint)]
+            return [
+                *places.pinned(root, endpoint),
+                *journals.groups(root, endpoint),
+                *last_reload.groups(root, endpoint),
+            ]
         except (NotFound, Foreign, MissingCapability) as error:
             if self._root is not None:
                 raise

@@ -61,6 +61,8 @@ def _group(group: models.Group, console: Console) -> None:
         )
     if group.listeners:
         put(console, made)
+    elif group.last_reload and group.program is None:
+        say(console, Text(f"  nobody listens here; 'detach {group.endpoint}' removes the record", style="yellow"))
     if group.flows:
         say(console, Text(_flow_table(group.flows), style="dim"))
     if group.last_reload:

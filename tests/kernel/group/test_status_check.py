@@ -90,3 +90,9 @@ def test_detach_all(tool: Tool) -> None:
         assert all(group["program"] is None for group in tool.ok("status")["groups"])
     tool.fails(2, "detach")
     tool.fails(2, "detach", PORT, "--all")
+
+
+def test_a_textfile_in_a_missing_folder_has_a_hint(tool: Tool, tmp_path: Path) -> None:
+    error = tool.fails(1, "metrics", "--textfile", tmp_path / "no" / "reuseport.prom")
+    assert f"there is no folder {tmp_path / 'no'}" in error["message"]
+    assert "make it first" in error["hint"]

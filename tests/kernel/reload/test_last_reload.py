@@ -91,6 +91,23 @@ def test_detach_removes_the_record_also_alone(tool: Tool, server: Start, result:
     assert last(tool) is None
 
 
+@pytest.mark.parametrize("strategy", ["migrate", "sysctl"])
+def test_a_group_that_nobody_serves_any_more_shows_it(tool: Tool, server: Start, strategy: str) -> None:
+    """The program goes with its last listener's group; the record stays until it is removed."""
+    old = server("old")
+    tool.fails(8, "reload", PORT, "--strategy", strategy, "--health-command", "false", "--", *server_command("new"))
+    old.terminate()
+    old.wait(20)
+    (group,) = tool.ok("status")["groups"]
+    assert (group["endpoint"], group["listeners"]) == (f"tcp://127.0.0.1:{PORT}", [])
+    assert group["last_reload"]["result"] == "rolled-back"
+    told = tool.run("status", PORT, as_json=False).out
+    assert "nobody listens here" in told
+    tool.ok("detach", PORT)
+    assert tool.ok("status")["groups"] == []
+    tool.fails(6, "status", PORT)
+
+
 def test_what_is_no_record_is_damage_and_repair_removes_it(tool: Tool, server: Start) -> None:
     server("old")
     tool.ok("reload", PORT, "--", *server_command("new"))
