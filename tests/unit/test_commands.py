@@ -185,9 +185,10 @@ def test_a_zombie_does_not_run(spawn: Spawn) -> None:
 
 def test_what_is_known_of_a_process(everybody: tuple[commands.Processes, int], spawn: Spawn) -> None:
     looker, _ = everybody
-    process = spawn(*SLEEP, env={**os.environ, commands.MARK: "token-2"})
-    until(lambda: looker.marked("token-2") == {process.pid})
-    assert looker.marked("token") == set()
+    token = os.urandom(8).hex()  # another run of this test at the same time has another one
+    process = spawn(*SLEEP, env={**os.environ, commands.MARK: token})
+    until(lambda: looker.marked(token) == {process.pid})
+    assert looker.marked(token[:-1]) == set()
     kin = looker.kin(process.pid)
     assert (kin.executable, kin.parent) == (os.path.realpath(sys.executable), os.getpid())
     gone = looker.kin(2**22 - 1)
