@@ -8,7 +8,6 @@
 
 int bpf_iter__tcp(struct bpf_iter_tcp_context *ctx)
 {
-	struct bpf_iter_meta *meta = ctx->meta;
 	void *sk = ctx->sk_common;
 	struct listener_record record = {};
 	u8 state = 0;
@@ -31,6 +30,6 @@ int bpf_iter__tcp(struct bpf_iter_tcp_context *ctx)
 	} else {
 		return 0;
 	}
-	bpf_seq_write(meta->seq, &record, sizeof(record));
+	bpf_seq_write(ctx->meta->seq, &record, sizeof(record));
 	return 0;
 }

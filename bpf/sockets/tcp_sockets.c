@@ -34,7 +34,6 @@ static __always_inline void read_connection(struct socket_record *record, void *
 
 int bpf_iter__tcp(struct bpf_iter_tcp_context *ctx)
 {
-	struct bpf_iter_meta *meta = ctx->meta;
 	void *sk = ctx->sk_common;
 	struct socket_record record = {};
 
@@ -51,6 +50,6 @@ int bpf_iter__tcp(struct bpf_iter_tcp_context *ctx)
 		else
 			read_connection(&record, sk);
 	}
-	bpf_seq_write(meta->seq, &record, sizeof(record));
+	bpf_seq_write(ctx->meta->seq, &record, sizeof(record));
 	return 0;
 }

@@ -28,20 +28,16 @@ static __always_inline u32 read_drops(void *sk)
 
 int bpf_iter__udp(struct bpf_iter_udp_context *ctx)
 {
-	struct bpf_iter_meta *meta = ctx->meta;
 	void *sk = ctx->udp_sk;
 	struct udp_record record = {};
-	struct udp_queues queues;
 
 	if (!sk)
 		return 0;
 	record.cookie = socket_cookie(sk);
 	read_tuple(&record.tuple, sk);
 	read_membership(&record.membership, sk);
-	queues = read_queues(sk);
-	record.receive_queue = queues.receive;
-	record.send_queue = queues.send;
+	read_queues(&record.receive_queue, &record.send_queue, sk);
 	record.drops = read_drops(sk);
-	bpf_seq_write(meta->seq, &record, sizeof(record));
+	bpf_seq_write(ctx->meta->seq, &record, sizeof(record));
 	return 0;
 }

@@ -4,17 +4,13 @@
 
 #include "fields.h"
 
-struct udp_queues {
-	u32 receive;
-	u32 send;
-};
-
-static __always_inline struct udp_queues read_queues(void *sk)
+static __always_inline void read_queues(u32 *receive_queue, u32 *send_queue, void *sk)
 {
 	u32 received = 0, deficit = 0, sending = 0;
 
 	READ(received, sk, OFF_RMEM_ALLOC);
 	READ(deficit, sk, OFF_FORWARD_DEFICIT);
 	READ(sending, sk, OFF_WMEM_ALLOC);
-	return (struct udp_queues){ received - deficit, sending ? sending - 1 : 0 };
+	*receive_queue = received - deficit;
+	*send_queue = sending ? sending - 1 : 0;
 }

@@ -8,18 +8,14 @@
 
 int bpf_iter__udp(struct bpf_iter_udp_context *ctx)
 {
-	struct bpf_iter_meta *meta = ctx->meta;
 	void *sk = ctx->udp_sk;
 	struct socket_record record = {};
-	struct udp_queues queues;
 
 	if (!sk)
 		return 0;
 	read_common(&record, sk, ctx->uid);
 	record.inode = read_inode(sk);
-	queues = read_queues(sk);
-	record.receive_queue = queues.receive;
-	record.send_queue = queues.send;
-	bpf_seq_write(meta->seq, &record, sizeof(record));
+	read_queues(&record.receive_queue, &record.send_queue, sk);
+	bpf_seq_write(ctx->meta->seq, &record, sizeof(record));
 	return 0;
 }

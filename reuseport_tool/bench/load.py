@@ -23,6 +23,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+from reuseport_tool.closing import Closing
 from reuseport_tool.errors import ToolError
 from reuseport_tool.waiting import readable
 
@@ -72,7 +73,7 @@ class Ledger:
         return Ledger(**{**sums, "longest_wait_s": max(self.longest_wait_s, other.longest_wait_s)})
 
 
-class Load:
+class Load(Closing):
     """The load as a child process. A context manager; stop() gives the ledger.
 
     Args:
@@ -108,10 +109,7 @@ class Load:
             text=True,
         )
 
-    def __enter__(self) -> Load:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._process.kill()
         self._process.communicate()
 

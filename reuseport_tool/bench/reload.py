@@ -240,16 +240,14 @@ def bench(
                     _turn(arm, clients, Path(str(pins)), samples[arm.name])
             on_round()
         closes = bench_close.measure(queued, close_rounds, on_round)
-    arms = tuple(_summary(arm, samples.get(arm.name)) for arm in _ARMS)
-    duration_s = round(time.perf_counter() - start, 2)
     return BenchReload(
         kernel=os.uname().release,
         rounds=rounds,
         clients=clients,
-        arms=arms,
+        arms=tuple(_summary(arm, samples.get(arm.name)) for arm in _ARMS),
         close_rounds=close_rounds,
         closes=closes,
-        duration_s=duration_s,
+        duration_s=round(time.perf_counter() - start, 2),
     )
 
 

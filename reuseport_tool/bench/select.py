@@ -43,7 +43,7 @@ _ACCEPT_TIMEOUT_S = 10.0
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-@dataclass(frozen=True)
+@record
 class _Pace:
     """Time for one connection, nanoseconds."""
 
@@ -110,15 +110,13 @@ def select(rounds: int, connections: int, on_round: Callable[[], None] = lambda:
             for bench in benches:
                 _statistics_round(bench, connections, order)
             on_round()
-        arms = tuple(_summary(bench, arm) for bench in benches for arm in bench.programs)
-    duration_s = round(time.perf_counter() - start, 2)
     return BenchSelect(
         kernel=os.uname().release,
         rounds=rounds,
         connections_per_round=connections,
         statistics_rounds=STATISTICS_ROUNDS,
-        arms=arms,
-        duration_s=duration_s,
+        arms=tuple(_summary(bench, arm) for bench in benches for arm in bench.programs),
+        duration_s=round(time.perf_counter() - start, 2),
     )
 
 
@@ -180,8 +178,8 @@ def _pace(bench: _Bench, connections: int) -> _Pace:
     for done in range(0, connections, _BATCH):
         _connect_and_accept(bench, min(_BATCH, connections - done))
     return _Pace(
-        (time.perf_counter_ns() - wall_ns) / connections,
-        (time.thread_time_ns() - cpu_ns) / connections,
+        wall_ns=(time.perf_counter_ns() - wall_ns) / connections,
+        cpu_ns=(time.thread_time_ns() - cpu_ns) / connections,
     )
 
 

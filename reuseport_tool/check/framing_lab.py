@@ -17,6 +17,7 @@ from reuseport_tool.errors import ToolError
 from reuseport_tool.kernel import autolowat as kernel
 from reuseport_tool.kernel import cgroup, netns
 from reuseport_tool.models import Engine
+from reuseport_tool.record import record
 from reuseport_tool.waiting import wait_until
 
 OPT_LEVEL, OPT_NAME = 0xDEADBEEF - 2**32, 0x8BADF00D - 2**32
@@ -54,7 +55,7 @@ def programs_at(folder: Path, plan: Plan, at_devices: ExitStack | None = None) -
         yield maps
 
 
-@dataclass(frozen=True)
+@record
 class Arrived:
     """Bytes of payload and segments with data that a socket has received in order."""
 
@@ -82,7 +83,7 @@ class Pair:
         if not wait_until(lambda: arrived(self.server).size >= before.size + len(piece), DEADLINE_S, _POLL_S):
             raise ToolError(f"{len(piece)} bytes did not arrive over the loopback")
         now = arrived(self.server)
-        if now != Arrived(before.size + len(piece), before.segments + 1):
+        if now != Arrived(size=before.size + len(piece), segments=before.segments + 1):
             raise ToolError(f"a piece of {len(piece)} bytes arrived as {now.segments - before.segments} segments")
 
     def lowat(self) -> int:
@@ -100,7 +101,11 @@ class Pair:
 def arrived(sock: socket.socket) -> Arrived:
     """From TCP_INFO, which waits for a segment that is being worked on."""
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-    return Arrived(struct.unpack_from("=Q", info, _BYTES_RECEIVED)[0], struct.unpack_from("=I", info, _DATA_SEGS_IN)[0])
+    (size,), (segments,) = (
+        struct.unpack_from("=Q", info, _BYTES_RECEIVED),
+        struct.unpack_from("=I", info, _DATA_SEGS_IN),
+    )
+    return Arrived(size=size, segments=segments)
 
 
 @contextlib.contextmanager

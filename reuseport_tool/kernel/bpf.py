@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from ctypes import c_uint8 as u8
 from ctypes import c_uint32 as u32
 from ctypes import c_uint64 as u64
-from typing import TypeVar
+from typing import ClassVar, Self, TypeVar
 
 from reuseport_tool import names
 from reuseport_tool.closing import Closing
@@ -110,6 +110,18 @@ def translated(doing: str) -> Iterator[None]:
 class Handle(Closing):
     """Owner of one file descriptor of a BPF object."""
 
+    _kind: ClassVar[str]  # as the kernel's functions call it
+
+    @classmethod
+    def open(cls, path: str, shown: str = "") -> Self:
+        """BPF_OBJ_GET of a pinned object; see pin(). Raises FileNotFoundError, Conflict for one of another kind."""
+        return cls(_obj_get(path, cls._kind, shown or path))
+
+    @classmethod
+    def by_id(cls, number: int) -> Self:
+        """BPF_MAP_GET_FD_BY_ID and the like, which want CAP_SYS_ADMIN."""
+        return cls(libbpf.call(f"bpf_{cls._kind}_get_fd_by_id", number, what=f"open {cls.__name__.lower()} {number}"))
+
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
@@ -150,6 +162,8 @@ def _not_a(kind: str, path: str) -> Conflict:
 
 class Map(Handle):
     """A map whose key is one number of `key_size` bytes. Values are bytes of `value_size`."""
+
+    _kind = "map"
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd)
@@ -194,16 +208,6 @@ class Map(Handle):
                 btf_value_type_id=types.value,
             )
             return cls(_create_map(kind, name, (key_size, value_size, max_entries), opts))
-
-    @classmethod
-    def open(cls, path: str, shown: str = "") -> Map:
-        """BPF_OBJ_GET of a pinned map; see Handle.pin(). Raises FileNotFoundError, Conflict for anything but a map."""
-        return cls(_obj_get(path, "map", shown or path))
-
-    @classmethod
-    def by_id(cls, map_id: int) -> Map:
-        """BPF_MAP_GET_FD_BY_ID, which wants CAP_SYS_ADMIN."""
-        return cls(libbpf.call("bpf_map_get_fd_by_id", map_id, what=f"open map {map_id}"))
 
     def lookup(self, key: int) -> bytes:
         """The value under a key. Raises OSError (ENOENT for an empty slot)."""
@@ -272,15 +276,7 @@ class ProgramInfo:
 class Program(Handle):
     """A loaded program."""
 
-    @classmethod
-    def open(cls, path: str, shown: str = "") -> Program:
-        """BPF_OBJ_GET of a pinned program; as Map.open()."""
-        return cls(_obj_get(path, "prog", shown or path))
-
-    @classmethod
-    def by_id(cls, program_id: int) -> Program:
-        """BPF_PROG_GET_FD_BY_ID, which wants CAP_SYS_ADMIN."""
-        return cls(libbpf.call("bpf_prog_get_fd_by_id", program_id, what=f"open program {program_id}"))
+    _kind = "prog"
 
     def map_ids(self) -> tuple[int, ...]:
         """Of the maps that it uses."""
@@ -376,10 +372,7 @@ class _LinkInfo(ctypes.Structure):
 class Link(Handle):
     """An attachment."""
 
-    @classmethod
-    def open(cls, path: str, shown: str = "") -> Link:
-        """BPF_OBJ_GET of a pinned link. Raises FileNotFoundError, and Conflict for anything else than a link."""
-        return cls(_obj_get(path, "link", shown or path))
+    _kind = "link"
 
     def device(self) -> int:
         """The device of a tcx link; 0 when the device is gone."""

@@ -253,21 +253,20 @@ def listeners_of(protocol: Protocol, *, ordered: bool = True) -> AbstractContext
     return _loaded(TcpListeners, ordered) if protocol is Protocol.TCP else _loaded(UdpListeners, ordered)
 
 
-def _program_id(record: ListenerRecord | UdpRecord) -> int | None:
-    return record.program_id if record.has_program else None
-
-
-def _index(record: ListenerRecord | UdpRecord) -> int | None:
-    return None if record.place == NOT_IN_SOCKS else record.place
+def _member(record: ListenerRecord | UdpRecord) -> dict[str, Any]:
+    """The fields of a MemberInfo."""
+    return {
+        "cookie": record.cookie,
+        "group": record.group,
+        "program_id": record.program_id if record.has_program else None,
+        "index": None if record.place == NOT_IN_SOCKS else record.place,
+        "group_size": record.size,
+    }
 
 
 def _tcp_info(record: ListenerRecord) -> ListenerInfo:
     return ListenerInfo(
-        cookie=record.cookie,
-        group=record.group,
-        program_id=_program_id(record),
-        index=_index(record),
-        group_size=record.size,
+        **_member(record),
         accept_queue=record.accept_queue,
         backlog=record.backlog,
         half_open=record.half_open,
@@ -277,11 +276,7 @@ def _tcp_info(record: ListenerRecord) -> ListenerInfo:
 def _udp_info(record: UdpRecord) -> UdpInfo:
     size = 16 if record.family == socket.AF_INET6 else 4
     return UdpInfo(
-        cookie=record.cookie,
-        group=record.group,
-        program_id=_program_id(record),
-        index=_index(record),
-        group_size=record.size,
+        **_member(record),
         is_connected=record.state == TcpState.ESTABLISHED,
         local=record.local[:size],
         local_port=record.local_port,

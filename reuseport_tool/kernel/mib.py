@@ -12,12 +12,12 @@ class TcpCounters:
     A counter that this kernel does not have reads as 0.
     """
 
-    TCPMigrateReqSuccess: int = 0
-    TCPMigrateReqFailure: int = 0
-    ListenDrops: int = 0
-    ListenOverflows: int = 0
-    TCPAbortOnClose: int = 0
-    OutRsts: int = 0
+    TCPMigrateReqSuccess: int
+    TCPMigrateReqFailure: int
+    ListenDrops: int
+    ListenOverflows: int
+    TCPAbortOnClose: int
+    OutRsts: int
 
     def since(self, earlier: TcpCounters) -> TcpCounters:
         return TcpCounters(**{name: getattr(self, name) - getattr(earlier, name) for name in self.__dataclass_fields__})

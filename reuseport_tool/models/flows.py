@@ -19,17 +19,17 @@ class FlowMode(enum.StrEnum):
 class FlowCounters:
     """What the program counted of UDP flows since the group keeps them, over all CPUs."""
 
-    new: int = 0
+    new: int
     """Flows that it recorded."""
-    kept: int = 0
+    kept: int
     """Datagrams that it gave to the socket that their flow belongs to."""
-    gone: int = 0
+    gone: int
     """Datagrams of flows whose socket was closed; each is recorded anew."""
-    learnt: int = 0
+    learnt: int
     """Connection IDs of QUIC that it learnt."""
-    moved: int = 0
+    moved: int
     """How often a QUIC connection went on from another address."""
-    older: int = 0
+    older: int
     """Datagrams of QUIC connections that it did not know, which it gave to the generation before the working one."""
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from reuseport_tool.group import places
 from tests.kernel.needs import require
+from tests.kernel.readable import READABLE
 from tests.tool import Tool
 
 PORT = 8080
@@ -38,6 +39,20 @@ def server_command(name: str, *options: object, port: int = PORT) -> list[str]:
 def until(path: Path) -> str:
     """A shell command that ends when a file is there."""
     return f"until [ -e {path} ]; do sleep 0.05; done"
+
+
+@pytest.fixture(scope="module")
+def readable() -> Iterator[None]:
+    """Other users can read the checkout, at READABLE."""
+    with READABLE.opened():
+        yield
+
+
+def begin_reload(tool: Tool, healthy: Path) -> subprocess.Popen[bytes]:
+    """A reload whose new server is not healthy until a file is there."""
+    health = ("--health-command", until(healthy), "--health-timeout", 60)
+    command = tool.command("reload", PORT, *health, "--", *server_command("new"))
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
 @pytest.fixture

@@ -20,7 +20,10 @@ from tests.kernel.conftest import PORT, SERVER, Clients, ask, server_command
 from tests.kernel.readable import READABLE
 from tests.tool import Tool
 
-pytestmark = pytest.mark.needs("migration by program", "migration wakes readers", "bpf_sock_destroy")
+pytestmark = [
+    pytest.mark.needs("migration by program", "migration wakes readers", "bpf_sock_destroy"),
+    pytest.mark.usefixtures("readable"),
+]
 Spawn = Callable[..., subprocess.Popen[str]]
 
 USER = 4242  # that the tool runs as
@@ -75,12 +78,6 @@ class Capable(Tool):
 
 def as_user(uid: int) -> list[str]:
     return ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def readable() -> Iterator[None]:
-    with READABLE.opened():
-        yield
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def test_a_spread_is_median_and_quartiles() -> None:
 
 
 def test_statistics_are_for_each_run() -> None:
-    samples = _Samples(paces=[_Pace(1, 1)])
+    samples = _Samples(paces=[_Pace(wall_ns=1, cpu_ns=1)])
     _add_statistics(samples, connections=100, runs=200, time_ns=5000)
     assert (samples.ns_per_run, samples.runs, samples.connections) == ([25.0], 200, 100)
 

@@ -10,9 +10,10 @@ from reuseport_tool.cli.show.group import _flow_table
 from reuseport_tool.group import layout, policy, problems
 from reuseport_tool.kernel.program import bpf_dir
 from reuseport_tool.models import FlowCounters, FlowMode, FlowTable
+from tests.records import some
 from tests.unit.test_problems import GROUP
 
-TABLE = FlowTable(mode="quic", flows=10, capacity=100, connection_ids=10, counters=FlowCounters())
+TABLE = FlowTable(mode="quic", flows=10, capacity=100, connection_ids=10, counters=some(FlowCounters))
 
 
 @pytest.mark.parametrize("mode", FlowMode)

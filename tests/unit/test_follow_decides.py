@@ -66,21 +66,14 @@ def test_an_announced_listener_is_missing_until_it_is_found() -> None:
     assert not announced.missing
 
 
-def test_one_that_is_found_before_its_event_is_a_credit() -> None:
-    announced = Announced()
-    announced.start({1})
-    announced.account(0, {1, 2}, now=10.0)
-    announced.account(1, {1, 2}, now=10.5)
-    assert not announced.missing
-
-
-def test_a_credit_does_not_last() -> None:
+@pytest.mark.parametrize(("event_s", "missing"), [(10.5, False), (12.0, True)])
+def test_one_that_is_found_before_its_event_is_a_credit_that_does_not_last(event_s: float, missing: bool) -> None:
     """The event of a later listener must not be taken for that of one whose event was lost."""
     announced = Announced()
     announced.start({1})
     announced.account(0, {1, 2}, now=10.0)
-    announced.account(1, {1, 2}, now=12.0)
-    assert announced.missing
+    announced.account(1, {1, 2}, now=event_s)
+    assert announced.missing is missing
 
 
 def test_one_that_closed_again_is_given_up_after_every_wait() -> None:

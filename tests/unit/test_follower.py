@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from reuseport_tool.closing import Closing
 from reuseport_tool.errors import Conflict
 from reuseport_tool.follow import run
 from reuseport_tool.follow.wakeups import Wakeups
@@ -191,7 +192,7 @@ def test_errors_of_the_first_look_end_it_and_later_ones_do_not(scene: Scene) -> 
     assert theirs not in scene.kernel.running.values()
 
 
-class Events:
+class Events(Closing):
     """In the place of ListenEvents: an event of a new listener, then SIGTERM."""
 
     def __init__(self, kernel: Kernel) -> None:
@@ -199,10 +200,7 @@ class Events:
         self._reader, self._writer = socket.socketpair()
         self._writer.send(b"!")
 
-    def __enter__(self) -> Events:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._reader.close()
         self._writer.close()
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from reuseport_tool.cli.show.live import LiveView
 from reuseport_tool.kernel.mib import TcpCounters
 from reuseport_tool.models import Canary, Counters, Group, OldSide, Status, Transaction
+from tests.records import some
 from tests.unit.test_problems import GROUP, LISTENER, listeners
 
 RUNNING = Transaction(running=True, step="canary", pid=9, begun_at=time.time())
@@ -31,7 +32,7 @@ def frames(width: int, *looks: Status, mib: tuple[TcpCounters, ...] = ()) -> lis
         for second, status in enumerate(looks):
             stream.truncate(0)
             stream.seek(0)
-            view.update(status, mib[second] if mib else TcpCounters(), float(second))
+            view.update(status, mib[second] if mib else some(TcpCounters), float(second))
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", stream.getvalue())
     return [line.rstrip() for line in text.split("\n")]
 
@@ -81,7 +82,7 @@ def test_the_first_frame_has_no_rate_and_no_event() -> None:
 
 
 def test_counters_are_those_since_the_start() -> None:
-    looks = (TcpCounters(TCPMigrateReqSuccess=7), TcpCounters(TCPMigrateReqSuccess=10, ListenDrops=2))
+    looks = (some(TcpCounters, TCPMigrateReqSuccess=7), some(TcpCounters, TCPMigrateReqSuccess=10, ListenDrops=2))
     text = "\n".join(frames(80, *BUSY, mib=looks))
     assert "3 migrated" in text
     assert "2 drops" in text

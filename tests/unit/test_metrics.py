@@ -15,11 +15,12 @@ from reuseport_tool.errors import Unsupported
 from reuseport_tool.group import problems
 from reuseport_tool.kernel.mib import TcpCounters
 from reuseport_tool.models import Canary, Counters, FlowCounters, FlowTable, Followed, Group, LastReload, Resets, Status
+from tests.records import some
 from tests.unit.test_problems import GROUP, KILLED, listeners
 
 RULES = Path(__file__).parents[2] / "packaging" / "prometheus" / "reuseport-tool.rules.yml"
 COUNTERS = Counters(selected=10, fallback=1, migrated_established=5, migrated_syn_recv=6, migrated_new_syn_recv=7)
-MIB = TcpCounters(TCPMigrateReqSuccess=18, TCPMigrateReqFailure=2, OutRsts=3)
+MIB = some(TcpCounters, TCPMigrateReqSuccess=18, TCPMigrateReqFailure=2, OutRsts=3)
 BUSY = replace(
     GROUP,
     listeners=listeners(3, 5),

@@ -93,6 +93,14 @@ def pair(protocol: int = 0, *, fast_open: bytes = b"") -> Iterator[tuple[socket.
 
 
 @contextlib.contextmanager
+def opted_in(bench: Bench) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A pair() whose server has asked for the callback."""
+    with pair() as (client, server):
+        assert bench.opt_in(server) == 0
+        yield client, server
+
+
+@contextlib.contextmanager
 def wake_ups() -> Iterator[Callable[[], int]]:
     """Counts the calls of sock_def_readable() with a kprobe."""
     kprobe_event("p:rcvq_wake sock_def_readable")
@@ -148,8 +156,7 @@ def case_enable_disable(bench: Bench) -> None:
 def case_both_call_sites(bench: Bench) -> None:
     """It is called per skb with readable payload, and after recvmsg() without an skb."""
     bench.reset()
-    with pair() as (client, server):
-        assert bench.opt_in(server) == 0
+    with opted_in(bench) as (client, server):
         client.sendall(b"0123ABCD")
         bench.wait_seen(QUEUED, 1)
         assert bench.seen(BYTES) == 8
@@ -163,8 +170,7 @@ def case_both_call_sites(bench: Bench) -> None:
 def case_not_linear(bench: Bench) -> None:
     """bpf_skb_load_bytes() reads payload that is in pages."""
     bench.reset()
-    with pair() as (client, server):
-        assert bench.opt_in(server) == 0
+    with opted_in(bench) as (client, _):
         client.sendall(b"x" * 30000 + b"TAIL")
         bench.wait_seen(BYTES, 30004)
         assert struct.pack("<i", bench.seen(LAST_WORD)) == b"TAIL"
@@ -183,8 +189,7 @@ def case_fast_open(bench: Bench) -> None:
 def case_out_of_order(bench: Bench) -> None:
     """Segments that waited out of order pass it in order, each byte once, when the hole is filled."""
     bench.reset()
-    with pair() as (client, server):
-        assert bench.opt_in(server) == 0
+    with opted_in(bench) as (client, server):
         with reordered():
             before, total = ofo_queued(), 0
             deadline = time.monotonic() + DEADLINE_S
@@ -230,8 +235,7 @@ def case_sockmap(bench: Bench) -> None:
 def case_no_wake_up_while_queueing(bench: Bench) -> None:
     """Setting the mark while queueing wakes nobody: silence below it, one wake-up per segment above it."""
     bench.reset(lowat_queued=100)
-    with pair() as (client, server), edge_poll(server) as poll, wake_ups() as woken:
-        assert bench.opt_in(server) == 0
+    with opted_in(bench) as (client, server), edge_poll(server) as poll, wake_ups() as woken:
         for number in range(1, 4):
             client.sendall(b"frag")
             bench.wait_seen(QUEUED, number)
@@ -247,8 +251,7 @@ def case_no_wake_up_while_queueing(bench: Bench) -> None:
 def case_wake_up_after_recvmsg(bench: Bench) -> None:
     """Lowering the mark after recvmsg() wakes the reader, because nothing else will."""
     bench.reset(lowat_queued=100)
-    with pair() as (client, server), edge_poll(server) as poll:
-        assert bench.opt_in(server) == 0
+    with opted_in(bench) as (client, server), edge_poll(server) as poll:
         client.sendall(b"0123456789")
         bench.wait_seen(QUEUED, 1)
         assert poll.poll(0) == []
@@ -263,8 +266,7 @@ def case_wake_up_after_recvmsg(bench: Bench) -> None:
 def case_negative_is_int_max(bench: Bench) -> None:
     """A negative mark counts as INT_MAX: as far as the receive buffer goes."""
     bench.reset(lowat_queued=0xFFFFFFFF)
-    with pair() as (client, server):
-        assert bench.opt_in(server) == 0
+    with opted_in(bench) as (client, server):
         client.sendall(b"data")
         bench.wait_seen(QUEUED, 1)
         assert server.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) > 1 << 20
@@ -273,8 +275,7 @@ def case_negative_is_int_max(bench: Bench) -> None:
 def case_setsockopt_stays_closed(bench: Bench) -> None:
     """bpf_setsockopt() is refused inside the callback."""
     bench.reset()
-    with pair() as (client, server):
-        assert bench.opt_in(server) == 0
+    with opted_in(bench) as (client, _):
         client.sendall(b"data")
         bench.wait_seen(QUEUED, 1)
         assert bench.seen(SETSOCKOPT) == -errno.EOPNOTSUPP

@@ -20,6 +20,7 @@ from reuseport_tool.bench import rpc_framing as bench_rpc_framing
 from reuseport_tool.check import framing_lab
 from reuseport_tool.check import rpc_framing as check_rpc_framing
 from reuseport_tool.check.framing_lab import DEADLINE_S, Pair, rpc_frame
+from reuseport_tool.check.udp_load import Background
 from reuseport_tool.errors import ToolError
 from reuseport_tool.kernel import autolowat as kernel
 from reuseport_tool.kernel import cgroup, netns
@@ -151,18 +152,11 @@ class Traffic:
         self.frames, self.wrong = 0, ""
         self.servers: list[socket.socket] = []
         self._listener = listener
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
 
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
+    def run(self, stop: threading.Event) -> None:
         lasting = self._connect()
         try:
-            while not self._stop.is_set() and not self.wrong:
+            while not stop.is_set() and not self.wrong:
                 fresh = self._connect()
                 for client, server in (lasting, fresh):
                     self._exchange(client, server)
@@ -200,14 +194,12 @@ class Traffic:
 def test_traffic_goes_on_while_attach_and_detach_run(tool: Tool, group: Path) -> None:
     with socket.create_server(("127.0.0.1", PORT)) as listener:
         traffic = Traffic(listener)
-        try:
+        with Background(traffic.run):
             for _ in range(2):
                 before = traffic.frames
                 attach(tool, group, "--ports", PORT)
                 tool.ok("autolowat", "detach", "--cgroup", group)
                 assert wait_until(lambda before=before: traffic.frames > before or bool(traffic.wrong), DEADLINE_S)  # type: ignore[misc]
-        finally:
-            traffic.stop()
         assert traffic.wrong == ""
         assert [lowat(sock) for sock in traffic.servers] == [1, 1]
         # Nobody follows: a part of a frame wakes the reader.

@@ -15,7 +15,7 @@ from reuseport_tool.models import Step, parse_endpoint
 from reuseport_tool.reload import transaction as reload
 from reuseport_tool.reload.plan import Plan, Progress
 from reuseport_tool.waiting import wait_until
-from tests.kernel.conftest import PORT, Clients, ask, server_command, snapshot, until
+from tests.kernel.conftest import PORT, Clients, ask, begin_reload, server_command, snapshot, until
 from tests.tool import Tool
 
 pytestmark = [
@@ -307,9 +307,7 @@ def test_plans_that_make_no_sense(tool: Tool, server: Start) -> None:
 def test_a_second_reload_finds_the_lock_taken(tool: Tool, server: Start, tmp_path: Path) -> None:
     server("old")
     healthy = tmp_path / "healthy"
-    health = ("--health-command", until(healthy), "--health-timeout", 60)
-    command = tool.command("reload", PORT, *health, "--", *server_command("new"))
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    first = begin_reload(tool, healthy)
     assert wait_until(lambda: tool.ok("status", PORT)["groups"][0]["working_generation"] == 2, 30)
     error = tool.fails(7, "reload", PORT, "--", *server_command("second"))
     assert f"process {first.pid}" in error["message"]

@@ -17,7 +17,7 @@ from reuseport_tool.models import Policy, Step, parse_endpoint
 from reuseport_tool.reload import transaction as reload
 from reuseport_tool.reload.plan import Plan
 from reuseport_tool.waiting import wait_until
-from tests.kernel.conftest import PORT, Clients, ask, server_command, snapshot, until
+from tests.kernel.conftest import PORT, Clients, ask, begin_reload, server_command, snapshot
 from tests.kernel.reload import killed
 from tests.tool import Tool
 
@@ -154,9 +154,7 @@ def test_what_was_interrupted_is_shown_and_left_alone(tool: Tool, server: Start)
 def test_a_running_reload_is_shown_and_cannot_be_taken_over(tool: Tool, server: Start, tmp_path: Path) -> None:
     server("old")
     healthy = tmp_path / "healthy"
-    health = ("--health-command", until(healthy), "--health-timeout", 60)
-    command = tool.command("reload", PORT, *health, "--", *server_command("new"))
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = begin_reload(tool, healthy)
 
     def step() -> str | None:
         running = tool.ok("status", PORT)["groups"][0]["reload"]

@@ -11,13 +11,11 @@ from pathlib import Path
 import pytest
 
 from reuseport_tool.kernel import libc
-from tests.kernel.readable import READABLE
 
 
 @pytest.fixture(autouse=True, scope="module")
-def readable() -> Iterator[None]:
-    with READABLE.opened():
-        yield
+def every_user_reads_the_checkout(readable: None) -> None:
+    """For all tests here."""
 
 
 @pytest.fixture

@@ -110,6 +110,15 @@ def lab(tool: Tool, in_netns: None) -> Iterator[Callable[[str], Lab]]:
         yield lambda family: Lab(tool, stack, family)
 
 
+@pytest.fixture
+def at(lab: Callable[[str], Lab]) -> Lab:
+    """One member, attached."""
+    made = lab("ipv4")
+    made.join()
+    made.attach()
+    return made
+
+
 @pytest.mark.parametrize(
     ("family", "length", "version"),
     [
@@ -190,11 +199,8 @@ def test_what_it_does_not_know_goes_where_it_may_be_known(lab: Callable[[str], L
     assert at.reach(at.client(), quic.short(connection_id(8))) is new[0]
 
 
-def test_a_new_id_on_a_known_address_is_learnt(lab: Callable[[str], Lab]) -> None:
+def test_a_new_id_on_a_known_address_is_learnt(at: Lab) -> None:
     """NEW_CONNECTION_ID is encrypted: the first datagram that has the new ID comes from an address that is known."""
-    at = lab("ipv4")
-    at.join()
-    at.attach()
     client, member, _ = at.connect()
     new = [at.join()]
     at.switch(new)
@@ -204,10 +210,7 @@ def test_a_new_id_on_a_known_address_is_learnt(lab: Callable[[str], Lab]) -> Non
     assert at.table()["counters"]["older"] == 0
 
 
-def test_generations_may_have_ids_of_different_lengths(lab: Callable[[str], Lab]) -> None:
-    at = lab("ipv4")
-    at.join()
-    at.attach()
+def test_generations_may_have_ids_of_different_lengths(at: Lab) -> None:
     before = [at.connect(8) for _ in range(4)]
     at.switch([at.join()])
     after = [at.connect(20) for _ in range(4)]
@@ -216,21 +219,15 @@ def test_generations_may_have_ids_of_different_lengths(lab: Callable[[str], Lab]
         assert at.reach(at.client(), quic.short(chosen)) is member
 
 
-def test_without_an_id_the_address_decides(lab: Callable[[str], Lab]) -> None:
-    at = lab("ipv4")
-    at.join()
-    at.attach()
+def test_without_an_id_the_address_decides(at: Lab) -> None:
     client, member, _ = at.connect(0)
     at.switch([at.join()])
     assert at.reach(client, quic.short(b"")) is member
     assert at.table()["connection_ids"] == 0
 
 
-def test_only_the_server_says_how_long_an_id_is(lab: Callable[[str], Lab]) -> None:
+def test_only_the_server_says_how_long_an_id_is(at: Lab) -> None:
     """A client that claims another length teaches nothing, and spoils nothing."""
-    at = lab("ipv4")
-    at.join()
-    at.attach()
     _, member, chosen = at.connect(8)
     liar = at.client()
     at.reach(liar, quic.initial(connection_id(8)))
@@ -242,10 +239,7 @@ def test_only_the_server_says_how_long_an_id_is(lab: Callable[[str], Lab]) -> No
     assert at.reach(at.client(), quic.short(chosen)) is member
 
 
-def test_retry_and_version_negotiation_say_nothing_of_ids(lab: Callable[[str], Lab]) -> None:
-    at = lab("ipv4")
-    at.join()
-    at.attach()
+def test_retry_and_version_negotiation_say_nothing_of_ids(at: Lab) -> None:
     _, member, chosen = at.connect(8)
     asking = at.client()
     _, source = at.receive(asking, quic.initial(connection_id(8)))
@@ -328,10 +322,7 @@ def test_without_the_right_to_read_answers_nothing_is_changed(lab: Callable[[str
         assert (found and found["mode"]) == (None if before == "none" else before)
 
 
-def test_a_lost_pin_of_the_link_is_damage_and_mended(lab: Callable[[str], Lab]) -> None:
-    at = lab("ipv4")
-    at.join()
-    at.attach()
+def test_a_lost_pin_of_the_link_is_damage_and_mended(at: Lab) -> None:
     client, member, chosen = at.connect()
     assert at.tool.bpffs is not None
     [pin] = at.tool.bpffs.rglob("quic_egress")
@@ -345,10 +336,7 @@ def test_a_lost_pin_of_the_link_is_damage_and_mended(lab: Callable[[str], Lab]) 
     assert at.reach(client, quic.short(chosen)) is member
 
 
-def test_detached_means_that_nothing_is_read_any_more(lab: Callable[[str], Lab]) -> None:
-    at = lab("ipv4")
-    at.join()
-    at.attach()
+def test_detached_means_that_nothing_is_read_any_more(at: Lab) -> None:
     assert at.tool.bpffs is not None
     [pin] = at.tool.bpffs.rglob("quic")
     number = listed("map", "show", "pinned", str(pin))["id"]

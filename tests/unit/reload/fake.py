@@ -597,7 +597,7 @@ class FakeTraffic:
             raise ToolError("the URL answers with status 503")
 
     def mib(self) -> TcpCounters:
-        return TcpCounters()
+        return some(TcpCounters)
 
     def resets(self) -> Resets | None:
         return Resets(never_accepted=self._world.lost, handshakes=0, refused=0, accepted=0)

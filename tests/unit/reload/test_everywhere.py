@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import field
 from typing import Any
 
@@ -64,6 +65,16 @@ def every(case: Case) -> range:
     return range(1, calls(case) + 1, 1 if case == CASES["fresh"] else 3)
 
 
+def disturbed(
+    case: Case, disturb: Callable[[FakeWorld, int], None]
+) -> Iterator[tuple[int, FakeWorld, str | None, BaseException | None]]:
+    """The number of the call, the world, and how the reload ended, for a disturbance at each call."""
+    for number in every(case):
+        world = case.world()
+        world.tap = scenes.at(number, functools.partial(disturb, world, number))
+        yield number, world, *outcome(functools.partial(case.go, world))
+
+
 def done(world: FakeWorld, case: Case, ended: bool = True) -> None:
     """The new server serves every group, and the old one is gone."""
     settled(world, 5 * len(case.groups), case.groups)
@@ -98,14 +109,11 @@ ERRORS: list[Callable[[], BaseException]] = [
 @pytest.mark.parametrize("name", CASES)
 def test_an_exception_anywhere(name: str) -> None:
     case = CASES[name]
-    for number in every(case):
-        world = case.world()
 
-        def fail(number: int = number) -> None:
-            raise ERRORS[number % len(ERRORS)]()
+    def fail(_: FakeWorld, number: int) -> None:
+        raise ERRORS[number % len(ERRORS)]()
 
-        world.tap = scenes.at(number, fail)
-        result, raised = outcome(lambda world=world: case.go(world))  # type: ignore[misc]
+    for _, world, result, raised in disturbed(case, fail):
         if OLD in world.procs:
             undone(world, case.attached, case.groups)
             assert isinstance(raised, BaseException)
@@ -118,10 +126,7 @@ def test_an_exception_anywhere(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_an_interrupt_anywhere(name: str) -> None:
     case = CASES[name]
-    for number in every(case):
-        world = case.world()
-        world.tap = scenes.at(number, lambda world=world: setattr(world, "interrupted", True))  # type: ignore[misc]
-        result, raised = outcome(lambda world=world: case.go(world))  # type: ignore[misc]
+    for _, world, result, raised in disturbed(case, lambda world, _: setattr(world, "interrupted", True)):
         if result == "reloaded":
             done(world, case)
         else:
@@ -166,10 +171,7 @@ def finish(world: FakeWorld, then: str) -> None:
 def test_the_old_side_goes_anywhere(name: str) -> None:
     """It ends by itself: whoever listens then serves, and nobody is told that all is as before."""
     case = CASES[name]
-    for number in every(case):
-        world = case.world()
-        world.tap = scenes.at(number, lambda world=world: world.end(OLD))  # type: ignore[misc]
-        result, raised = outcome(lambda world=world: case.go(world))  # type: ignore[misc]
+    for _, world, result, raised in disturbed(case, lambda world, _: world.end(OLD)):
         assert world.journal is None
         new = others(world)
         if new:
@@ -182,15 +184,12 @@ def test_the_old_side_goes_anywhere(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_the_new_side_goes_anywhere(name: str) -> None:
     case = CASES[name]
-    for number in every(case):
-        world = case.world()
 
-        def end(world: FakeWorld = world) -> None:
-            for pid in others(world):
-                world.end(pid, 1)
+    def end(world: FakeWorld, _: int) -> None:
+        for pid in others(world):
+            world.end(pid, 1)
 
-        world.tap = scenes.at(number, end)
-        result, raised = outcome(lambda world=world: case.go(world))  # type: ignore[misc]
+    for number, world, result, raised in disturbed(case, end):
         assert world.journal is None
         if others(world):
             done(world, case)  # it had not started yet

@@ -52,7 +52,10 @@ class Scene:
             for each in entries
         ]
 
-    def look(self) -> int:
+    def look(self, flows: dict[bytes, tuple[int, float]] | None = None) -> int:
+        """A second later, when these flows are there."""
+        if flows is not None:
+            self.flows = flows
         self.now_s += 1
         return self.watch.look()
 
@@ -60,8 +63,7 @@ class Scene:
 @pytest.mark.parametrize("mode", [FlowMode.ADDRESS, FlowMode.QUIC])
 def test_flows_end_when_nothing_comes_for_the_time(mode: FlowMode) -> None:
     scene = Scene(mode)
-    scene.flows = {b"a": (OLD, 1.0), b"b": (OLD, TIMEOUT_S + 5), b"c": (NEW, 0.0)}
-    assert scene.look() == 1
+    assert scene.look({b"a": (OLD, 1.0), b"b": (OLD, TIMEOUT_S + 5), b"c": (NEW, 0.0)}) == 1
     scene.flows[b"a"] = (OLD, TIMEOUT_S + 5)
     assert (scene.look(), len(scene.watch.evicted)) == (0, 0)
 
@@ -69,10 +71,8 @@ def test_flows_end_when_nothing_comes_for_the_time(mode: FlowMode) -> None:
 @pytest.mark.parametrize("mode", [FlowMode.ADDRESS, FlowMode.QUIC])
 def test_a_flow_that_the_kernel_forgot_is_evicted(mode: FlowMode) -> None:
     scene = Scene(mode)
-    scene.flows = {b"a": (OLD, 1.0)}
-    scene.look()
-    scene.flows = {}
-    assert (scene.look(), len(scene.watch.evicted)) == (0, 1)
+    scene.look({b"a": (OLD, 1.0)})
+    assert (scene.look({}), len(scene.watch.evicted)) == (0, 1)
 
 
 @pytest.mark.parametrize("mode", [FlowMode.ADDRESS, FlowMode.QUIC])
@@ -85,29 +85,22 @@ def test_what_was_evicted_between_the_switch_and_the_drain_counts(mode: FlowMode
 
 def test_a_flow_that_is_recorded_anew_was_evicted_before() -> None:
     scene = Scene(FlowMode.ADDRESS)
-    scene.flows = {b"a": (OLD, 1.0)}
-    scene.look()
-    scene.flows = {b"a": (NEW, 0.0)}
-    scene.look()
+    scene.look({b"a": (OLD, 1.0)})
+    scene.look({b"a": (NEW, 0.0)})
     assert len(scene.watch.evicted) == 1
 
 
 def test_a_connection_that_its_id_brought_back_is_not_evicted() -> None:
     scene = Scene(FlowMode.QUIC)
-    scene.flows = {b"a": (OLD, 1.0)}
-    scene.look()
-    scene.flows = {}
-    scene.look()
-    scene.flows = {b"a": (OLD, 0.0)}
-    assert (scene.look(), len(scene.watch.evicted)) == (1, 0)
+    scene.look({b"a": (OLD, 1.0)})
+    scene.look({})
+    assert (scene.look({b"a": (OLD, 0.0)}), len(scene.watch.evicted)) == (1, 0)
 
 
 def test_an_address_that_a_newer_connection_has_taken_is_not_evicted() -> None:
     scene = Scene(FlowMode.QUIC)
-    scene.flows = {b"a": (OLD, 1.0)}
-    scene.look()
-    scene.flows = {b"a": (NEW, 0.0)}
-    assert (scene.look(), len(scene.watch.evicted)) == (0, 0)
+    scene.look({b"a": (OLD, 1.0)})
+    assert (scene.look({b"a": (NEW, 0.0)}), len(scene.watch.evicted)) == (0, 0)
 
 
 def test_connected_sockets_of_the_old_side_are_waited_for() -> None:
