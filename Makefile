@@ -113,9 +113,10 @@ docs: setup ## Write docs/json.md and docs/schema.json from the models
 	$(PY) -m docs.generate
 
 .PHONY: lint
-lint: setup ## ruff and mypy
+lint: setup ## ruff, mypy and clang-format
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $$(git ls-files '*.c' '*.h')
 	$(VENV)/bin/mypy
 
 # The Debian package, from the files that git knows, for Debian 12 and 13: it has no compiled part.

@@ -4,7 +4,7 @@
 
 #include "fields.h"
 
-#define PIDNS_LEVELS 33	/* MAX_PID_NS_LEVEL and the first one */
+#define PIDNS_LEVELS 33 /* MAX_PID_NS_LEVEL and the first one */
 
 /* `namespace` is an inode. 0 for a process that it does not see. */
 static __always_inline u32 process_id(u32 namespace)

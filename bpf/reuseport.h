@@ -43,11 +43,11 @@
 
 /* The maps come as file descriptors: BCC has no tables of these types. */
 #define MAP(fd) ((void *)bpf_pseudo_fd(1, fd))
-#define choice_map MAP(CHOICE_FD)		/* by enum choice */
-#define members_map MAP(MEMBERS_FD)		/* [generation % GENERATIONS]: slots in use */
-#define generations_map MAP(GENERATIONS_FD)	/* [generation % GENERATIONS]: its sockarray */
-#define counters_map MAP(COUNTERS_FD)		/* per CPU, by enum counter */
-#define cursors_map MAP(CURSORS_FD)		/* by enum cursor */
+#define choice_map MAP(CHOICE_FD)	    /* by enum choice */
+#define members_map MAP(MEMBERS_FD)	    /* [generation % GENERATIONS]: slots in use */
+#define generations_map MAP(GENERATIONS_FD) /* [generation % GENERATIONS]: its sockarray */
+#define counters_map MAP(COUNTERS_FD)	    /* per CPU, by enum counter */
+#define cursors_map MAP(CURSORS_FD)	    /* by enum cursor */
 
 /* Each element is read and written by itself, so that none is ever seen half written. */
 enum choice {
@@ -55,7 +55,7 @@ enum choice {
 	CHOICE_CANARY,		/* number of the canary generation, 0 for none */
 	CHOICE_SHARE,		/* of new connections that the canary gets, in SHARES */
 	CHOICE_STEERED_PORT,	/* source port of the connection to steer to the canary, in network order, or 0 */
-	CHOICE_STEERED_ADDRESS,	/* its source address: 4 elements in network order, IPv4 in the first */
+	CHOICE_STEERED_ADDRESS, /* its source address: 4 elements in network order, IPv4 in the first */
 };
 
 enum counter {
@@ -77,14 +77,14 @@ enum cursor {
 
 enum {
 	SHARES = 10000,
-	SHARES_STRIDE = 6181,	/* no common divisor with SHARES, and near its golden section */
+	SHARES_STRIDE = 6181, /* no common divisor with SHARES, and near its golden section */
 	GUESSES = 8,
 	TRIED_MAX = 512,
 	TRIED_OLDER = 16,
 	ETH_P_IP = 0x0800,
 	IPPROTO_UDP = 17,
-	IPV4_SOURCE = 12,	/* offset in the IPv4 header */
-	IPV6_SOURCE = 8,	/* offset in the IPv6 header */
+	IPV4_SOURCE = 12, /* offset in the IPv4 header */
+	IPV6_SOURCE = 8,  /* offset in the IPv6 header */
 };
 
 enum {
@@ -160,8 +160,7 @@ static __always_inline u32 choice(u32 index)
 #include "udp/flows.h"
 #else
 /* A group that keeps no flows pays nothing for those that do. */
-struct flow {
-};
+struct flow {};
 #define keep_flow(ctx, flow) ((void)(flow), false)
 #define note_slot(ctx, flow, slot) ((void)(flow))
 #define record_flow(flow, generation) ((void)(flow))
@@ -188,8 +187,8 @@ static __always_inline bool select_slot(struct sk_reuseport_md *ctx, void *socka
  * so that no neighbour of a closed member gets its share. Then slots are tried in turn, at most `most` of them. UDP has
  * no guesses: the slot of a connected socket is empty, and the kernel's own choice gives its share to the next one.
  */
-static __always_inline bool select_member(struct sk_reuseport_md *ctx, void *sockarray, u32 members,
-					  u32 wanted, u32 most, struct flow *flow)
+static __always_inline bool select_member(struct sk_reuseport_md *ctx, void *sockarray, u32 members, u32 wanted,
+					  u32 most, struct flow *flow)
 {
 	u32 tried, guesses = ctx->ip_protocol == IPPROTO_UDP ? 0 : GUESSES;
 	/* A policy that says the slot itself does not say how to deal out what that slot would have got. */
@@ -248,8 +247,7 @@ static __always_inline bool is_steered(struct sk_reuseport_md *ctx)
 	if (!port || (void *)(header + 1) > ctx->data_end || *header != port)
 		return false;
 	return !policy_load_source(ctx, source) && source[0] == choice(CHOICE_STEERED_ADDRESS) &&
-	       source[1] == choice(CHOICE_STEERED_ADDRESS + 1) &&
-	       source[2] == choice(CHOICE_STEERED_ADDRESS + 2) &&
+	       source[1] == choice(CHOICE_STEERED_ADDRESS + 1) && source[2] == choice(CHOICE_STEERED_ADDRESS + 2) &&
 	       source[3] == choice(CHOICE_STEERED_ADDRESS + 3);
 }
 

@@ -8,15 +8,15 @@
 #include "fields.h"
 #include "autolowat/framing.h"
 
-#define sockets_map MAP(SOCKETS_FD)	/* what an engine keeps of each socket */
-#define settings_map MAP(SETTINGS_FD)	/* by enum setting */
-#define counters_map MAP(COUNTERS_FD)	/* by enum counter */
-#define ports_map MAP(PORTS_FD)		/* a bit for each port, 64 in a word */
+#define sockets_map MAP(SOCKETS_FD)   /* what an engine keeps of each socket */
+#define settings_map MAP(SETTINGS_FD) /* by enum setting */
+#define counters_map MAP(COUNTERS_FD) /* by enum counter */
+#define ports_map MAP(PORTS_FD)	      /* a bit for each port, 64 in a word */
 
 enum setting {
 	WORKING,
-	NETNS,			/* the inode of the namespace whose sockets are followed */
-	ARM_PORTS,		/* connections of our ports are followed; else applications opt in, and every port is ours */
+	NETNS,	   /* the inode of the namespace whose sockets are followed */
+	ARM_PORTS, /* connections of our ports are followed; else applications opt in, and every port is ours */
 };
 
 enum counter { OPTED_IN, FRAMES, SAVED, MARKS, FAIL_OPENS };

@@ -13,30 +13,30 @@ enum { KIND_LENGTH, KIND_RPC, KIND_POSTGRES, KIND_HTTP2 };
 /* Why following ended; the names are in reuseport_tool/models/autolowat.py, FailOpens. */
 enum doubt {
 	NO_DOUBT,
-	DOUBT_LENGTH,		/* a length that cannot be, or that is too large */
-	DOUBT_TOO_MANY,		/* too many frames in one segment */
-	DOUBT_LOAD,		/* bytes of the segment could not be read */
-	DOUBT_ORDER,		/* a header passed by out of order */
-	DOUBT_URGENT,		/* urgent data */
-	DOUBT_UNSEEN,		/* data came that the program did not see */
-	DOUBT_RACE,		/* two processors worked on one connection */
-	DOUBT_APPLICATION,	/* the application set SO_RCVLOWAT or TCP_ULP itself */
-	DOUBT_REFUSED,		/* the kernel did not take a value or a mark */
+	DOUBT_LENGTH,	   /* a length that cannot be, or that is too large */
+	DOUBT_TOO_MANY,	   /* too many frames in one segment */
+	DOUBT_LOAD,	   /* bytes of the segment could not be read */
+	DOUBT_ORDER,	   /* a header passed by out of order */
+	DOUBT_URGENT,	   /* urgent data */
+	DOUBT_UNSEEN,	   /* data came that the program did not see */
+	DOUBT_RACE,	   /* two processors worked on one connection */
+	DOUBT_APPLICATION, /* the application set SO_RCVLOWAT or TCP_ULP itself */
+	DOUBT_REFUSED,	   /* the kernel did not take a value or a mark */
 	DOUBTS,
 };
 
 /* Where the current frame is. Everything before `next` has been looked at. */
 struct stream {
-	u32 start;		/* of the current frame */
-	u32 end;		/* of the current frame, if `known` */
+	u32 start; /* of the current frame */
+	u32 end;   /* of the current frame, if `known` */
 	u32 next;
-	u32 furthest;		/* after `next`: bytes passed by out of order, and may hold headers */
-	u32 known;		/* the header is complete */
+	u32 furthest; /* after `next`: bytes passed by out of order, and may hold headers */
+	u32 known;    /* the header is complete */
 	/* Payload of one frame, of which a segment that comes late or again can change nothing. */
 	u32 payload;
 	u32 payload_end;
-	u32 jumped;		/* it may still miss bytes: `next` jumped over them */
-	u32 frames;		/* that have ended; kept here, so that the verifier does not count with it */
+	u32 jumped; /* it may still miss bytes: `next` jumped over them */
+	u32 frames; /* that have ended; kept here, so that the verifier does not count with it */
 	u8 header[16];
 };
 

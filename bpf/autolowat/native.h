@@ -7,7 +7,7 @@
 struct state {
 	struct stream stream;
 	u32 armed;
-	u32 flags;		/* callbacks that we switched on */
+	u32 flags; /* callbacks that we switched on */
 };
 
 _Static_assert(sizeof(struct state) == SIZEOF_STATE, "struct state");

@@ -32,7 +32,7 @@
 #define TCP_CWR 0x80
 /* With one of these a segment misses header prediction by itself. */
 #define TCP_SLOW (TCP_FIN | TCP_URG | TCP_ECE | TCP_CWR)
-#define ECN_MODES 0x11	/* of tcp_sock.ecn_flags: TCP_ECN_OK, and TCP_ECN_MODE_ACCECN (Linux 6.18) */
+#define ECN_MODES 0x11 /* of tcp_sock.ecn_flags: TCP_ECN_OK, and TCP_ECN_MODE_ACCECN (Linux 6.18) */
 
 /* tcp_sock.tcp_header_len: without and with timestamps, and nothing else */
 #define HEADER_PLAIN 20
@@ -47,7 +47,7 @@
 
 struct segment {
 	u32 seq, stop;
-	u32 tcp;	/* where the TCP header is in the skb */
+	u32 tcp; /* where the TCP header is in the skb */
 	u32 payload;
 	u32 flags;
 };
@@ -69,7 +69,7 @@ static __always_inline u32 read_ip(struct __sk_buff *skb, u8 *ip, u32 *header)
 		total = bpf_ntohs(*(u16 *)(ip + 2));
 	} else {
 		*header = 40;
-		if (ip[0] >> 4 != 6 || ip[6] != PROTO_TCP)	/* with extension headers: not followed */
+		if (ip[0] >> 4 != 6 || ip[6] != PROTO_TCP) /* with extension headers: not followed */
 			return 0;
 		total = bpf_ntohs(*(u16 *)(ip + 4));
 		total += total ? 40 : 0;
@@ -135,7 +135,7 @@ static __always_inline bool read_segment(struct __sk_buff *skb, u32 link, struct
  */
 static __always_inline long mark_ece(struct __sk_buff *skb, u32 tcp)
 {
-	u16 words[4];	/* flags, window, checksum, urgent pointer */
+	u16 words[4]; /* flags, window, checksum, urgent pointer */
 	u32 urgent;
 
 	if (bpf_skb_load_bytes(skb, tcp + 12, words, sizeof(words)))
@@ -197,10 +197,10 @@ static __always_inline bool is_open(struct stream *stream)
 /* Everything of this segment that the lock does not need to keep. */
 struct finding {
 	u32 doubt, frames;
-	bool odd;	/* TCP's own order is not ours: have the mark looked at again */
+	bool odd; /* TCP's own order is not ours: have the mark looked at again */
 	bool skip;
-	bool fresh;	/* something of it was not followed before, at this device or at the one below */
-	bool reached;	/* the reader has come to the open frame, and nobody was asked about its goal */
+	bool fresh;   /* something of it was not followed before, at this device or at the one below */
+	bool reached; /* the reader has come to the open frame, and nobody was asked about its goal */
 };
 
 static __always_inline void look(struct __sk_buff *skb, struct flow *flow, struct stream *stream,
@@ -279,7 +279,8 @@ static __always_inline bool advance(struct __sk_buff *skb, struct flow *flow, st
  * The common cases by one lock and no copy: in sequence, more of a frame whose end is known or the first of a new one, and
  * not beyond its end. Whether it is done. What is read before the lock is looked at again.
  */
-static __always_inline bool advance_simply(struct __sk_buff *skb, struct flow *flow, struct segment *segment, bool *wanted)
+static __always_inline bool advance_simply(struct __sk_buff *skb, struct flow *flow, struct segment *segment,
+					   bool *wanted)
 {
 	u32 known = flow->stream.known, end = flow->stream.end, size = segment->stop - segment->seq, length;
 	struct stream *stream = &flow->stream;
@@ -433,7 +434,7 @@ static __always_inline bool may_sleep_in_recv(void *sk)
 struct reader {
 	u32 copied, most;
 	bool sleeps;
-	bool asked;	/* a frame may be open that the reader has come to */
+	bool asked; /* a frame may be open that the reader has come to */
 };
 
 static __always_inline void read_reader(void *sk, struct flow *flow, struct reader *reader)
@@ -580,7 +581,9 @@ static __always_inline bool is_in_namespace(void *sk)
  */
 static __always_inline bool arm(struct key *key, void *sk, u32 seq, u32 flags)
 {
-	struct flow flow = { .turn = bpf_get_prandom_u32(), .lowat = 1, .answered = seq, .copied = seq, .flags = flags };
+	struct flow flow = {
+		.turn = bpf_get_prandom_u32(), .lowat = 1, .answered = seq, .copied = seq, .flags = flags
+	};
 	struct flow *other = bpf_map_lookup_elem(sockets_map, key);
 	u16 header = 0;
 	u8 ecn = 0;

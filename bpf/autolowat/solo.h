@@ -17,18 +17,18 @@ struct key {
  */
 struct flow {
 	struct bpf_spin_lock lock;
-	u32 turn;		/* counts the changes of `stream` */
+	u32 turn; /* counts the changes of `stream` */
 	struct stream stream;
-	u32 doubt;		/* enum doubt: the next callback gives the connection up */
-	u32 lowat;		/* what we set last */
-	u32 answered;		/* the goal for which SO_RCVLOWAT was set, or left at 1 */
-	u32 copied;		/* where the reader was then */
-	u32 refused;		/* how often it was left at 1, one after another: the reader sleeps in recv() */
-	u32 skip;		/* goals not to ask for */
-	u32 flags;		/* callbacks that we switched on; WRITE_FLAG: may be switched */
-	u32 ecn;		/* marks must not be ECE */
+	u32 doubt;    /* enum doubt: the next callback gives the connection up */
+	u32 lowat;    /* what we set last */
+	u32 answered; /* the goal for which SO_RCVLOWAT was set, or left at 1 */
+	u32 copied;   /* where the reader was then */
+	u32 refused;  /* how often it was left at 1, one after another: the reader sleeps in recv() */
+	u32 skip;     /* goals not to ask for */
+	u32 flags;    /* callbacks that we switched on; WRITE_FLAG: may be switched */
+	u32 ecn;      /* marks must not be ECE */
 	u32 unused;
-	u64 sk;			/* the kernel's struct sock, for looking at and to tell sockets apart */
+	u64 sk; /* the kernel's struct sock, for looking at and to tell sockets apart */
 };
 
 _Static_assert(sizeof(struct key) == SIZEOF_KEY, "struct key");

@@ -11,7 +11,7 @@ static u64 (*netns_cookie)(void *ctx) = (void *)BPF_FUNC_get_netns_cookie;
 
 int udp_bind_events(struct bpf_sock *ctx)
 {
-	struct listen_event event = {.port = ctx->src_port};
+	struct listen_event event = { .port = ctx->src_port };
 
 	if (ctx->protocol == IPPROTO_UDP && is_wanted(netns_cookie(ctx), ctx->src_port))
 		tell(&event);

@@ -20,14 +20,14 @@
 #include "fields.h"
 #include "process.h"
 
-#define SOCK_DEAD 1	/* 1 << SOCK_DEAD of enum sock_flags (include/net/sock.h) */
-#define TCP_SYN 0x02	/* of the byte of flags in struct tcphdr */
-#define IPV4_SOURCE 12	/* offsets in struct iphdr, ipv6hdr, tcphdr: the packet's format and not the kernel's */
+#define SOCK_DEAD 1    /* 1 << SOCK_DEAD of enum sock_flags (include/net/sock.h) */
+#define TCP_SYN 0x02   /* of the byte of flags in struct tcphdr */
+#define IPV4_SOURCE 12 /* offsets in struct iphdr, ipv6hdr, tcphdr: the packet's format and not the kernel's */
 #define IPV6_SOURCE 8
 #define TCP_FLAGS 13
 
 struct packet {
-	u16 source;	/* network order */
+	u16 source; /* network order */
 	u16 destination;
 	u8 flags;
 };
@@ -41,8 +41,8 @@ struct address_pair {
 
 /* What is known of a connection. */
 struct seen {
-	u64 ended_ns;	/* CLOCK_MONOTONIC; 0 while it may live */
-	u32 closer;	/* the process that closed it, 0 where none is known */
+	u64 ended_ns; /* CLOCK_MONOTONIC; 0 while it may live */
+	u32 closer;   /* the process that closed it, 0 where none is known */
 	u32 unused;
 };
 
@@ -89,7 +89,7 @@ static __always_inline void read_socket(struct address_pair *peer, void *sk)
 		set_ipv4(peer, ipv4);
 	}
 	READ(peer->remote_port, sk, OFF_REMOTE_PORT);
-	READ(port, sk, OFF_SPORT);	/* skc_num is 0 by then */
+	READ(port, sk, OFF_SPORT); /* skc_num is 0 by then */
 	peer->local_port = bpf_ntohs(port);
 }
 
@@ -132,10 +132,10 @@ static __always_inline void count(u16 port, u32 kind, u32 process)
 
 	found = bpf_map_lookup_elem(MAP(COUNTS_FD), &key);
 	if (!found && process) {
-		bpf_map_update_elem(MAP(COUNTS_FD), &key, &(u64){0}, BPF_NOEXIST);
+		bpf_map_update_elem(MAP(COUNTS_FD), &key, &(u64){ 0 }, BPF_NOEXIST);
 		found = bpf_map_lookup_elem(MAP(COUNTS_FD), &key);
 	}
-	if (!found) {	/* the map is full: the element of nobody was there from the start */
+	if (!found) { /* the map is full: the element of nobody was there from the start */
 		key &= ~0xffffffffULL;
 		found = bpf_map_lookup_elem(MAP(COUNTS_FD), &key);
 	}
@@ -148,7 +148,7 @@ int tcp_resets(u64 *ctx)
 	void *sk = (void *)ctx[0], *skb = (void *)ctx[1];
 	struct address_pair peer = {};
 	struct packet packet = {};
-	struct seen after = {.ended_ns = bpf_ktime_get_ns()}, *before;
+	struct seen after = { .ended_ns = bpf_ktime_get_ns() }, *before;
 	u32 kind, *watched;
 	u64 place;
 	bool late;

@@ -12,7 +12,7 @@
 struct bpf_iter_task_file_context {
 	struct bpf_iter_meta *meta;
 	void *task;
-	u64 fd;		/* a u32, aligned to 8 bytes */
+	u64 fd; /* a u32, aligned to 8 bytes */
 	void *file;
 };
 

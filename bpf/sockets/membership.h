@@ -6,8 +6,8 @@
 #include "abi.h"
 
 enum {
-	SOCKS_STEP = 16,	/* pointers of socks[] read at once */
-	SOCKS_STEPS = 64,	/* a group has as many sockets as fit into them, or its order stays unknown */
+	SOCKS_STEP = 16,  /* pointers of socks[] read at once */
+	SOCKS_STEPS = 64, /* a group has as many sockets as fit into them, or its order stays unknown */
 };
 
 static __always_inline void read_program(struct membership *membership)
@@ -32,7 +32,8 @@ static __always_inline u32 index_in_socks(void *group, void *sk, u32 size)
 	for (u32 step = 0; step < SOCKS_STEPS; step++) {
 		u32 begin = step * SOCKS_STEP;
 
-		if (begin >= size || bpf_probe_read_kernel(socks, sizeof(socks), group + OFF_SOCKS + begin * sizeof(sk)))
+		if (begin >= size ||
+		    bpf_probe_read_kernel(socks, sizeof(socks), group + OFF_SOCKS + begin * sizeof(sk)))
 			break;
 #pragma clang loop unroll(full)
 		for (u32 at = 0; at < SOCKS_STEP; at++)

@@ -13,30 +13,29 @@
 #ifdef QUIC
 #include "udp/quic_packet.h"
 #else
-struct datagram {
-};
+struct datagram {};
 #endif
 
 enum flow_counter {
-	FLOWS_NEW,	/* recorded */
-	FLOWS_KEPT,	/* a datagram that went where its flow belongs */
-	FLOWS_GONE,	/* a recorded flow whose socket is closed */
-	FLOWS_LEARNT,	/* a connection ID */
-	FLOWS_MOVED,	/* a connection whose client has another address by now */
-	FLOWS_OLDER,	/* a datagram of an unknown connection, which the generation before may know */
+	FLOWS_NEW,    /* recorded */
+	FLOWS_KEPT,   /* a datagram that went where its flow belongs */
+	FLOWS_GONE,   /* a recorded flow whose socket is closed */
+	FLOWS_LEARNT, /* a connection ID */
+	FLOWS_MOVED,  /* a connection whose client has another address by now */
+	FLOWS_OLDER,  /* a datagram of an unknown connection, which the generation before may know */
 };
 
 enum {
-	UNIT_SHIFT = 20,	/* of `seen`: 2^20 ns, about a millisecond */
-	UNITS_FRESH = 954,	/* about a second: how often `seen` is written */
-	IPV4_ADDRESSES = 12,	/* offset of the source address, which the destination follows */
+	UNIT_SHIFT = 20,     /* of `seen`: 2^20 ns, about a millisecond */
+	UNITS_FRESH = 954,   /* about a second: how often `seen` is written */
+	IPV4_ADDRESSES = 12, /* offset of the source address, which the destination follows */
 	IPV6_ADDRESSES = 8,
 };
 
 struct flow {
 	struct flow_key key;
-	bool is_known;		/* whether `key` could be read */
-	u32 slot;		/* that was selected */
+	bool is_known; /* whether `key` could be read */
+	u32 slot;      /* that was selected */
 	struct datagram datagram;
 };
 

@@ -13,16 +13,17 @@
 
 enum {
 	UDP_HEADER = 8,
-	INITIAL_LEAST = 1200,	/* a server discards smaller ones (RFC 9000, section 14.1) */
+	INITIAL_LEAST = 1200, /* a server discards smaller ones (RFC 9000, section 14.1) */
 };
 
-static __always_inline void read_long_header(struct sk_reuseport_md *ctx, struct datagram *datagram, const u8 head[LONG_HEAD])
+static __always_inline void read_long_header(struct sk_reuseport_md *ctx, struct datagram *datagram,
+					     const u8 head[LONG_HEAD])
 {
 	u32 type = packet_type(head);
 
 	datagram->length = head[DESTINATION_LENGTH];
 	datagram->has_id = datagram->length && datagram->length <= CONNECTION_ID_MAX && type != TYPE_NEGOTIATION &&
-		       !read_id_bytes(ctx, UDP_HEADER + DESTINATION_ID, &datagram->bytes);
+			   !read_id_bytes(ctx, UDP_HEADER + DESTINATION_ID, &datagram->bytes);
 	if (type == TYPE_INITIAL || type == TYPE_UNKNOWN)
 		datagram->kind = ctx->len >= UDP_HEADER + INITIAL_LEAST ? DATAGRAM_NEW : DATAGRAM_OTHER;
 	else if (type == TYPE_0RTT || type == TYPE_HANDSHAKE)

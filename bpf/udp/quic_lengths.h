@@ -3,7 +3,7 @@
 #pragma once
 
 /* After the lengths of the generations. */
-#define QUIC_PORT GENERATIONS	/* that the group is bound to, network order */
+#define QUIC_PORT GENERATIONS /* that the group is bound to, network order */
 
 static __always_inline u32 *quic_element(u32 index)
 {

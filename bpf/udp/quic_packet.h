@@ -12,10 +12,10 @@ enum {
 	FIXED_BIT = 0x40,
 	TYPE_SHIFT = 4,
 	TYPE_MASK = 3,
-	AFTER_FIRST_BYTE = 1,		/* offset of the version, or of the ID of a short header */
-	DESTINATION_LENGTH = 5,		/* offset in a long header */
+	AFTER_FIRST_BYTE = 1,	/* offset of the version, or of the ID of a short header */
+	DESTINATION_LENGTH = 5, /* offset in a long header */
 	DESTINATION_ID = 6,
-	LONG_HEAD = 6,			/* bytes of a long header up to there */
+	LONG_HEAD = 6, /* bytes of a long header up to there */
 };
 
 #define VERSION_1 0x00000001U
@@ -27,8 +27,8 @@ enum packet_type {
 	TYPE_0RTT,
 	TYPE_HANDSHAKE,
 	TYPE_RETRY,
-	TYPE_UNKNOWN,		/* of another version */
-	TYPE_NEGOTIATION,	/* Version Negotiation: the version is 0 */
+	TYPE_UNKNOWN,	  /* of another version */
+	TYPE_NEGOTIATION, /* Version Negotiation: the version is 0 */
 };
 
 /* The type of a packet with a long header that begins with these bytes. */
@@ -40,7 +40,7 @@ static __always_inline u32 packet_type(const u8 head[LONG_HEAD])
 	if (version == VERSION_1)
 		return type;
 	if (version == VERSION_2)
-		return (type + 3) & TYPE_MASK;	/* Retry, Initial, 0-RTT, Handshake */
+		return (type + 3) & TYPE_MASK; /* Retry, Initial, 0-RTT, Handshake */
 	return version ? TYPE_UNKNOWN : TYPE_NEGOTIATION;
 }
 
@@ -76,18 +76,18 @@ static __always_inline void cut_id(struct connection_id *id, const struct id_byt
 
 /* What a datagram of neither a known connection nor a known flow may be. */
 enum datagram_kind {
-	DATAGRAM_OTHER,		/* of no connection: nothing is recorded */
-	DATAGRAM_NEW,		/* begins a connection */
-	DATAGRAM_LATER,		/* of a connection that began before */
+	DATAGRAM_OTHER, /* of no connection: nothing is recorded */
+	DATAGRAM_NEW,	/* begins a connection */
+	DATAGRAM_LATER, /* of a connection that began before */
 };
 
 /* What a datagram shows. */
 struct datagram {
-	u32 kind;		/* enum datagram_kind */
-	u32 length;		/* of the ID in a long header; 0 in a short one */
+	u32 kind;   /* enum datagram_kind */
+	u32 length; /* of the ID in a long header; 0 in a short one */
 	bool is_short;
-	bool has_id;		/* whether `bytes` could be read */
-	bool may_teach;		/* the client has got its ID from the server */
+	bool has_id;	/* whether `bytes` could be read */
+	bool may_teach; /* the client has got its ID from the server */
 	struct id_bytes bytes;
 };
 

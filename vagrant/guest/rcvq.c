@@ -5,8 +5,8 @@
  * gives. rcvq.py tells the story.
  */
 #define MAP(fd) ((void *)bpf_pseudo_fd(1, fd))
-#define settings_map MAP(SETTINGS_FD)	/* by enum setting */
-#define seen_map MAP(SEEN_FD)		/* by enum seen */
+#define settings_map MAP(SETTINGS_FD) /* by enum setting */
+#define seen_map MAP(SEEN_FD)	      /* by enum seen */
 
 enum setting { ARM_ON_ESTABLISHED, LOWAT_QUEUED, LOWAT_RECEIVED, DISARM };
 enum seen { QUEUED, RECEIVED, BYTES, LAST_WORD, KFUNC, SETSOCKOPT, ARM, OPT_IN, LOAD_WITHOUT_SKB };

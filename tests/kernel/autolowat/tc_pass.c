@@ -3,5 +3,5 @@
 
 int tc_pass(struct __sk_buff *skb)
 {
-	return 0;	/* TC_ACT_OK: those behind it do not run */
+	return 0; /* TC_ACT_OK: those behind it do not run */
 }
