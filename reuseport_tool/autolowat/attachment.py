@@ -41,7 +41,7 @@ _GIVEN_UP_S = 2.0
 
 
 @record
-class Plan:
+class AttachmentPlan:
     """What an attachment is made of."""
 
     engine: Engine
@@ -59,7 +59,7 @@ class About:
         qdiscs: the devices, by index, at which clsact was ours to make.
     """
 
-    plan: Plan
+    plan: AttachmentPlan
     namespace: int
     filters: bool = False
     qdiscs: tuple[int, ...] = ()
@@ -87,7 +87,7 @@ def attach(
     framing.parse(spec)
     if len(set(ports)) > _PORTS_MAX:
         raise UsageError(f"{len(set(ports))} ports are too many", hint=f"at most {_PORTS_MAX} are possible")
-    plan = Plan(engine=choose_engine(engine), framing=spec, ports=tuple(sorted(set(ports))))
+    plan = AttachmentPlan(engine=choose_engine(engine), framing=spec, ports=tuple(sorted(set(ports))))
     with ExitStack() as stack:
         fd = cgroup.open_folder(folder)
         stack.callback(os.close, fd)
@@ -150,10 +150,10 @@ def _namespace_of(folder: Path) -> Iterator[None]:
         yield
 
 
-def _resume(pins: Place, plan: Plan, devices: Sequence[tc.Device]) -> str | None:
+def _resume(pins: Place, plan: AttachmentPlan, devices: Sequence[tc.Device]) -> str | None:
     """What became of the attachment that is there; None without one. One that was cut off is committed."""
     with suppress(FileNotFoundError), ExitStack() as stack:
-        maps = kernel.Maps.open(stack, pins / "state")
+        maps = kernel.EngineMaps.open(stack, pins / "state")
         about = _about(maps)
         if about.plan != plan or (plan.engine is Engine.SOLO and about.namespace != netns.identity()):
             raise Conflict("AutoLOWAT is attached to this cgroup in another way", hint="run 'autolowat detach' first")
@@ -184,22 +184,24 @@ def _label(group: str) -> str:
     return f"reuseport_tool_{group}"
 
 
-def _about(maps: kernel.Maps) -> About:
+def _about(maps: kernel.EngineMaps) -> About:
     return record_json.decode(About, maps.text().encode())
 
 
-def _load(stack: ExitStack, maps: kernel.Maps, plan: Plan, devices: Sequence[tc.Device]) -> Mapping[str, bpf.Program]:
+def _load(
+    stack: ExitStack, maps: kernel.EngineMaps, plan: AttachmentPlan, devices: Sequence[tc.Device]
+) -> Mapping[str, bpf.Program]:
     programs = kernel.load(plan.engine, maps, defines(plan), devices)
     for program in programs.values():
         stack.callback(program.close)
     return programs
 
 
-def _attach_new(pins: Place, plan: Plan, devices: Sequence[tc.Device], cgroup_fd: int) -> str:
+def _attach_new(pins: Place, plan: AttachmentPlan, devices: Sequence[tc.Device], cgroup_fd: int) -> str:
     aside = pins / f"next_{os.getpid()}"
     about = About(plan=plan, namespace=netns.identity())
     with ExitStack() as stack:
-        maps = kernel.Maps.create(stack, plan.engine, plan.ports, record_json.encode(about).decode())
+        maps = kernel.EngineMaps.create(stack, plan.engine, plan.ports, record_json.encode(about).decode())
         programs = _load(stack, maps, plan, devices)
         aside.make()
         stack.push(lambda kind, *_: _clean(pins) if kind else None)
@@ -217,7 +219,11 @@ def _attach_new(pins: Place, plan: Plan, devices: Sequence[tc.Device], cgroup_fd
 
 
 def _attach_devices(
-    folder: Place, maps: kernel.Maps, programs: Mapping[str, bpf.Program], devices: Sequence[tc.Device], group: str
+    folder: Place,
+    maps: kernel.EngineMaps,
+    programs: Mapping[str, bpf.Program],
+    devices: Sequence[tc.Device],
+    group: str,
 ) -> None:
     for device in devices:
         program = kernel.at_device(programs, device)
@@ -228,26 +234,26 @@ def _attach_devices(
             _add_filter(maps, program, device, group)
 
 
-def _add_filter(maps: kernel.Maps, program: bpf.Program, device: tc.Device, group: str) -> None:
+def _add_filter(maps: kernel.EngineMaps, program: bpf.Program, device: tc.Device, group: str) -> None:
     about = _about(maps)
     ours = () if tc.has_ingress(device) else (device.index,)
     maps.set_text(record_json.encode(replace(about, filters=True, qdiscs=(*about.qdiscs, *ours))).decode())
-    tc.Filter(program, device, _label(group))
+    tc.IngressFilter(program, device, _label(group))
 
 
-def defines(plan: Plan) -> dict[str, int]:
+def defines(plan: AttachmentPlan) -> dict[str, int]:
     """What an engine is compiled with for a plan."""
     chosen = framing.parse(plan.framing)
     return {**chosen.defines(), "ARM_ACTIVE": int(not chosen.accepted_only)}
 
 
-def _commit(maps: kernel.Maps) -> None:
+def _commit(maps: kernel.EngineMaps) -> None:
     maps.set_working(True)  # commit point: new connections are followed
 
 
-def _walk(maps: kernel.Maps, about: About) -> list[kernel.Followed]:
+def _walk(maps: kernel.EngineMaps, about: About) -> list[kernel.FollowedSocket]:
     """Walk over the sockets of every network namespace that may have followed ones and can be reached."""
-    found: list[kernel.Followed] = []
+    found: list[kernel.FollowedSocket] = []
     with kernel.Walk(about.plan.engine, maps) as walk:
         for path in _namespaces(about):
             with suppress(NotFound), netns.visit(path):
@@ -273,7 +279,7 @@ def _clean(pins: Place) -> None:
 
 def _remove_filters(folder: Place, group: str) -> None:
     with suppress(FileNotFoundError), ExitStack() as stack:
-        about = _about(kernel.Maps.open(stack, folder))
+        about = _about(kernel.EngineMaps.open(stack, folder))
         for path in _namespaces(about) if about.filters else []:
             with suppress(NotFound), netns.visit(path):
                 tc.remove_filters(_label(group), list(about.qdiscs))
@@ -290,7 +296,7 @@ def detach(folder: Path, root: Path | None) -> AutolowatDetached:
     pins = base / str(_identity(folder))
     with folders.lock(pins, lambda _holder: False), ExitStack() as stack:
         try:
-            maps = kernel.Maps.open(stack, pins / "state")
+            maps = kernel.EngineMaps.open(stack, pins / "state")
         except FileNotFoundError:
             _clean(pins)
             raise NotFound(
@@ -340,7 +346,7 @@ def status(root: Path | None) -> AutolowatStatus:
 
 def _describe(pins: Place, group: int) -> Autolowat:
     with ExitStack() as stack:
-        maps = kernel.Maps.open(stack, pins / "state")
+        maps = kernel.EngineMaps.open(stack, pins / "state")
         about = _about(maps)
         # While it is not working a walk would change sockets.
         found = _walk(maps, about) if maps.is_working() else []
@@ -370,5 +376,5 @@ def _described_devices(pins: Place, about: About) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _following(found: Iterable[kernel.Followed]) -> int:
+def _following(found: Iterable[kernel.FollowedSocket]) -> int:
     return sum(1 for entry in found if entry.armed)

@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
-from reuseport_tool.autolowat.attachment import Plan
+from reuseport_tool.autolowat.attachment import AttachmentPlan
 from reuseport_tool.bench.spread import percentile, relative
 from reuseport_tool.check import framing_lab
 from reuseport_tool.check.framing_lab import Pair, rpc_frame
@@ -102,7 +102,7 @@ def _pairs(stack: ExitStack) -> dict[str, Pair]:
     folder = stack.enter_context(cgroup.throw_away())
     engines = [Engine.SOLO] if kernel.missing_for_native() else [Engine.NATIVE, Engine.SOLO]
     for engine in engines:
-        plan = Plan(engine=engine, framing="rpc", ports=(_PORTS[engine],))
+        plan = AttachmentPlan(engine=engine, framing="rpc", ports=(_PORTS[engine],))
         stack.enter_context(framing_lab.programs_at(folder, plan))
     for engine in engines:
         pairs[engine] = stack.enter_context(framing_lab.pair(port=_PORTS[engine]))

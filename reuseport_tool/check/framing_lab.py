@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from reuseport_tool.autolowat.attachment import Plan, defines
+from reuseport_tool.autolowat.attachment import AttachmentPlan, defines
 from reuseport_tool.errors import ToolError
 from reuseport_tool.kernel import autolowat as kernel
 from reuseport_tool.kernel import cgroup, netns
@@ -28,7 +28,7 @@ _POLL_S = 0.0005
 
 
 @contextlib.contextmanager
-def attached(plan: Plan) -> Iterator[kernel.Maps]:
+def attached(plan: AttachmentPlan) -> Iterator[kernel.EngineMaps]:
     """The plan's programs at a throw-away cgroup that this process is in; without pins.
 
     Raises:
@@ -39,7 +39,7 @@ def attached(plan: Plan) -> Iterator[kernel.Maps]:
 
 
 @contextlib.contextmanager
-def programs_at(folder: Path, plan: Plan, at_devices: ExitStack | None = None) -> Iterator[kernel.Maps]:
+def programs_at(folder: Path, plan: AttachmentPlan, at_devices: ExitStack | None = None) -> Iterator[kernel.EngineMaps]:
     """The plan's programs at a cgroup and the devices here, for as long as the block runs; raises as attached().
 
     Args:
@@ -47,7 +47,7 @@ def programs_at(folder: Path, plan: Plan, at_devices: ExitStack | None = None) -
     """
     with ExitStack() as stack:
         engine = Engine(plan.engine)
-        maps = kernel.Maps.create(stack, engine, plan.ports, "")
+        maps = kernel.EngineMaps.create(stack, engine, plan.ports, "")
         fd = cgroup.open_folder(folder)
         stack.callback(os.close, fd)
         stack.enter_context(kernel.attached(engine, maps, defines(plan), fd, at_devices or stack))

@@ -24,8 +24,8 @@ from reuseport_tool.check.trial import MIGRATING, RELOADS, SYNACK_RETRIES, WITH_
 from reuseport_tool.errors import Interrupted, MissingCapability, ToolError, Unsupported
 from reuseport_tool.group import policy as policies
 from reuseport_tool.kernel import mib, netns
-from reuseport_tool.kernel.packets import Client, Family
-from reuseport_tool.models import Case, CheckHotReload, ConnectionState, Counters, Way
+from reuseport_tool.kernel.packets import CraftedClient, Family
+from reuseport_tool.models import Case, CheckedWay, CheckHotReload, ConnectionState, Counters
 
 _WORKERS = 8  # the cases wait for timers most of their time
 _ATTEMPTS = 3
@@ -42,7 +42,7 @@ _DRAIN_NOTE = (
 def check(
     root: Path | None,
     connections: int = 4,
-    ways: Iterable[Way] = tuple(Way),
+    ways: Iterable[CheckedWay] = tuple(CheckedWay),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CheckHotReload:
     """Run all cases of some ways to reload.
@@ -58,7 +58,7 @@ def check(
         MissingCapability.
     """
     start = time.perf_counter()
-    chosen = [way for way in Way if way in tuple(ways)]
+    chosen = [way for way in CheckedWay if way in tuple(ways)]
     cells = [Cell(state, family, way) for way in chosen for family in Family for state in ConnectionState]
     with lab.opened(root) as opened:
         _require_migration(chosen)
@@ -70,11 +70,11 @@ def check(
         cases=tuple(cases),
         redistribution=moved,
         duration_s=round(time.perf_counter() - start, 3),
-        notes=(_TIMER_NOTE, _DRAIN_NOTE) if Way.BPF_DRAIN in chosen else (_TIMER_NOTE,),
+        notes=(_TIMER_NOTE, _DRAIN_NOTE) if CheckedWay.BPF_DRAIN in chosen else (_TIMER_NOTE,),
     )
 
 
-def _require_migration(ways: Iterable[Way]) -> None:
+def _require_migration(ways: Iterable[CheckedWay]) -> None:
     needing = [way for way in ways if way in MIGRATING]
     if needing and not policies.can_migrate():
         raise Unsupported(
@@ -163,7 +163,7 @@ def _verdict(trial: Trial, woken: bool | None, duration_s: float, kernel: mib.Tc
     )
 
 
-def _wrong_clients(cell: Cell, clients: list[Client], survived: int) -> list[str]:
+def _wrong_clients(cell: Cell, clients: list[CraftedClient], survived: int) -> list[str]:
     wrong = []
     if survived != (len(clients) if cell.lives else 0):
         wrong.append(f"{survived} of {len(clients)} survived, {'all' if cell.lives else 'none'} should")

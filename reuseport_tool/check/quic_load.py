@@ -21,7 +21,7 @@ _ANSWER_S = 8.0
 _ROUNDS_AFTER = 10
 
 
-class Client(Closing):
+class QuicClient(Closing):
     """One connection. Its datagrams have the ID that the server chose for it, and after a number that grows."""
 
     def __init__(self, address: str, port: int) -> None:
@@ -86,7 +86,7 @@ class QuicLoad(Asking):
     move, and ask some more.
 
     Args:
-        renewed: as Client.move(), at the switch.
+        renewed: as QuicClient.move(), at the switch.
 
     Raises:
         ToolError: nobody answers a handshake.
@@ -97,7 +97,7 @@ class QuicLoad(Asking):
         self._renewed = renewed
         self.lost = 0
         with ExitStack() as clients:
-            self._clients = [clients.enter_context(Client(address, port)) for _ in range(CLIENTS)]
+            self._clients = [clients.enter_context(QuicClient(address, port)) for _ in range(CLIENTS)]
             self._background = Background(self._ask_all)
             self._owned = clients.pop_all()
 

@@ -14,14 +14,14 @@ from reuseport_tool.check import lab
 from reuseport_tool.check.lab import Lab, Server
 from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
 from reuseport_tool.kernel import diag, mib, netns, sockets, sysctl
-from reuseport_tool.kernel.packets import Client, Family, Wire
-from reuseport_tool.models import Move, Policy, Protocol, Redistribution, Way
+from reuseport_tool.kernel.packets import CraftedClient, Family, Wire
+from reuseport_tool.models import CheckedWay, Move, Policy, Protocol, Redistribution
 
 _OLD, _NEW = ("A", "B"), ("C", "D")
 _DEADLINE_S = 20.0
 
 
-def redistribute(opened: Lab, ways: Iterable[Way]) -> Redistribution:
+def redistribute(opened: Lab, ways: Iterable[CheckedWay]) -> Redistribution:
     """Play it with the ways sysctl and bpf-migrate.
 
     ok says that every request was answered by C or D, that the kernel counted every move, and that
@@ -48,17 +48,17 @@ def redistribute(opened: Lab, ways: Iterable[Way]) -> Redistribution:
 def _right(move: Move) -> bool:
     if move.queued_on in _NEW:
         return move.answered_by == move.queued_on and not move.via
-    return move.answered_by in _NEW and (not move.via or move.strategy == Way.SYSCTL)
+    return move.answered_by in _NEW and (not move.via or move.strategy == CheckedWay.SYSCTL)
 
 
 class _Scene:
     """The four listeners in the calling thread's namespace."""
 
-    def __init__(self, opened: Lab, way: Way, stack: ExitStack) -> None:
+    def __init__(self, opened: Lab, way: CheckedWay, stack: ExitStack) -> None:
         self._way = way
         self._wire = stack.enter_context(Wire(Family.IPV4, lab.PORT))
         self._servers: dict[str, Server] = {}
-        self._clients: dict[str, Client] = {}
+        self._clients: dict[str, CraftedClient] = {}
         self._listen(_OLD, stack)
         fds = [server.listener.fileno() for server in self._servers.values()]
         self._state = stack.enter_context(opened.attach(f"redistribution_{way}", Policy.ROUND_ROBIN, fds))
@@ -69,7 +69,7 @@ class _Scene:
             self._state.generations[2].add(self._servers[name].listener.fileno())
         self._state.choice.switch(2)
         self._queue_on(_NEW)
-        if way is Way.SYSCTL:  # the program has dealt out the requests, the kernel moves them
+        if way is CheckedWay.SYSCTL:  # the program has dealt out the requests, the kernel moves them
             sockets.detach_program(fds[0])
             sysctl.write(sysctl.TCP_MIGRATE_REQ, "1")
 
@@ -86,7 +86,7 @@ class _Scene:
         if any(self._queues()[name] != 1 for name in names):
             raise ToolError(f"the requests were not dealt out one to each listener: {self._queues()}")
 
-    def _queue_one(self, before: dict[str, int]) -> Client:
+    def _queue_one(self, before: dict[str, int]) -> CraftedClient:
         client = self._wire.client()
         client.syn()
         self._wire.wait(lambda: client.syn_acks > 0, _DEADLINE_S)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from reuseport_tool.autolowat.attachment import Plan, choose_engine
+from reuseport_tool.autolowat.attachment import AttachmentPlan, choose_engine
 from reuseport_tool.check import framing_lab
 from reuseport_tool.check.framing_lab import Pair, rpc_frame
 from reuseport_tool.errors import ToolError
@@ -24,7 +24,7 @@ _SIZE = len(_FRAME)
 
 
 @dataclass(frozen=True)
-class Seen:
+class Expected:
     """What must be after a step: whether a reader is woken, and SO_RCVLOWAT. None: either will do."""
 
     ready: bool | None
@@ -32,37 +32,37 @@ class Seen:
 
 
 @record
-class Step:
+class FramingStep:
     """Send a piece as one segment, or read up to so many bytes."""
 
-    native: Seen
-    solo: Seen
+    native: Expected
+    solo: Expected
     piece: bytes = b""
     take: int = 0
 
 
-def _send(piece: bytes, native: tuple[bool, int], solo: tuple[bool, int]) -> Step:
-    return Step(native=Seen(*native), solo=Seen(*solo), piece=piece)
+def _send(piece: bytes, native: tuple[bool, int], solo: tuple[bool, int]) -> FramingStep:
+    return FramingStep(native=Expected(*native), solo=Expected(*solo), piece=piece)
 
 
-def _whole(piece: bytes) -> Step:
+def _whole(piece: bytes) -> FramingStep:
     """A piece with which the queue, empty before, ends in a whole frame."""
     return _send(piece, (True, len(piece)), (True, 1))
 
 
-def _quiet(piece: bytes, lowat: int) -> Step:
+def _quiet(piece: bytes, lowat: int) -> FramingStep:
     """A piece that completes no frame."""
     return _send(piece, (False, lowat), (False, lowat))
 
 
-def _take(size: int, native: tuple[bool, int], solo_ready: bool | None = None) -> Step:
+def _take(size: int, native: tuple[bool, int], solo_ready: bool | None = None) -> FramingStep:
     """The engine solo has no callback after recvmsg(): its mark is right again with the next segment."""
-    return Step(native=Seen(*native), solo=Seen(solo_ready, None), take=size)
+    return FramingStep(native=Expected(*native), solo=Expected(solo_ready, None), take=size)
 
 
 _DRAINED = _take(1 << 16, (False, 8), False)
 # By name: the steps, and how many frames are in them.
-_CASES: dict[str, tuple[int, list[Step]]] = {
+_CASES: dict[str, tuple[int, list[FramingStep]]] = {
     "whole": (1, [_whole(_FRAME), _DRAINED]),
     "two in a segment": (2, [_whole(_FRAME * 2), _DRAINED]),
     "three in a segment": (3, [_whole(_FRAME * 3), _DRAINED]),
@@ -124,7 +124,7 @@ _CASES: dict[str, tuple[int, list[Step]]] = {
         150,
         [
             _send(rpc_frame(0, 0) * 150, (True, 1), (True, 1)),
-            Step(native=Seen(False, 1), solo=Seen(False, None), take=1 << 16),
+            FramingStep(native=Expected(False, 1), solo=Expected(False, None), take=1 << 16),
             _send(_FRAME[:1], (True, 1), (True, 1)),
         ],
     ),
@@ -132,7 +132,7 @@ _CASES: dict[str, tuple[int, list[Step]]] = {
         0,
         [
             _send(b"\xff\xff\xff\x7f\xff\xff\xff\x7f", (True, 1), (True, 1)),
-            Step(native=Seen(False, 1), solo=Seen(False, 1), take=1 << 16),
+            FramingStep(native=Expected(False, 1), solo=Expected(False, 1), take=1 << 16),
             _send(b"x", (True, 1), (True, 1)),
         ],
     ),
@@ -140,7 +140,7 @@ _CASES: dict[str, tuple[int, list[Step]]] = {
         0,
         [
             _send(b"GET / HTTP/1.1\r\n", (True, 1), (True, 1)),
-            Step(native=Seen(False, 1), solo=Seen(False, 1), take=1 << 16),
+            FramingStep(native=Expected(False, 1), solo=Expected(False, 1), take=1 << 16),
             _send(b"Host: x\r\n", (True, 1), (True, 1)),
         ],
     ),
@@ -159,7 +159,7 @@ class _Run:
     wakeups: int = 0
     stalls: int = 0
 
-    def play(self, pair: Pair, steps: list[Step]) -> None:
+    def play(self, pair: Pair, steps: list[FramingStep]) -> None:
         for number, step in enumerate(steps, 1):
             if step.piece:
                 pair.send(step.piece)
@@ -168,7 +168,7 @@ class _Run:
                 pair.server.recv(step.take)
             self.compare(pair, getattr(step, self.engine), f"step {number}")
 
-    def compare(self, pair: Pair, expected: Seen, where: str) -> None:
+    def compare(self, pair: Pair, expected: Expected, where: str) -> None:
         ready, lowat = pair.is_ready(), pair.lowat()
         if expected.ready and not ready:
             self.stalls += 1
@@ -221,7 +221,7 @@ def _off_again(run: _Run, pair: Pair) -> None:
     pair.opt_in()
     run.play(pair, [_quiet(_FRAME[:100], _SIZE)])
     pair.opt_in(b"\0\0\0\0")
-    run.compare(pair, Seen(True, 1), "off again")
+    run.compare(pair, Expected(True, 1), "off again")
     pair.server.recv(100)
     run.play(pair, [_send(_FRAME[100:101], (True, 1), (True, 1))])
 
@@ -287,7 +287,7 @@ def check(engine: Engine | None, step: Callable[[int, int], None]) -> CheckRpcFr
         Unsupported: the kernel has not what the engine takes.
     """
     begin, chosen = time.monotonic(), choose_engine(engine)
-    plan = Plan(engine=chosen, framing="rpc", ports=())
+    plan = AttachmentPlan(engine=chosen, framing="rpc", ports=())
     names = list(itertools.product([*_CASES, *_OTHERS], _FAMILIES))
     cases = []
     with framing_lab.attached(plan):

@@ -11,11 +11,11 @@ from reuseport_tool.check import lab
 from reuseport_tool.check.lab import Lab, Server
 from reuseport_tool.errors import Interrupted, ToolError
 from reuseport_tool.kernel import diag, sysctl
-from reuseport_tool.kernel.packets import Client, Family, Wire
-from reuseport_tool.models import ConnectionState, Counters, Policy, Protocol, Way
+from reuseport_tool.kernel.packets import CraftedClient, Family, Wire
+from reuseport_tool.models import CheckedWay, ConnectionState, Counters, Policy, Protocol
 
-MIGRATING = (Way.SYSCTL, Way.BPF_MIGRATE)
-WITH_PROGRAM = (Way.BPF_DRAIN, Way.BPF_MIGRATE)
+MIGRATING = (CheckedWay.SYSCTL, CheckedWay.BPF_MIGRATE)
+WITH_PROGRAM = (CheckedWay.BPF_DRAIN, CheckedWay.BPF_MIGRATE)
 SYNACK_RETRIES = 2  # in the namespaces of bpf-drain
 _REQUEST = b"who?"
 _TFO_WITHOUT_COOKIE = 0x203  # TFO_CLIENT_ENABLE | TFO_SERVER_ENABLE | TFO_SERVER_COOKIE_NOT_REQD (net/tcp.h)
@@ -25,18 +25,20 @@ _TFO_WITHOUT_COOKIE = 0x203  # TFO_CLIENT_ENABLE | TFO_SERVER_ENABLE | TFO_SERVE
 class Cell:
     state: ConnectionState
     family: Family
-    way: Way
+    way: CheckedWay
 
     @property
     def lives(self) -> bool:
         """The theory: whether the connections survive."""
-        if self.way is Way.CLOSE:
+        if self.way is CheckedWay.CLOSE:
             return False
-        return not (self.way is Way.ACCEPT_DRAIN and self.state.half_open)
+        return not (self.way is CheckedWay.ACCEPT_DRAIN and self.state.half_open)
 
     @property
     def slow(self) -> bool:
-        return self.state is ConnectionState.NEW_SYN_RECV_TIMER or (self.way is Way.BPF_DRAIN and self.state.half_open)
+        return self.state is ConnectionState.NEW_SYN_RECV_TIMER or (
+            self.way is CheckedWay.BPF_DRAIN and self.state.half_open
+        )
 
 
 class Missed(ToolError):
@@ -57,14 +59,14 @@ class Trial:
 
     def __init__(self, opened: Lab, cell: Cell, stack: ExitStack) -> None:
         self.cell = cell
-        self.clients: list[Client] = []
+        self.clients: list[CraftedClient] = []
         self._lab = opened
         self._stack = stack
         _write_sysctls(cell)
         self._wire = stack.enter_context(Wire(cell.family, lab.PORT))
         self.old = stack.enter_context(Server("A", lab.listener(cell.family)))
         self.new: Server | None = None
-        self._syn_acks: dict[Client, int] = {}  # how many each client had seen when the reload reached its point
+        self._syn_acks: dict[CraftedClient, int] = {}  # how many each client had seen when the reload reached its point
         self._state = None
         if cell.way in WITH_PROGRAM:
             name = f"{cell.state}_{cell.family}_{cell.way}"
@@ -84,7 +86,7 @@ class Trial:
     def bring_up(self, connections: int) -> None:
         """Bring the clients into the state. Raises ToolError when the kernel does not confirm it."""
         self.clients = [self._wire.client() for _ in range(connections)]
-        silent = [self._wire.client()] if self.cell.way is Way.BPF_DRAIN and self.cell.state.half_open else []
+        silent = [self._wire.client()] if self.cell.way is CheckedWay.BPF_DRAIN and self.cell.state.half_open else []
         everyone = self.clients + silent
         for client in everyone:
             client.syn(_REQUEST if self.cell.state is ConnectionState.SYN_RECV else b"")
@@ -178,9 +180,9 @@ class Trial:
 
 def _write_sysctls(cell: Cell) -> None:
     sysctl.write("net.ipv4.tcp_fastopen", str(_TFO_WITHOUT_COOKIE))
-    if cell.way is Way.SYSCTL:
+    if cell.way is CheckedWay.SYSCTL:
         sysctl.write(sysctl.TCP_MIGRATE_REQ, "1")
-    if cell.way is Way.BPF_DRAIN:
+    if cell.way is CheckedWay.BPF_DRAIN:
         sysctl.write("net.ipv4.tcp_synack_retries", str(SYNACK_RETRIES))
 
 
@@ -221,11 +223,11 @@ def _bpf_drain(trial: Trial) -> None:
 
 
 # What makes connections survive `sysctl` and `bpf-migrate` is in the namespace and on the group already.
-RELOADS: dict[Way, Callable[[Trial], None]] = {
-    Way.CLOSE: _close,
-    Way.ACCEPT_DRAIN: _accept_drain,
-    Way.FD_PASSING: _fd_passing,
-    Way.BPF_DRAIN: _bpf_drain,
-    Way.SYSCTL: _close,
-    Way.BPF_MIGRATE: _close,
+RELOADS: dict[CheckedWay, Callable[[Trial], None]] = {
+    CheckedWay.CLOSE: _close,
+    CheckedWay.ACCEPT_DRAIN: _accept_drain,
+    CheckedWay.FD_PASSING: _fd_passing,
+    CheckedWay.BPF_DRAIN: _bpf_drain,
+    CheckedWay.SYSCTL: _close,
+    CheckedWay.BPF_MIGRATE: _close,
 }

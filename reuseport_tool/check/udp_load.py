@@ -89,7 +89,7 @@ class Asking(Closing):
         return self._switched is not None and self._switched.exists()
 
 
-class Load(Asking):
+class UdpLoad(Asking):
     """Clients that send in turn at a steady rate, and count what is answered. A context manager.
 
     Few datagrams are under way at a time, so that a server that does not get the CPU, for however long, loses none. It

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from reuseport_tool.check import lab
 from reuseport_tool.check.quic_load import QuicLoad
-from reuseport_tool.check.udp_load import CLIENTS, Flood, Load
+from reuseport_tool.check.udp_load import CLIENTS, Flood, UdpLoad
 from reuseport_tool.check.udp_stories import STORIES, Story
 from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
 from reuseport_tool.kernel import netns, sockets
@@ -69,7 +69,7 @@ def check(root: Path | None, progress: Callable[[int, int], None] = lambda done,
 
 def _run(story: Story, family: str, pins: str) -> UdpCase:
     begun = time.perf_counter()
-    trial = Trial(story, family, pins)
+    trial = UdpTrial(story, family, pins)
     try:
         with netns.throw_away():
             trial.play()
@@ -93,7 +93,7 @@ def _run(story: Story, family: str, pins: str) -> UdpCase:
     )
 
 
-class Trial:
+class UdpTrial:
     """One case.
 
     Attributes:
@@ -145,12 +145,12 @@ class Trial:
             return "" if self.lost else "nothing was lost, so the case proves nothing"
         return f"{self.lost} of {self.sent} datagrams were not answered" if self.lost else ""
 
-    def _load(self) -> Load | QuicLoad:
+    def _load(self) -> UdpLoad | QuicLoad:
         if self._story.quic:
             return QuicLoad(self._address, PORT, renewed=self._story.renewed)
-        return Load(self._address, PORT)
+        return UdpLoad(self._address, PORT)
 
-    def _replace(self, old: subprocess.Popen[str], load: Load | QuicLoad) -> None:
+    def _replace(self, old: subprocess.Popen[str], load: UdpLoad | QuicLoad) -> None:
         if self._story.options is None:
             self._start("new", *self._story.server, *self._story.new)
             old.terminate()

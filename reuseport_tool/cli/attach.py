@@ -12,7 +12,7 @@ import click
 from reuseport_tool.cli import show
 from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.cli.options import wait
-from reuseport_tool.cli.types import ENDPOINT, Member, Number
+from reuseport_tool.cli.types import ENDPOINT, Number, OneOf
 from reuseport_tool.errors import UsageError
 from reuseport_tool.group import attach
 from reuseport_tool.group.policy import FlowChoice
@@ -53,7 +53,7 @@ class _Call:
 @click.argument("endpoint", type=ENDPOINT)
 @click.option(
     "--policy",
-    type=Member(Policy),
+    type=OneOf(Policy),
     help="Which listener of the working generation gets a connection.  [default: hash]",
 )
 @click.option(
@@ -62,7 +62,7 @@ class _Call:
 @wait
 @click.option(
     "--flows",
-    type=Member(FlowMode),
+    type=OneOf(FlowMode),
     help="Which UDP datagrams stay with their socket during a reload: none, those of a known address and port, or also "
     "those of a known QUIC connection.",
 )

@@ -10,7 +10,7 @@ from reuseport_tool.autolowat import attachment as autolowat
 from reuseport_tool.cli import show
 from reuseport_tool.cli.compat import VerbGroup
 from reuseport_tool.cli.context import Context, pass_context
-from reuseport_tool.cli.types import PORTS, Member
+from reuseport_tool.cli.types import PORTS, OneOf
 from reuseport_tool.models import Engine
 
 _CGROUP = click.option(
@@ -37,7 +37,7 @@ def command() -> None:
 @click.option("--ports", type=PORTS, default="", help="Follow every connection on these ports.")
 @click.option(
     "--engine",
-    type=Member(Engine, none="auto"),
+    type=OneOf(Engine, none="auto"),
     default="auto",
     show_default=True,
     help="native needs a kernel with the hook, solo works on stock ones. auto: native, else solo.",

@@ -11,8 +11,8 @@ from reuseport_tool.cli import show
 from reuseport_tool.cli.compat import VerbGroup
 from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.cli.options import count, members
-from reuseport_tool.cli.types import Member
-from reuseport_tool.models import Engine, Way
+from reuseport_tool.cli.types import OneOf
+from reuseport_tool.models import CheckedWay, Engine
 
 
 @click.group("check", cls=VerbGroup, short_help="Prove that it works on this kernel, in namespaces of its own.")
@@ -28,9 +28,9 @@ def command() -> None:
 
 @command.command("hot-reload", short_help="What a reload of a TCP server loses, in six ways.")
 @count("--connections", 4, "Connections of each case.", most=64)
-@members("--strategy", "ways", Way, "Only this way to reload. Repeatable.  [default: all]")
+@members("--strategy", "ways", CheckedWay, "Only this way to reload. Repeatable.  [default: all]")
 @pass_context
-def hot_reload(ctx: Context, connections: int, ways: tuple[Way, ...]) -> int:
+def hot_reload(ctx: Context, connections: int, ways: tuple[CheckedWay, ...]) -> int:
     """Reload a server in six ways, and count what happens to its waiting connections.
 
     Each case uses crafted packets to bring connections into one of the states in which a listener holds them.
@@ -46,7 +46,7 @@ def hot_reload(ctx: Context, connections: int, ways: tuple[Way, ...]) -> int:
       reuseport-tool --json check hot-reload --connections 16
     """
     with show.progress("cases") as progress:
-        report = check_hot_reload.check(ctx.bpffs, connections, ways or tuple(Way), progress)
+        report = check_hot_reload.check(ctx.bpffs, connections, ways or tuple(CheckedWay), progress)
     show.result(report, ctx.json)
     return 0 if report.ok else 1
 
@@ -74,7 +74,7 @@ def udp_reload(ctx: Context) -> int:
 
 @command.command("rpc-framing", short_help="When AutoLOWAT wakes a reader.")
 @click.option(
-    "--engine", type=Member(Engine, none="auto"), default="auto", show_default=True, help="As for autolowat attach."
+    "--engine", type=OneOf(Engine, none="auto"), default="auto", show_default=True, help="As for autolowat attach."
 )
 @pass_context
 def rpc_framing(ctx: Context, engine: Engine | None) -> int:

@@ -9,18 +9,18 @@ import click
 from reuseport_tool.cli import show
 from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.cli.socket_filters import filters
-from reuseport_tool.cli.types import Member
+from reuseport_tool.cli.types import OneOf
 from reuseport_tool.sockets import destroy
-from reuseport_tool.sockets.destroy import Engine
+from reuseport_tool.sockets.destroy import DestroyEngine
 from reuseport_tool.sockets.select import Filter
 
 
 @click.command("destroy", short_help="End sockets. Without --yes, only show which.")
 @filters
 @click.option("--yes", "act", is_flag=True, help="End them. Without --yes nothing changes.")
-@click.option("--engine", type=Member(Engine), default="auto", hidden=True)
+@click.option("--engine", type=OneOf(DestroyEngine), default="auto", hidden=True)
 @pass_context
-def command(ctx: Context, /, act: bool, engine: Engine, **options: Any) -> int:
+def command(ctx: Context, /, act: bool, engine: DestroyEngine, **options: Any) -> int:
     """End the sockets that match all filters; at least one filter is needed.
 
     Their programs get ECONNABORTED, and the peers of TCP connections get a reset. Listeners are left alone

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from reuseport_tool.cli.types import DURATION, Member, Number
+from reuseport_tool.cli.types import DURATION, Number, OneOf
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,7 +40,7 @@ def duration(name: str, default: str | None, text: str) -> Callable[[F], F]:
 
 
 def members(name: str, parameter: str, kind: type[enum.StrEnum], text: str) -> Callable[[F], F]:
-    return click.option(name, parameter, type=Member(kind), multiple=True, help=text)
+    return click.option(name, parameter, type=OneOf(kind), multiple=True, help=text)
 
 
 def file(name: str, text: str, *, metavar: str | None = None) -> Callable[[F], F]:

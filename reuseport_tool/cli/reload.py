@@ -15,7 +15,7 @@ from reuseport_tool.cli.compat import ParamType
 from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.cli.options import duration, file, wait
 from reuseport_tool.cli.pictures import TIMELINE, TRACE, drawn
-from reuseport_tool.cli.types import COUNT, ENDPOINT, PID, Member, SharesType, SignalType
+from reuseport_tool.cli.types import COUNT, ENDPOINT, PID, OneOf, SharesType, SignalType
 from reuseport_tool.errors import UsageError
 from reuseport_tool.models import Endpoint, FlowMode, Policy, Reload, Strategy
 from reuseport_tool.record import record
@@ -123,12 +123,12 @@ class _Call:
 @click.option("--unit", metavar="NAME@", help="Switch between the instances NAME@a and NAME@b of a systemd unit.")
 @click.option(
     "--strategy",
-    type=Member(Strategy),
+    type=OneOf(Strategy),
     help="How to save queued connections.  [default: migrate; drain if the kernel cannot migrate]",
 )
 @click.option(
     "--policy",
-    type=Member(Policy),
+    type=OneOf(Policy),
     help="How the listeners share connections.  [default: the current one, or hash]",
 )
 @click.option("--only", is_flag=True, help="Hand over only the named groups of the old processes.")
@@ -172,7 +172,7 @@ class _Call:
 )
 @click.option(
     "--flows",
-    type=Member(FlowMode),
+    type=OneOf(FlowMode),
     help="Which UDP datagrams stay with the old server: none, those of a known address, or also those of a known QUIC "
     "connection.  [default: as attached; none on ports 53 and 853]",
 )

@@ -9,7 +9,7 @@ import click
 
 from reuseport_tool.cli.compat import ParamType
 from reuseport_tool.cli.options import duration
-from reuseport_tool.cli.types import COOKIE, ENDPOINT, GENERATION, PID, Member
+from reuseport_tool.cli.types import COOKIE, ENDPOINT, GENERATION, PID, OneOf
 from reuseport_tool.models import Protocol, SocketState
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -32,7 +32,7 @@ _OPTIONS = (
     click.option("--pid", "pids", type=PID, multiple=True, help="Held by this process. Repeatable."),
     click.option("--generation", type=GENERATION, help="Of this generation of --endpoint."),
     click.option("--state", "states", type=StateType(), multiple=True, help="In this state. Repeatable."),
-    click.option("--protocol", type=Member(Protocol), help="Of this protocol."),
+    click.option("--protocol", type=OneOf(Protocol), help="Of this protocol."),
     click.option("--cookie", "cookies", type=COOKIE, multiple=True, help="With this cookie. Repeatable."),
     duration("--idle", None, "TCP without data for at least this long."),
     duration("--older-than", None, "TCP at least this old: half-open or idle for this long."),

@@ -55,7 +55,7 @@ class EndpointType(ParamType[Endpoint]):
         return complete.ports(ctx, incomplete)
 
 
-class Member(Choice[Any]):
+class OneOf(Choice[Any]):
     """A member of an enum, by its value.
 
     Args:

@@ -13,7 +13,7 @@ _CREDIT_S = 1.0
 
 
 @record
-class Seen:
+class Unregistered:
     """A listener that nobody registered.
 
     Attributes:
@@ -82,7 +82,7 @@ class Sorted:
     leave: tuple[int, ...]
 
 
-def sort(seen: Sequence[Seen]) -> Sorted:
+def sort(seen: Sequence[Unregistered]) -> Sorted:
     """What to do with each listener that nobody registered."""
     return Sorted(
         take=tuple(entry.cookie for entry in seen if entry.held and entry.is_kin),

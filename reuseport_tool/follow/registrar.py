@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from reuseport_tool.errors import NotFound, ToolError
-from reuseport_tool.follow.decide import Action, Look, Seen, act, sort
+from reuseport_tool.follow.decide import Action, Look, Unregistered, act, sort
 from reuseport_tool.follow.owners import Owners
 from reuseport_tool.follow.reporter import Reporter
 from reuseport_tool.group import attach, discover, kinship, places
 from reuseport_tool.group import policy as policies
-from reuseport_tool.group.discover import Found, Member
-from reuseport_tool.group.kinship import Family
+from reuseport_tool.group.discover import Member, PresentGroup
+from reuseport_tool.group.kinship import Kinship
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import iterator
 from reuseport_tool.kernel.diag import BoundSocket
@@ -75,7 +75,7 @@ class Registrar:
         members = tuple(Member(entry, self._owners.of(entry.cookie)) for entry in entries)
         try:
             opened, result, cookies = attach.attach_group(
-                Found(group, members),
+                PresentGroup(group, members),
                 chosen,
                 folder,
                 infos=iterator.infos_of(self._listeners, [entry.cookie for entry in entries]),
@@ -108,9 +108,9 @@ class Registrar:
             self._register(group, opened, Member(new[cookie], self._owners.of(cookie)))
         self._report.left_alone(group, chosen.leave)
 
-    def _seen(self, cookie: int, families: tuple[Family, Family]) -> Seen:
+    def _seen(self, cookie: int, families: tuple[Kinship, Kinship]) -> Unregistered:
         pids = self._owners.pids([cookie])
-        return Seen(cookie=cookie, held=bool(pids), is_kin=kinship.belongs(pids, *families))
+        return Unregistered(cookie=cookie, held=bool(pids), is_kin=kinship.belongs(pids, *families))
 
     def _register(self, group: Endpoint, opened: State, member: Member) -> None:
         try:
@@ -128,12 +128,12 @@ class Registrar:
             return True
         return kinship.belongs(self._owners.pids([cookie]), *self._families(opened))
 
-    def _families(self, opened: State) -> tuple[Family, Family]:
+    def _families(self, opened: State) -> tuple[Kinship, Kinship]:
         """Of the working generation, and of all others that still have listeners."""
         by_generation = opened.generations.slots()
         working = [cookie for _, cookie in by_generation.pop(opened.choice.working, [])]
         others = [cookie for slots in by_generation.values() for _, cookie in slots]
-        return Family.of(self._owners.pids(working)), Family.of(self._owners.pids(others))
+        return Kinship.of(self._owners.pids(working)), Kinship.of(self._owners.pids(others))
 
 
 def unregistered(folder: Place, entries: list[BoundSocket]) -> list[BoundSocket]:

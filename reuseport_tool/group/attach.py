@@ -11,7 +11,7 @@ from pathlib import Path
 from reuseport_tool.errors import Conflict, ToolError, UsageError
 from reuseport_tool.group import discover, layout, places
 from reuseport_tool.group import policy as policies
-from reuseport_tool.group.discover import Found, Member
+from reuseport_tool.group.discover import Member, PresentGroup
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpf, bpffs, iterator, sockets
 from reuseport_tool.kernel.folders import Place
@@ -61,7 +61,7 @@ def attach(
 
 
 def _attach_present(
-    group: Found, chosen: policies.ChosenPolicy, folder: Place, infos: Mapping[int, iterator.MemberInfo]
+    group: PresentGroup, chosen: policies.ChosenPolicy, folder: Place, infos: Mapping[int, iterator.MemberInfo]
 ) -> Attached:
     start = time.perf_counter()
     opened, result, registered = attach_group(group, chosen, folder, infos=infos)
@@ -98,7 +98,7 @@ def told_after(results: list[Attached]) -> Iterator[None]:
         raise
 
 
-def report(group: Found, opened: State, result: str, registered: list[int], duration_s: float) -> Attached:
+def report(group: PresentGroup, opened: State, result: str, registered: list[int], duration_s: float) -> Attached:
     return Attached(
         endpoint=str(group.endpoint),
         result=result,
@@ -111,7 +111,7 @@ def report(group: Found, opened: State, result: str, registered: list[int], dura
 
 
 def attach_group(
-    group: Found,
+    group: PresentGroup,
     chosen: policies.ChosenPolicy,
     folder: Place,
     *,
@@ -176,7 +176,7 @@ def _other_program(group: Endpoint, program_id: int) -> Conflict:
     )
 
 
-def attached_program(group: Found, listeners: iterator.Listeners | None) -> int | None:
+def attached_program(group: PresentGroup, listeners: iterator.Listeners | None) -> int | None:
     """Id of the program that runs for a group; 0 for a classic BPF filter, None for none.
 
     Only the kernel's own structures tell, by an iterator. Without it (listeners_of()) the answer is what our

@@ -11,7 +11,7 @@ from pathlib import Path
 from reuseport_tool.errors import Conflict, MissingCapability, NotFound, ToolError
 from reuseport_tool.group import discover, journals, last_reload, places, repair
 from reuseport_tool.group.attach import program_of
-from reuseport_tool.group.discover import Found
+from reuseport_tool.group.discover import PresentGroup
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpffs, folders, iterator, sockets
 from reuseport_tool.kernel.folders import Foreign, Place
@@ -138,7 +138,7 @@ def _infos(load: Load, wanted: Collection[int]) -> Mapping[int, iterator.MemberI
     return {}
 
 
-def take_off(group: Found) -> bool:
+def take_off(group: PresentGroup) -> bool:
     """Detach whatever runs, from every part of a group that has split. Returns whether there was a program."""
     found = False
     for member in group.members:

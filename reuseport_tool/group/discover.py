@@ -33,7 +33,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Found:
+class PresentGroup:
     """A group: all sockets that are bound to one endpoint. They have SO_REUSEPORT if there are several;
     a single one may lack it (see `require_reuseport`)."""
 
@@ -51,8 +51,8 @@ class Found:
         """The topmost processes over all members."""
         return processes.topmost({holder.pid for member in self.members for holder in member.holders})
 
-    def subset(self, cookies: Sequence[int]) -> Found:
-        return Found(self.endpoint, tuple(member for member in self.members if member.cookie in cookies))
+    def subset(self, cookies: Sequence[int]) -> PresentGroup:
+        return PresentGroup(self.endpoint, tuple(member for member in self.members if member.cookie in cookies))
 
     @property
     def cookies(self) -> tuple[int, ...]:
@@ -65,12 +65,12 @@ def sockets_of(endpoint: Endpoint) -> dict[Endpoint, list[diag.BoundSocket]]:
     return {group: found[group] for group in endpoint.among(found)}
 
 
-def now(group: Endpoint) -> Found:
+def now(group: Endpoint) -> PresentGroup:
     """A group as it is now, with its holders; without members when all of them are closed."""
     return with_holders({group: sockets_in(group)})[0]
 
 
-def present(group: Endpoint) -> Found:
+def present(group: Endpoint) -> PresentGroup:
     """As now(). Raises NotFound when nothing listens there any more."""
     found = now(group)
     if not found.members:
@@ -78,7 +78,7 @@ def present(group: Endpoint) -> Found:
     return found
 
 
-def all_present(endpoint: Endpoint, groups: Collection[Endpoint]) -> list[Found]:
+def all_present(endpoint: Endpoint, groups: Collection[Endpoint]) -> list[PresentGroup]:
     """Several groups that an endpoint means, as they are now, by one look. Raises as present()."""
     sockets = sockets_of(endpoint)
     for group in groups:
@@ -104,16 +104,16 @@ def _by_group(entries: Iterable[diag.BoundSocket]) -> dict[Endpoint, list[diag.B
     return found
 
 
-def with_holders(groups: dict[Endpoint, list[diag.BoundSocket]]) -> list[Found]:
+def with_holders(groups: dict[Endpoint, list[diag.BoundSocket]]) -> list[PresentGroup]:
     """Add the holders, with one walk over /proc."""
     held = processes.holders([entry.inode for entries in groups.values() for entry in entries])
     return [
-        Found(endpoint, tuple(Member(entry, tuple(held[entry.inode])) for entry in entries))
+        PresentGroup(endpoint, tuple(Member(entry, tuple(held[entry.inode])) for entry in entries))
         for endpoint, entries in groups.items()
     ]
 
 
-def groups(endpoint: Endpoint) -> list[Found]:
+def groups(endpoint: Endpoint) -> list[PresentGroup]:
     """The groups that the endpoint means.
 
     Raises:

@@ -19,7 +19,7 @@ from reuseport_tool.kernel import cgroup, processes
 
 
 @dataclass(frozen=True)
-class Family:
+class Kinship:
     """The processes of one or several generations."""
 
     masters: frozenset[int]
@@ -27,7 +27,7 @@ class Family:
     services: frozenset[str]
 
     @classmethod
-    def of(cls, pids: Collection[int]) -> Family:
+    def of(cls, pids: Collection[int]) -> Kinship:
         masters = processes.topmost(pids)
         everyone = {*pids, *masters}
         return cls(
@@ -43,6 +43,6 @@ class Family:
         return processes.session(pid) in self.sessions or cgroup.service(pid) in self.services
 
 
-def belongs(pids: Iterable[int], working: Family, others: Family) -> bool:
+def belongs(pids: Iterable[int], working: Kinship, others: Kinship) -> bool:
     """Whether a listener that these processes hold belongs to the working generation."""
     return any(working.has_below(pid) or (working.is_beside(pid) and not others.has_below(pid)) for pid in pids)

@@ -12,7 +12,7 @@ from reuseport_tool.errors import NotFound
 from reuseport_tool.group import attach, choice, discover, places
 from reuseport_tool.group import policy as policies
 from reuseport_tool.group.detach import take_off
-from reuseport_tool.group.discover import Found, Member
+from reuseport_tool.group.discover import Member, PresentGroup
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import sockets
 from reuseport_tool.kernel.folders import Place
@@ -22,7 +22,7 @@ from reuseport_tool.record import record
 
 
 @record
-class Attached:
+class AttachedProgram:
     """The program of a group when a reload attached it: the working generation, and what was counted until then."""
 
     working: int
@@ -138,17 +138,17 @@ class Pins(OpenPins):
             self._listeners[group.protocol] = self._stack.enter_context(listeners_of(group.protocol))
         return self._listeners[group.protocol]
 
-    def attach(self, group: Endpoint, members: Sequence[Member]) -> Attached:
+    def attach(self, group: Endpoint, members: Sequence[Member]) -> AttachedProgram:
         """Attach our program and register the members, as far as that is not done. Raises as attach_group()."""
         self._looks.clear()
         if members:
             self._forget(group)
-            found = Found(group, tuple(members))
+            found = PresentGroup(group, tuple(members))
             self._open[group], _, _ = attach.attach_group(
                 found, self._chosen[group.protocol], self._folders[group], infos=self._infos(group)
             )
         opened = self._must(group)
-        return Attached(working=opened.choice.working, counters=opened.counters())
+        return AttachedProgram(working=opened.choice.working, counters=opened.counters())
 
     def running(self, group: Endpoint) -> Running:
         """Which program runs for it now."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from reuseport_tool.errors import Conflict, MissingCapability, ToolError, Unsupported
 from reuseport_tool.group import attach, choice, discover, flow_maps, last_reload, layout, places
 from reuseport_tool.group import policy as policies
-from reuseport_tool.group.discover import Found
+from reuseport_tool.group.discover import PresentGroup
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpf, bpffs, capabilities, folders, iterator
 from reuseport_tool.kernel.folders import Place
@@ -60,7 +60,7 @@ def repair(endpoint: Endpoint, root: Path | None, wait_s: float = 0.0) -> Attach
     return AttachReport(attached=tuple(results))
 
 
-def _mend(group: Found, folder: Place, running: int) -> bool:
+def _mend(group: PresentGroup, folder: Place, running: int) -> bool:
     """Whether the pins had to be made anew. Raises as repair()."""
     if not is_damaged(folder, running):
         return False

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from reuseport_tool.errors import Conflict, NotFound, ToolError, UsageError
 from reuseport_tool.group import discover, places
-from reuseport_tool.group.discover import Found, Member
+from reuseport_tool.group.discover import Member, PresentGroup
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpffs, processes
 from reuseport_tool.models import Endpoint, GenerationMap, MapChange, MapChanges, Maps, Protocol, Slot
@@ -93,7 +93,7 @@ def add(
     return MapChanges(changes=tuple(added))
 
 
-def _chosen(group: Found, opened: State, pid: int | None, cookie: int | None) -> list[Member]:
+def _chosen(group: PresentGroup, opened: State, pid: int | None, cookie: int | None) -> list[Member]:
     if cookie is not None:
         members = [member for member in group.members if member.cookie == cookie]
         if not members:
@@ -153,7 +153,7 @@ def switch(endpoint: Endpoint, root: Path | None, *, generation: int, force: boo
 
 
 @contextlib.contextmanager
-def _attached(endpoint: Endpoint, root: Path | None) -> Iterator[tuple[Found, State]]:
+def _attached(endpoint: Endpoint, root: Path | None) -> Iterator[tuple[PresentGroup, State]]:
     """The one attached group that the endpoint means, locked and open."""
     folder = bpffs.find(root)
     groups = places.pinned(folder, endpoint)

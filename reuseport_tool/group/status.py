@@ -9,7 +9,7 @@ from pathlib import Path
 
 from reuseport_tool.errors import Conflict, MissingCapability, NotFound, ToolError
 from reuseport_tool.group import choice, discover, flows, followed, journals, last_reload, places, problems, state
-from reuseport_tool.group.discover import Found, Member
+from reuseport_tool.group.discover import Member, PresentGroup
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import bpf, bpffs, netns, processes
 from reuseport_tool.kernel.diag import BoundSocket
@@ -183,7 +183,7 @@ class Observer:
         except Conflict as error:
             return f"{error.message}: 'attach {group} --repair' removes it"
 
-    def _group(self, found: Found, infos: Mapping[int, MemberInfo], pinned: _Pinned | str | None) -> Group:
+    def _group(self, found: PresentGroup, infos: Mapping[int, MemberInfo], pinned: _Pinned | str | None) -> Group:
         pins = pinned if isinstance(pinned, _Pinned) else None
         known = [infos[cookie] for cookie in found.cookies if cookie in infos]
         running = [info.program_id for info in known]
@@ -222,13 +222,13 @@ def _canary(opened: State) -> Canary | None:
     return Canary(generation=found[0], percent=found[1] / choice.SHARES * 100)
 
 
-def _has_reuseport(found: Found, infos: Mapping[int, MemberInfo]) -> bool | None:
+def _has_reuseport(found: PresentGroup, infos: Mapping[int, MemberInfo]) -> bool | None:
     """Whether the sockets have SO_REUSEPORT; None where the kernel does not tell."""
     known = [infos[cookie] for cookie in found.cookies if cookie in infos]
     return any(info.group for info in known) if known else None
 
 
-def _may_be_group(found: Found, group: Group) -> bool:
+def _may_be_group(found: PresentGroup, group: Group) -> bool:
     """Where the kernel does not tell, a single UDP socket is taken for a client."""
     if group.reuseport is None:
         return found.endpoint.protocol is Protocol.TCP or len(found.members) > 1

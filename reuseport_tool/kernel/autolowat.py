@@ -88,7 +88,7 @@ def missing_for_native() -> list[str]:
 
 
 @record
-class Maps:
+class EngineMaps:
     """`sockets` by socket, `settings`, `counters` per CPU, `ports`, and `about`: a text for the next run."""
 
     sockets: bpf.Map
@@ -190,7 +190,7 @@ def _source(name: str, defines: Mapping[str, int], kfuncs: Sequence[str] = ()) -
     return Source(
         path=bpf_dir() / "autolowat" / f"{name}.c",
         defines={"NONBLOCK": os.O_NONBLOCK, **_SIZES, **_offsets(), **defines},
-        maps=tuple(map(_constant, Maps.__dataclass_fields__)),
+        maps=tuple(map(_constant, EngineMaps.__dataclass_fields__)),
         kfuncs=tuple(kfuncs),
     )
 
@@ -217,7 +217,7 @@ def source(engine: Engine, defines: Mapping[str, int]) -> Source:
 
 
 def load(
-    engine: Engine, maps: Maps, defines: Mapping[str, int], devices: Sequence[tc.Device] = ()
+    engine: Engine, maps: EngineMaps, defines: Mapping[str, int], devices: Sequence[tc.Device] = ()
 ) -> dict[str, bpf.Program]:
     """Load the programs of an engine, by name.
 
@@ -259,7 +259,7 @@ def devices_of(engine: Engine) -> list[tc.Device]:
 
 @contextmanager
 def attached(
-    engine: Engine, maps: Maps, defines: Mapping[str, int], cgroup_fd: int, at_devices: ExitStack
+    engine: Engine, maps: EngineMaps, defines: Mapping[str, int], cgroup_fd: int, at_devices: ExitStack
 ) -> Iterator[None]:
     """Load and attach, until the end of the block, and at the devices of the calling thread's namespace, until
     `at_devices` is closed; nothing is pinned. Raises as load()."""
@@ -276,11 +276,11 @@ def attached(
             try:
                 at_devices.enter_context(tc.attach_tcx(program, device))
             except Unsupported:
-                at_devices.enter_context(tc.Filter(program, device, label))
+                at_devices.enter_context(tc.IngressFilter(program, device, label))
         yield
 
 
-class Followed(NamedTuple):
+class FollowedSocket(NamedTuple):
     """struct followed of bpf/autolowat/walk.c: one socket that a program follows or has followed."""
 
     armed: int
@@ -299,14 +299,14 @@ class Walk(Closing):
     not working it gives every socket SO_RCVLOWAT 1, where an iterator may do that (Linux 5.19).
     """
 
-    def __init__(self, engine: Engine, maps: Maps) -> None:
+    def __init__(self, engine: Engine, maps: EngineMaps) -> None:
         try:
             self._iterator = BpfIterator(Protocol.TCP, walk_source(engine), maps.linked())
         except ProgramRejected:
             self._iterator = BpfIterator(Protocol.TCP, walk_source(engine, can_set=False), maps.linked())
 
-    def read(self) -> list[Followed]:
-        return [Followed(*entry) for entry in struct.iter_unpack("=II", self._iterator.read())]
+    def read(self) -> list[FollowedSocket]:
+        return [FollowedSocket(*entry) for entry in struct.iter_unpack("=II", self._iterator.read())]
 
     def close(self) -> None:
         self._iterator.close()

@@ -17,7 +17,7 @@ from reuseport_tool.errors import MissingCapability, NotFound, ToolError, UsageE
 from reuseport_tool.kernel import capabilities, cgroup, libc, named_files, processes
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.process_tree import ProcessTree
-from reuseport_tool.kernel.processes import Identity, Process
+from reuseport_tool.kernel.processes import Process, ProcessIdentity
 from reuseport_tool.kernel.run_delay import RunDelay
 from reuseport_tool.record import record
 
@@ -36,7 +36,7 @@ _ACCEPTS = {"accept", "inet_csk_accept", "ep_poll", "poll_schedule_timeout", "do
 class Started:
     """A command that was started, and the name of the file or journal that gets its output."""
 
-    identity: Identity
+    identity: ProcessIdentity
     output: str | None
 
 
@@ -164,7 +164,7 @@ class Processes(Commands):
         """All of them, now."""
         return ProcessTree.read()
 
-    def runs(self, process: Identity) -> bool:
+    def runs(self, process: ProcessIdentity) -> bool:
         """Whether it has not ended."""
         return process.runs()
 
@@ -207,7 +207,7 @@ class Processes(Commands):
             return True
         return None if places & {"", "0"} else False
 
-    def are_held_up(self, side: Collection[Identity]) -> bool:
+    def are_held_up(self, side: Collection[ProcessIdentity]) -> bool:
         """Whether one of these waits for a CPU or a disk or is stopped, as far as is known since the last call."""
         return self._run_delay.look(process.pid for process in side)
 
@@ -221,7 +221,7 @@ class Processes(Commands):
                     found.add(pid)
         return found
 
-    def signal(self, process: Identity, number: int) -> None:
+    def signal(self, process: ProcessIdentity, number: int) -> None:
         """Send a signal, with 0 only try. One that is gone is no error. Raises MissingCapability."""
         with contextlib.suppress(NotFound):
             held = Process(process.pid)
@@ -318,7 +318,7 @@ def _end_group(popen: subprocess.Popen[bytes]) -> None:
     popen.wait()
 
 
-def _signal_all(members: Sequence[Identity], number: int) -> None:
+def _signal_all(members: Sequence[ProcessIdentity], number: int) -> None:
     for member in members:
         with contextlib.suppress(NotFound, MissingCapability):
             held = Process(member.pid)  # before the look at who it is: the number cannot pass to another any more

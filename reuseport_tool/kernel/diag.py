@@ -98,7 +98,7 @@ def _dump(
 ) -> Iterator[sock_diag.Record]:
     try:
         for family, bound_to in _hosts(address):
-            request = sock_diag.Request(
+            request = sock_diag.DiagRequest(
                 protocol=protocol,
                 family=family,
                 states=states,

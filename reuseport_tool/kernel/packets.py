@@ -55,7 +55,7 @@ class Family(enum.StrEnum):
         return 24 if self is Family.IPV4 else 64
 
 
-class Client:
+class CraftedClient:
     """One TCP connection of a crafted client.
 
     Attributes:
@@ -131,7 +131,7 @@ class Wire(Closing):
         """Args: the family, and the port that the server listens on."""
         self._family = family
         self._port = port
-        self._clients: dict[int, Client] = {}
+        self._clients: dict[int, CraftedClient] = {}
         self._ports = itertools.count(_FIRST_PORT)
         self._pair = links.veth(_NEAR, _FAR)
         links.give_address(_NEAR, family.server, family.prefix)
@@ -146,10 +146,10 @@ class Wire(Closing):
     def close(self) -> None:
         self._socket.close()
 
-    def client(self) -> Client:
+    def client(self) -> CraftedClient:
         """A new client, with a port of its own, that has sent nothing yet."""
         port = next(self._ports)
-        self._clients[port] = Client(self, port)
+        self._clients[port] = CraftedClient(self, port)
         return self._clients[port]
 
     def send(self, source_port: int, flags: int, sequence: int, acknowledged: int, data: bytes) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from reuseport_tool.kernel.processes import Identity
+from reuseport_tool.kernel.processes import ProcessIdentity
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,16 +35,16 @@ class ProcessTree:
         """The processes of the PID namespace that /proc shows."""
         return cls(_rows())
 
-    def identity(self, pid: int) -> Identity | None:
+    def identity(self, pid: int) -> ProcessIdentity | None:
         """Who has this number, None for nobody; a zombie is nobody."""
         row = self._rows.get(pid)
-        return None if row is None or row.ended else Identity(pid, row.start_ticks)
+        return None if row is None or row.ended else ProcessIdentity(pid, row.start_ticks)
 
-    def identities(self, pids: Iterable[int]) -> tuple[Identity, ...]:
+    def identities(self, pids: Iterable[int]) -> tuple[ProcessIdentity, ...]:
         """Those of them that run, by pid."""
         return tuple(found for pid in sorted(set(pids)) if (found := self.identity(pid)) is not None)
 
-    def running(self, identities: Iterable[Identity]) -> tuple[Identity, ...]:
+    def running(self, identities: Iterable[ProcessIdentity]) -> tuple[ProcessIdentity, ...]:
         """Those that have not ended."""
         return tuple(each for each in identities if self.identity(each.pid) == each)
 

@@ -131,7 +131,7 @@ def _stat_field(pid: int, number: int) -> str | None:
 
 
 @dataclass(frozen=True)
-class Identity:
+class ProcessIdentity:
     """A process for good: its number and when it started, see started()."""
 
     pid: int
@@ -142,10 +142,10 @@ class Identity:
         return identity(self.pid) == self and _stat_field(self.pid, 3) != "Z"
 
 
-def identity(pid: int) -> Identity | None:
+def identity(pid: int) -> ProcessIdentity | None:
     """None when there is no such process."""
     start = started(pid)
-    return Identity(pid, start) if start else None
+    return ProcessIdentity(pid, start) if start else None
 
 
 def below(ancestors: Collection[int]) -> list[int]:

@@ -134,7 +134,7 @@ class Module(Closing):
         with open(source.path, "rb") as file:
             text = file.read()
             private = folders.is_private(os.fstat(file.fileno()), stat.S_IFREG)
-        request = program_cache.Request(
+        request = program_cache.CompileRequest(
             text=text,
             name=source.path.name,
             constants=source.constants(),
@@ -151,7 +151,7 @@ class Module(Closing):
         """Whether the cache has it now."""
         return self._request.find(None) is not None
 
-    def _compile(self, text: bytes, request: program_cache.Request) -> Code:
+    def _compile(self, text: bytes, request: program_cache.CompileRequest) -> Code:
         name, constants = self._source.path.name, self._source.constants()
         by_another = request.find(None)
         beside = None if self._source.is_ours else _own_folder(self._source.path)

@@ -149,7 +149,7 @@ def kernel_identity() -> str:
 
 
 @record
-class Request:
+class CompileRequest:
     """What code is asked for.
 
     Attributes:

@@ -131,8 +131,8 @@ def _ends(target: SocketRecord) -> tuple[_End, _End]:
     return (target.local_port.to_bytes(2, "big"), target.local), (remote_port, target.remote)
 
 
-def _request(protocol: Protocol, target: SocketRecord, source: _End, destination: _End) -> sock_diag.Request:
-    return sock_diag.Request(
+def _request(protocol: Protocol, target: SocketRecord, source: _End, destination: _End) -> sock_diag.DiagRequest:
+    return sock_diag.DiagRequest(
         protocol=protocol,
         family=target.family,
         source=source,

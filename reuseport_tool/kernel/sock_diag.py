@@ -38,7 +38,7 @@ _HINT = "the kernel needs CONFIG_INET_DIAG"
 
 
 @record
-class Request:
+class DiagRequest:
     """struct inet_diag_req_v2: which sockets are meant. Ports in network order, addresses padded to 16 bytes.
 
     A dump does not look at the source address; `bound_to`, of 4 or 16 bytes, is compared with that.
@@ -136,7 +136,7 @@ def opened() -> socket.socket:
     return diag
 
 
-def dump(request: Request) -> Iterator[Record]:
+def dump(request: DiagRequest) -> Iterator[Record]:
     """All sockets that are meant, in the order the kernel gives.
 
     Raises:
@@ -153,14 +153,14 @@ def dump(request: Request) -> Iterator[Record]:
                 yield Record.unpack(payload)
 
 
-def ask(diag: socket.socket, kind: int, request: Request) -> tuple[int, bytes]:
+def ask(diag: socket.socket, kind: int, request: DiagRequest) -> tuple[int, bytes]:
     """A question about one socket, or its end. Returns errno, or 0 and the payload of the answer."""
     _send(diag, kind, _F_ACK if kind == DESTROY else 0, request)
     answered, payload = next(_messages(diag))
     return (-_error(payload), b"") if answered == _ERROR else (0, payload)
 
 
-def _send(diag: socket.socket, kind: int, flags: int, request: Request) -> None:
+def _send(diag: socket.socket, kind: int, flags: int, request: DiagRequest) -> None:
     data = request.pack()
     diag.send(_HEADER.pack(_HEADER.size + len(data), kind, flags | _F_REQUEST, 0, 0) + data)
 

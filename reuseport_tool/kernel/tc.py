@@ -62,7 +62,7 @@ def attach_tcx(program: bpf.Program, device: Device) -> bpf.Handle:
         raise bpf.translate(error, f"attaching a program to {device.name}") from error
 
 
-class Filter(Closing):
+class IngressFilter(Closing):
     """A program as a filter of a device's ingress; it stays until remove_filters(), or close() here.
 
     Args:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     )
     from reuseport_tool.models.check import (
         Case,
+        CheckedWay,
         CheckHotReload,
         CheckRpcFraming,
         CheckUdpReload,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
         Move,
         Redistribution,
         UdpCase,
-        Way,
     )
     from reuseport_tool.models.doctor import Capability, Doctor, Feature
     from reuseport_tool.models.endpoint import Endpoint, Identity, Protocol, parse_endpoint
@@ -115,6 +115,7 @@ __all__ = [
     "CheckHotReload",
     "CheckRpcFraming",
     "CheckUdpReload",
+    "CheckedWay",
     "CloseSize",
     "CompiledProgram",
     "ConnectionState",
@@ -189,7 +190,6 @@ __all__ = [
     "Transaction",
     "UdpArm",
     "UdpCase",
-    "Way",
     "parse_endpoint",
 ]
 
@@ -200,7 +200,8 @@ _HOMES = {
         "ReloadArm SelectArm SocketsArm SocketsSize SpeedFigure Spread UdpArm"
     ),
     "check": (
-        "Case CheckHotReload CheckRpcFraming CheckUdpReload ConnectionState FramingCase Move Redistribution UdpCase Way"
+        "Case CheckedWay CheckHotReload CheckRpcFraming CheckUdpReload ConnectionState FramingCase Move "
+        "Redistribution UdpCase"
     ),
     "doctor": "Capability Doctor Feature",
     "endpoint": "Endpoint Identity Protocol parse_endpoint",

@@ -7,7 +7,7 @@ import enum
 from reuseport_tool.record import record
 
 
-class Way(enum.StrEnum):
+class CheckedWay(enum.StrEnum):
     """The ways to reload that `check hot-reload` compares."""
 
     CLOSE = "close"

@@ -30,7 +30,7 @@ _PROBE_FRAMING = {
 
 def _autolowat(engine: Engine) -> str:
     with netns.throw_away(), cgroup.throw_away() as folder, ExitStack() as stack:
-        maps = autolowat.Maps.create(stack, engine, [_PORT], "")
+        maps = autolowat.EngineMaps.create(stack, engine, [_PORT], "")
         fd = cgroup.open_folder(folder)
         stack.callback(os.close, fd)
         stack.enter_context(autolowat.attached(engine, maps, _PROBE_FRAMING, fd, stack))

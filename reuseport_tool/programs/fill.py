@@ -102,5 +102,5 @@ def _all() -> Iterator[tuple[str, Callable[[], Source]]]:
 
 
 def _autolowat(engine: Engine, spec: str) -> Source:
-    plan = attachment.Plan(engine=engine, framing=spec, ports=())
+    plan = attachment.AttachmentPlan(engine=engine, framing=spec, ports=())
     return autolowat.source(engine, attachment.defines(plan))

@@ -19,7 +19,7 @@ from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.interrupts import Clock
 from reuseport_tool.kernel.iterator import TcpListeners, UdpInfo
 from reuseport_tool.kernel.mib import TcpCounters
-from reuseport_tool.kernel.processes import Identity
+from reuseport_tool.kernel.processes import ProcessIdentity
 from reuseport_tool.kernel.resets import ResetCounter
 from reuseport_tool.models import Endpoint, LastReload, Protocol, Resets, SideResets, Step
 from reuseport_tool.reload.datagrams import Datagrams
@@ -138,7 +138,7 @@ class Traffic:
         """Those on the ports of the groups since this run began; None where they cannot be seen."""
         return self._counter.total() if self._counter is not None else None
 
-    def resets_of(self, side: Collection[Identity]) -> SideResets | None:
+    def resets_of(self, side: Collection[ProcessIdentity]) -> SideResets | None:
         """Those that these processes brought about; None where they cannot be seen."""
         return self._counter.of({process.pid for process in side}) if self._counter is not None else None
 
@@ -150,7 +150,7 @@ class Traffic:
         """Raises MissingCapability, Unsupported."""
         sysctl.write(sysctl.TCP_MIGRATE_REQ, value)
 
-    def old_connections(self, groups: Sequence[Endpoint], side: Collection[Identity]) -> OldConnections:
+    def old_connections(self, groups: Sequence[Endpoint], side: Collection[ProcessIdentity]) -> OldConnections:
         """What the old side has accepted and still holds."""
         return self._stack.enter_context(OldConnections(groups, side))
 

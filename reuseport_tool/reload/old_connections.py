@@ -9,7 +9,7 @@ from reuseport_tool.closing import Closing
 from reuseport_tool.group.endpoint_sockets import EndpointSockets
 from reuseport_tool.kernel import processes, sock_destroy
 from reuseport_tool.kernel.abi import NO_IDLE, SocketRecord, TcpState
-from reuseport_tool.kernel.processes import Identity
+from reuseport_tool.kernel.processes import ProcessIdentity
 from reuseport_tool.kernel.socket_iterator import Walker, jiffies_per_second
 from reuseport_tool.models import Endpoint, Protocol
 
@@ -29,7 +29,7 @@ class OldConnections(Closing):
         Unsupported, MissingCapability: from the iterators.
     """
 
-    def __init__(self, groups: Sequence[Endpoint], side: Collection[Identity]) -> None:
+    def __init__(self, groups: Sequence[Endpoint], side: Collection[ProcessIdentity]) -> None:
         self._groups = groups
         self._side = side
         self._last: list[SocketRecord] = []

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping
 
 from reuseport_tool.kernel.iterator import UdpInfo
-from reuseport_tool.kernel.processes import Identity
+from reuseport_tool.kernel.processes import ProcessIdentity
 from reuseport_tool.models import Balance, HandedOver, Lost, Migrated, Reload, Resets, Side
 from reuseport_tool.reload import sides
 from reuseport_tool.reload.saving import since_begin_s
@@ -56,7 +56,7 @@ def made(state: ReloadState, world: World, result: str) -> Reload:
     )
 
 
-def _new_side(state: ReloadState, world: World) -> tuple[Identity, ...]:
+def _new_side(state: ReloadState, world: World) -> tuple[ProcessIdentity, ...]:
     """All processes that are known to be the new server's, also those that it has started since."""
     with contextlib.suppress(Exception):
         return (*state.new_side, *sides.new_side(state, world).new_side)

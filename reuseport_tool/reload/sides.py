@@ -9,7 +9,7 @@ from reuseport_tool.group.discover import Member
 from reuseport_tool.kernel.commands import Kin
 from reuseport_tool.kernel.diag import BoundSocket
 from reuseport_tool.kernel.process_tree import ProcessTree
-from reuseport_tool.kernel.processes import Identity
+from reuseport_tool.kernel.processes import ProcessIdentity
 from reuseport_tool.models import Endpoint, Queues
 from reuseport_tool.reload.saving import since_begin_s
 from reuseport_tool.reload.state import GroupState, ReloadState
@@ -32,7 +32,7 @@ def new_processes(state: ReloadState, world: World, tree: ProcessTree) -> set[in
     return tree.below(roots) | (tree.below({own}) - {own} - world.processes.bystanders(tree))
 
 
-def _roots(state: ReloadState) -> list[Identity]:
+def _roots(state: ReloadState) -> list[ProcessIdentity]:
     return [process for process in (state.started, state.given) if process is not None]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from reuseport_tool import record_json
 from reuseport_tool.errors import Conflict
 from reuseport_tool.kernel.mib import TcpCounters
-from reuseport_tool.kernel.processes import Identity
+from reuseport_tool.kernel.processes import ProcessIdentity
 from reuseport_tool.models import (
     CanaryStep,
     Counters,
@@ -121,11 +121,11 @@ class ReloadState:
     plan: Plan
     strategy: Strategy
     groups: tuple[GroupState, ...]
-    owners: tuple[Identity, ...]
-    old_side: tuple[Identity, ...]
-    started: Identity | None = None
-    given: Identity | None = None
-    new_side: tuple[Identity, ...] = ()
+    owners: tuple[ProcessIdentity, ...]
+    old_side: tuple[ProcessIdentity, ...]
+    started: ProcessIdentity | None = None
+    given: ProcessIdentity | None = None
+    new_side: tuple[ProcessIdentity, ...] = ()
     resumed: bool = False
     output: str | None = None
     stop_asked: bool = False

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from reuseport_tool.errors import Conflict, NotFound, ToolError, UsageError
 from reuseport_tool.group.discover import Member
 from reuseport_tool.kernel.process_tree import ProcessTree
-from reuseport_tool.kernel.processes import Identity
+from reuseport_tool.kernel.processes import ProcessIdentity
 from reuseport_tool.models import Endpoint, Protocol
 from reuseport_tool.record import record
 from reuseport_tool.reload.plan import Plan
@@ -38,8 +38,8 @@ class Survey:
     """
 
     groups: tuple[Surveyed, ...]
-    owners: tuple[Identity, ...]
-    side: tuple[Identity, ...]
+    owners: tuple[ProcessIdentity, ...]
+    side: tuple[ProcessIdentity, ...]
     warnings: tuple[str, ...]
     refusal: ToolError | None
 

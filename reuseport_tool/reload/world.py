@@ -13,14 +13,14 @@ from typing import Protocol
 
 from reuseport_tool import models
 from reuseport_tool.group.discover import Member
-from reuseport_tool.group.pins import Attached, Running
+from reuseport_tool.group.pins import AttachedProgram, Running
 from reuseport_tool.kernel.commands import Kin, Started
 from reuseport_tool.kernel.diag import BoundSocket
 from reuseport_tool.kernel.flow_map import RawFlow
 from reuseport_tool.kernel.iterator import Snapshot, UdpInfo
 from reuseport_tool.kernel.mib import TcpCounters
 from reuseport_tool.kernel.process_tree import ProcessTree
-from reuseport_tool.kernel.processes import Identity
+from reuseport_tool.kernel.processes import ProcessIdentity
 from reuseport_tool.kernel.sockets import ListenerOptions
 from reuseport_tool.kernel.udp_sent import Sent
 from reuseport_tool.models import Counters, Endpoint, FlowMode, LastReload, Resets, SideResets, Step
@@ -97,7 +97,7 @@ class Listeners(Protocol):
 class Pins(Protocol):
     """The program, the generations and the counters of each group."""
 
-    def attach(self, group: Endpoint, members: Sequence[Member]) -> Attached:
+    def attach(self, group: Endpoint, members: Sequence[Member]) -> AttachedProgram:
         """Attach our program and register the members; leaves what is there. Raises Conflict for a foreign one."""
 
     def running(self, group: Endpoint) -> Running:
@@ -149,7 +149,7 @@ class Processes(Protocol):
     def tree(self) -> ProcessTree:
         """All of them, now."""
 
-    def runs(self, process: Identity) -> bool:
+    def runs(self, process: ProcessIdentity) -> bool:
         """Whether it has not ended; cheaper than tree()."""
 
     def own_pid(self) -> int:
@@ -170,7 +170,7 @@ class Processes(Protocol):
     def waits(self, pid: int) -> bool | None:
         """Whether a process sleeps in a call that waits for connections; None for one that runs, or that hides it."""
 
-    def are_held_up(self, side: Collection[Identity]) -> bool:
+    def are_held_up(self, side: Collection[ProcessIdentity]) -> bool:
         """Whether one of these has something to do and, since the last call, did not get to do it."""
 
     def marked(self, token: str) -> set[int]:
@@ -185,7 +185,7 @@ class Processes(Protocol):
     def exit_code(self) -> int | None:
         """Of the started command; None while it runs, and where another run started it."""
 
-    def signal(self, process: Identity, number: int) -> None:
+    def signal(self, process: ProcessIdentity, number: int) -> None:
         """Send a signal, with 0 only try. One that is gone is no error. Raises MissingCapability."""
 
     def run(self, command: str, timeout_s: float, doing: str) -> None:
@@ -223,7 +223,7 @@ class Traffic(Protocol):
     def resets(self) -> Resets | None:
         """The resets on the ports of the reload since this run began; None where they cannot be seen."""
 
-    def resets_of(self, side: Collection[Identity]) -> SideResets | None:
+    def resets_of(self, side: Collection[ProcessIdentity]) -> SideResets | None:
         """Those that these processes brought about; None where they cannot be seen."""
 
     def migrate_req(self) -> str:
@@ -232,7 +232,7 @@ class Traffic(Protocol):
     def set_migrate_req(self, value: str) -> None:
         """Raises MissingCapability, Unsupported."""
 
-    def old_connections(self, groups: Sequence[Endpoint], side: Collection[Identity]) -> OldConnections:
+    def old_connections(self, groups: Sequence[Endpoint], side: Collection[ProcessIdentity]) -> OldConnections:
         """Raises Unsupported, MissingCapability."""
 
 

@@ -12,12 +12,12 @@ from reuseport_tool.kernel.abi import SocketRecord, TcpState
 from reuseport_tool.kernel.socket_iterator import Walker
 from reuseport_tool.models import Destroy, Ending, Protocol, SocketState
 from reuseport_tool.sockets import select as sockets
-from reuseport_tool.sockets.select import Filter, Found
+from reuseport_tool.sockets.select import Filter, Matching
 
 _NEVER = 1 << TcpState.TIME_WAIT | 1 << TcpState.NEW_SYN_RECV
 
 
-class Engine(enum.StrEnum):
+class DestroyEngine(enum.StrEnum):
     """AUTO is BPF where the kernel has bpf_sock_destroy(), and else NETLINK."""
 
     AUTO = "auto"
@@ -25,7 +25,7 @@ class Engine(enum.StrEnum):
     NETLINK = "netlink"
 
 
-def destroy(wanted: Filter, root: Path | None, *, act: bool, engine: Engine = Engine.AUTO) -> Destroy:
+def destroy(wanted: Filter, root: Path | None, *, act: bool, engine: DestroyEngine = DestroyEngine.AUTO) -> Destroy:
     """End the sockets that match, or only tell which.
 
     A socket is chosen by its cookie. It is ended if it then still has its addresses and ports, and a state
@@ -67,10 +67,10 @@ def _check(wanted: Filter) -> None:
         )
 
 
-def _engine(asked: Engine) -> Engine:
-    if asked is not Engine.AUTO:
+def _engine(asked: DestroyEngine) -> DestroyEngine:
+    if asked is not DestroyEngine.AUTO:
         return asked
-    return Engine.BPF if sock_destroy.kfunc() is not None else Engine.NETLINK
+    return DestroyEngine.BPF if sock_destroy.kfunc() is not None else DestroyEngine.NETLINK
 
 
 def _allowed_states(wanted: Filter) -> int:
@@ -83,13 +83,15 @@ def may_end(wanted: Filter, raw: SocketRecord) -> bool:
     return bool(_allowed_states(wanted) >> raw.state & 1)
 
 
-def _would_end(chosen: Sequence[Found]) -> list[Ending]:
+def _would_end(chosen: Sequence[Matching]) -> list[Ending]:
     return [Ending(socket=found.shown, result="would-end") for found in chosen]
 
 
-def end(wanted: Filter, chosen: Sequence[Found], walker: Walker, engine: Engine = Engine.AUTO) -> list[Ending]:
+def end(
+    wanted: Filter, chosen: Sequence[Matching], walker: Walker, engine: DestroyEngine = DestroyEngine.AUTO
+) -> list[Ending]:
     """End sockets that a walk has found, by their cookies, and look by another walk what is left of them."""
-    by_bpf, states = _engine(engine) is Engine.BPF, _allowed_states(wanted)
+    by_bpf, states = _engine(engine) is DestroyEngine.BPF, _allowed_states(wanted)
     outcomes: sock_destroy.Outcomes = {}
     for protocol in walker.protocols:
         targets = [found.raw for found in chosen if found.protocol is protocol]
@@ -104,7 +106,7 @@ def end(wanted: Filter, chosen: Sequence[Found], walker: Walker, engine: Engine 
     return [_ending(found, outcomes.get(found.raw.cookie), left.get(found.raw.cookie)) for found in chosen]
 
 
-def _ending(found: Found, error: int | None, left: SocketRecord | None) -> Ending:
+def _ending(found: Matching, error: int | None, left: SocketRecord | None) -> Ending:
     """Judge by the outcome (None where it was not met as it had been) and by what is left of the socket."""
     if error == 0:
         stays = left is not None and found.protocol is Protocol.UDP

@@ -18,7 +18,7 @@ from reuseport_tool.kernel.folders import Foreign
 from reuseport_tool.kernel.socket_iterator import Walker, collector_paused
 from reuseport_tool.models import Endpoint, Protocol, Socket, Sockets, SocketState, SocketTable
 from reuseport_tool.record import record
-from reuseport_tool.sockets.shown import NUMBERS, Moment, Owners, show
+from reuseport_tool.sockets.shown import NUMBERS, Moment, SocketOwners, show
 
 _STATES_OF = {
     Protocol.TCP: frozenset(SocketState) - {SocketState.UNCONNECTED},
@@ -75,7 +75,7 @@ class Filter:
 
 
 @dataclass(frozen=True)
-class Found:
+class Matching:
     """A socket that matches, as the kernel told it and as the model shows it."""
 
     protocol: Protocol
@@ -91,8 +91,8 @@ class Selection:
     raws: Sequence[SocketRecord]
     shown: SocketTable
 
-    def __iter__(self) -> Iterator[Found]:
-        return map(Found, repeat(self.protocol), self.raws, self.shown)
+    def __iter__(self) -> Iterator[Matching]:
+        return map(Matching, repeat(self.protocol), self.raws, self.shown)
 
 
 def sockets(wanted: Filter, root: Path | None) -> Sockets:
@@ -130,7 +130,7 @@ def require_processes(pids: Iterable[int]) -> None:
         processes.Process(pid).close()
 
 
-def select(wanted: Filter, raws: Mapping[Protocol, Sequence[SocketRecord]], root: Path | None) -> list[Found]:
+def select(wanted: Filter, raws: Mapping[Protocol, Sequence[SocketRecord]], root: Path | None) -> list[Matching]:
     """Those of a walk that match, one by one. Raises as selections()."""
     return list(chain.from_iterable(selections(wanted, raws, root)))
 
@@ -140,7 +140,7 @@ def selections(wanted: Filter, raws: Mapping[Protocol, Sequence[SocketRecord]], 
     with collector_paused():
         matching = {protocol: _match(wanted, protocol, entries) for protocol, entries in raws.items()}
         groups = _groups(wanted, raws, root)
-        owners, now = Owners(), Moment.take()
+        owners, now = SocketOwners(), Moment.take()
         return [_selection(wanted, protocol, entries, groups, owners, now) for protocol, entries in matching.items()]
 
 
@@ -149,7 +149,7 @@ def _selection(
     protocol: Protocol,
     raws: Sequence[SocketRecord],
     groups: Sequence[_Group],
-    owners: Owners,
+    owners: SocketOwners,
     now: Moment,
 ) -> Selection:
     if wanted.pids:
@@ -239,7 +239,7 @@ def _group(folder: Path, endpoint: Endpoint, raws: Sequence[SocketRecord]) -> _G
     return _Group(endpoint=endpoint, place=EndpointSockets(endpoint, raws), places=found, inodes=inodes)
 
 
-def _generation(protocol: Protocol, raw: SocketRecord, groups: Sequence[_Group], owners: Owners) -> int | None:
+def _generation(protocol: Protocol, raw: SocketRecord, groups: Sequence[_Group], owners: SocketOwners) -> int | None:
     """The generation of a listener is where it is registered. A connection to the group's endpoint has the
     one of its process's listeners, if they are all of one generation."""
     for group in groups:

@@ -47,7 +47,7 @@ class Moment:
         return self.idle_s(raw.idle) if age_s is None else age_s
 
 
-class Owners:
+class SocketOwners:
     """Who holds which socket, found by one walk."""
 
     def __init__(self) -> None:
@@ -76,7 +76,11 @@ _NTOHS = socket.ntohs
 
 
 def show(
-    protocol: Protocol, raws: Sequence[SocketRecord], owners: Owners, generations: Sequence[int | None], now: Moment
+    protocol: Protocol,
+    raws: Sequence[SocketRecord],
+    owners: SocketOwners,
+    generations: Sequence[int | None],
+    now: Moment,
 ) -> SocketTable:
     """What the records say, and the generation of each."""
     of = dict(zip(SocketRecord._fields, zip(*raws, strict=True), strict=True)) if raws else _NOTHING

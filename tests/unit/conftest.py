@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.unit.group import fake
@@ -17,3 +18,8 @@ def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[fake.Ker
     made = fake.install(monkeypatch, root)
     yield made
     assert not made.fds, f"left open: {[entry.name for entry in made.fds.values()]}"
+
+
+# By default hypothesis fails an example that takes longer than 200 ms, which beside other work proves nothing.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")

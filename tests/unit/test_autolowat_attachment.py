@@ -14,7 +14,7 @@ import pytest
 from reuseport_tool.autolowat import attachment
 from reuseport_tool.errors import Conflict, NotFound, ToolError, Unsupported, UsageError
 from reuseport_tool.kernel import autolowat, bpf, bpffs, cgroup, netns, tc
-from reuseport_tool.kernel.autolowat import Followed
+from reuseport_tool.kernel.autolowat import FollowedSocket
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.program import ProgramType
 from reuseport_tool.models import AutolowatAttachment, Engine
@@ -43,7 +43,7 @@ class Machine:
         self.has_tcx = True
         self.filters: dict[int, list[str]] = {}
         self.qdiscs: set[int] = set()
-        self.sockets: list[list[Followed]] = [[]]
+        self.sockets: list[list[FollowedSocket]] = [[]]
         self.processes: list[int] = []
         self.namespaces = {"/here": netns.identity()}
 
@@ -70,7 +70,7 @@ class Machine:
         found = self.sockets[0] if len(self.sockets) == 1 else self.sockets.pop(0)
         return contextlib.nullcontext(SimpleNamespace(read=lambda: found))
 
-    def load(self, engine: Engine, maps: autolowat.Maps, _defines: object, _devices: object) -> Mapping[str, Any]:
+    def load(self, engine: Engine, maps: autolowat.EngineMaps, _defines: object, _devices: object) -> Mapping[str, Any]:
         self.kernel.change("load")
         assert maps.text()
         entry = self.kernel.make(type=ProgramType.SOCK_OPS, name=engine)
@@ -106,7 +106,7 @@ def machine(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         },
         tc: {
             "attach_tcx": made.attach_tcx,
-            "Filter": made.filter,
+            "IngressFilter": made.filter,
             "has_ingress": lambda device: device.index in made.qdiscs,
             "labels": lambda device: made.filters.get(device.index, []),
             "remove_filters": made.remove_filters,
@@ -136,11 +136,11 @@ def test_attach_status_detach(machine: Machine) -> None:
     web = machine.group("web")
     report = attach(machine, web, (443, 80, 80))
     assert (report.result, report.engine, report.ports, report.devices) == ("attached", Engine.SOLO, (80, 443), ("lo",))
-    machine.sockets = [[Followed(1, 8), Followed(0, 1)]]
+    machine.sockets = [[FollowedSocket(1, 8), FollowedSocket(0, 1)]]
     (shown,) = attachment.status(machine.kernel.root).attachments
     assert (shown.cgroup, shown.working, shown.sockets, shown.following) == (str(web), True, 2, 1)
     assert (shown.devices, shown.ports, shown.framing) == (("lo",), (80, 443), "rpc")
-    machine.sockets = [[Followed(0, 1)]]
+    machine.sockets = [[FollowedSocket(0, 1)]]
     assert attachment.detach(web, machine.kernel.root).sockets == 1
     assert attachment.status(machine.kernel.root).attachments == ()
     assert list(machine.kernel.root.iterdir()) == []
@@ -200,14 +200,14 @@ def test_sockets_in_the_middle_of_a_frame(machine: Machine, monkeypatch: pytest.
     monkeypatch.setattr(attachment, "_GIVEN_UP_S", 0.05)
     web = machine.group("web")
     attach(machine, web)
-    machine.sockets = [[Followed(1, 268)]]
+    machine.sockets = [[FollowedSocket(1, 268)]]
     with pytest.raises(Unsupported, match="1 sockets are in the middle of a frame"):
         attachment.detach(web, machine.kernel.root)
     (shown,) = attachment.status(machine.kernel.root).attachments
     assert (shown.working, shown.sockets) == (False, 0), "a walk now would change sockets"
     assert attach(machine, web).result == "unchanged"
     assert attachment.status(machine.kernel.root).attachments[0].working
-    machine.sockets = [[Followed(1, 268)], [Followed(0, 1)]]
+    machine.sockets = [[FollowedSocket(1, 268)], [FollowedSocket(0, 1)]]
     assert attachment.detach(web, machine.kernel.root).sockets == 1
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from reuseport_tool import errors, models
 from reuseport_tool.cli import main, show
-from reuseport_tool.cli.types import DURATION, Member, SignalType, parse_ports
+from reuseport_tool.cli.types import DURATION, OneOf, SignalType, parse_ports
 from tests.records import NGINX, some
 
 EXIT_CODES = {
@@ -250,7 +250,7 @@ def test_every_option_comes_from_the_environment(
 
 
 def test_members_of_an_enum() -> None:
-    kind = Member(models.Engine, none="auto")
+    kind = OneOf(models.Engine, none="auto")
     assert kind.convert("auto", None, None) is None
     for value in models.Engine:
         assert kind.convert(value.value, None, None) is kind.convert(value, None, None) is value

@@ -16,7 +16,7 @@ import pytest
 
 from reuseport_tool.errors import NotFound, ToolError, UsageError
 from reuseport_tool.kernel import commands, processes
-from reuseport_tool.kernel.processes import Identity, Process
+from reuseport_tool.kernel.processes import Process, ProcessIdentity
 from reuseport_tool.waiting import wait_until
 
 ENDS_S = 60.0
@@ -168,8 +168,8 @@ def test_a_signal_never_reaches_another_that_got_the_number(
     right = processes.identity(process.pid)
     assert right is not None
     assert looker.runs(right)
-    looker.signal(Identity(process.pid, right.start_ticks + 1), signal.SIGKILL)
-    looker.signal(Identity(2**22 - 1, 5), signal.SIGKILL)
+    looker.signal(ProcessIdentity(process.pid, right.start_ticks + 1), signal.SIGKILL)
+    looker.signal(ProcessIdentity(2**22 - 1, 5), signal.SIGKILL)
     assert process.poll() is None
     looker.signal(right, signal.SIGKILL)
     assert process.wait(ENDS_S) == -signal.SIGKILL

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from reuseport_tool.follow.decide import AGAIN_S, Action, Announced, Look, Seen, act, sort
+from reuseport_tool.follow.decide import AGAIN_S, Action, Announced, Look, Unregistered, act, sort
 
 
 def look(**changes: object) -> Look:
@@ -48,10 +48,10 @@ def test_an_interrupted_reload_is_never_attached_over() -> None:
 def test_each_listener() -> None:
     chosen = sort(
         [
-            Seen(cookie=1, held=True, is_kin=True),
-            Seen(cookie=2, held=True, is_kin=False),
-            Seen(cookie=3, held=False, is_kin=False),
-            Seen(cookie=4, held=False, is_kin=True),
+            Unregistered(cookie=1, held=True, is_kin=True),
+            Unregistered(cookie=2, held=True, is_kin=False),
+            Unregistered(cookie=3, held=False, is_kin=False),
+            Unregistered(cookie=4, held=False, is_kin=True),
         ]
     )
     assert (chosen.take, chosen.leave, chosen.wait) == ((1,), (2,), (3, 4))

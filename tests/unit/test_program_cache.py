@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from reuseport_tool.kernel import compiler, program_cache
-from reuseport_tool.kernel.program_cache import Code, Request, Store
+from reuseport_tool.kernel.program_cache import Code, CompileRequest, Store
 
 CODE = Code(license=b"GPL", functions={"one": b"\x95" + bytes(7), "two": b""})
-REQUEST = Request(text=b"int one(void) { return 0; }", name="one.c", constants={"A": 1}, may_be_kept=True)
+REQUEST = CompileRequest(text=b"int one(void) { return 0; }", name="one.c", constants={"A": 1}, may_be_kept=True)
 COMPILER = "build-1"
 
 
@@ -34,12 +34,12 @@ def entry(folder: Path) -> Path:
     return path
 
 
-def fresh(request: Request) -> Request:
+def fresh(request: CompileRequest) -> CompileRequest:
     """One that has looked up nothing yet."""
     return replace(request)
 
 
-def found(request: Request = REQUEST, compiled_by: str | None = COMPILER) -> Code | None:
+def found(request: CompileRequest = REQUEST, compiled_by: str | None = COMPILER) -> Code | None:
     return fresh(request).find(compiled_by)
 
 
@@ -64,7 +64,7 @@ def test_nothing_is_found_in_an_empty_cache() -> None:
     ],
     ids=["text", "value of a define", "more defines", "fewer defines", "name"],
 )
-def test_other_code_is_not_this_code(entry: Path, other: Request) -> None:
+def test_other_code_is_not_this_code(entry: Path, other: CompileRequest) -> None:
     assert found(other) is None
 
 

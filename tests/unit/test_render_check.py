@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from reuseport_tool.cli.show import tables
-from reuseport_tool.models import Case, CheckHotReload, ConnectionState, Move, Redistribution, Way
+from reuseport_tool.models import Case, CheckedWay, CheckHotReload, ConnectionState, Move, Redistribution
 from tests.records import some
 
 LOST = some(
@@ -45,7 +45,7 @@ def report(*wrong: Case) -> CheckHotReload:
                 ok=True,
             ),
         )
-        for way in Way
+        for way in CheckedWay
         for family in ("ipv4", "ipv6")
         for state in ConnectionState
     )

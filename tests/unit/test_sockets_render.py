@@ -30,7 +30,7 @@ from reuseport_tool.models import (
     Spread,
 )
 from reuseport_tool.sockets import destroy
-from reuseport_tool.sockets.destroy import Engine
+from reuseport_tool.sockets.destroy import DestroyEngine
 from reuseport_tool.sockets.select import Filter
 from tests.records import NGINX, some
 
@@ -175,7 +175,7 @@ def test_exit_code_of_destroy(
 ) -> None:
     asked = []
 
-    def fake(wanted: Filter, _root: object, *, act: bool, engine: Engine) -> Destroy:
+    def fake(wanted: Filter, _root: object, *, act: bool, engine: DestroyEngine) -> Destroy:
         asked.append((wanted, act, engine))
         return dataclasses.replace(ENDED, endings=(Ending(socket=CONNECTION, result=result),))
 
@@ -202,7 +202,7 @@ def test_exit_code_of_destroy(
         states=(SocketState.CLOSE_WAIT,),
         idle_s=1.5,
     )
-    assert asked == [(expected, True, Engine.AUTO)]
+    assert asked == [(expected, True, DestroyEngine.AUTO)]
     assert json.loads(capsys.readouterr().out)["endings"][0]["result"] == result
 
 

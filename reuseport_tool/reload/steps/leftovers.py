@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from reuseport_tool.errors import MissingCapability, Unsupported
-from reuseport_tool.kernel.processes import Identity
+from reuseport_tool.kernel.processes import ProcessIdentity
 from reuseport_tool.models import Leftovers
 from reuseport_tool.reload import sides
 from reuseport_tool.reload.saving import save, warn
@@ -37,7 +37,7 @@ def leftovers(state: ReloadState, world: World) -> ReloadState:
     return save(state, world, leftovers=found)
 
 
-def _left(state: ReloadState, world: World) -> Collection[Identity]:
+def _left(state: ReloadState, world: World) -> Collection[ProcessIdentity]:
     """The old side's processes that run and serve none of the new listeners."""
     serving = {holder.pid for member in sides.members_of(state, world, state.new_cookies) for holder in member.holders}
     return [process for process in state.old_side if process.pid not in serving and world.processes.runs(process)]

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 
 from reuseport_tool.errors import MissingCapability, Unsupported
 from reuseport_tool.kernel.iterator import UdpInfo
-from reuseport_tool.kernel.processes import Identity
+from reuseport_tool.kernel.processes import ProcessIdentity
 from reuseport_tool.models import FlowMode
 from reuseport_tool.reload import sides
 from reuseport_tool.reload.saving import save, warn
@@ -92,7 +92,9 @@ class _Quiet:
     that no server has any more (--run), nothing is awaited: what is in them comes later, in the step stop.
     """
 
-    def __init__(self, cookies: Collection[int], side: Collection[Identity], state: ReloadState, world: World) -> None:
+    def __init__(
+        self, cookies: Collection[int], side: Collection[ProcessIdentity], state: ReloadState, world: World
+    ) -> None:
         self._cookies = cookies
         self._side = side
         self._state = state

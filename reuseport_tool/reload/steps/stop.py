@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 
 from reuseport_tool.errors import ToolError
-from reuseport_tool.kernel.processes import Identity
+from reuseport_tool.kernel.processes import ProcessIdentity
 from reuseport_tool.reload import sides, ways
 from reuseport_tool.reload.saving import save, warn
 from reuseport_tool.reload.state import GroupState, ReloadState
@@ -38,7 +38,7 @@ def ask(state: ReloadState, world: World) -> ReloadState:
     return save(state, world, stop_asked=plan.run is None)
 
 
-def _targets(processes: tuple[Identity, ...], world: World) -> tuple[Identity, ...]:
+def _targets(processes: tuple[ProcessIdentity, ...], world: World) -> tuple[ProcessIdentity, ...]:
     """Those that run and may be signalled."""
     tree = world.processes.tree()
     forbidden = untouchable(world, tree)
@@ -92,7 +92,7 @@ class _Stopping:
                     self._world.processes.signal(process, self._state.plan.stop_signal)
         return False
 
-    def _orphans(self) -> tuple[Identity, ...]:
+    def _orphans(self) -> tuple[ProcessIdentity, ...]:
         """The processes of the old side that hold an old listener."""
         members = sides.members_of(self._state, self._world, self._state.old_cookies)
         holding = {holder.pid for member in members for holder in member.holders}

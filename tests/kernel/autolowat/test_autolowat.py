@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from reuseport_tool.autolowat.attachment import Plan
+from reuseport_tool.autolowat.attachment import AttachmentPlan
 from reuseport_tool.bench import rpc_framing as bench_rpc_framing
 from reuseport_tool.check import framing_lab
 from reuseport_tool.check import rpc_framing as check_rpc_framing
@@ -228,7 +228,7 @@ def test_a_peer_without_the_tool(root: None, engine: Engine, foreign: str) -> No
     """One end is outside of the cgroup: frames arrive both ways, and only the end inside is followed."""
     if not is_here(engine):
         return
-    with framing_lab.attached(Plan(engine=engine, framing="rpc", ports=(PORT,))) as maps:
+    with framing_lab.attached(AttachmentPlan(engine=engine, framing="rpc", ports=(PORT,))) as maps:
         made = _pair_with(foreign, cgroup.own())
         with made as (client, server):
             for one, other in ((client, server), (server, client)):
@@ -275,7 +275,7 @@ class _pair_with:
 
 def test_only_the_boundaries_of_long_frames_are_marked(root: None) -> None:
     """Two segments of a frame, however many it has, and none of a frame that is one segment."""
-    plan = Plan(engine=Engine.SOLO, framing="rpc", ports=(PORT,))
+    plan = AttachmentPlan(engine=Engine.SOLO, framing="rpc", ports=(PORT,))
     with framing_lab.attached(plan) as maps, framing_lab.pair(port=PORT) as pair:
         for cut, marks in (([(0, 258)], 0), (CUT, 2), ([(0, 258)], 0), ([(0, 50), (50, 258)], 2)):
             before = maps.count(kernel.MARKS)
@@ -292,7 +292,7 @@ def test_only_the_boundaries_of_long_frames_are_marked(root: None) -> None:
 @pytest.mark.parametrize(("ecn", "timestamps", "follows"), [(0, 0, True), (0, 1, True), (1, 1, True), (1, 0, False)])
 def test_each_way_to_mark(root: None, ecn: int, timestamps: int, follows: bool) -> None:
     """With ECN the ECE bit has a meaning, and without timestamps there is nothing else to change: not followed."""
-    plan = Plan(engine=Engine.SOLO, framing="rpc", ports=(PORT,))
+    plan = AttachmentPlan(engine=Engine.SOLO, framing="rpc", ports=(PORT,))
     with framing_lab.attached(plan) as maps:
         Path("/proc/sys/net/ipv4/tcp_ecn").write_text(str(ecn))
         Path("/proc/sys/net/ipv4/tcp_timestamps").write_text(str(timestamps))
@@ -309,7 +309,7 @@ def test_each_way_to_mark(root: None, ecn: int, timestamps: int, follows: bool) 
 
 def test_an_application_opts_in_a_connection_from_before(root: None) -> None:
     """It knows that a frame begins where it has read everything. Before Linux 6.12 the socket stays a plain one."""
-    plan = Plan(engine=Engine.SOLO, framing="rpc", ports=())
+    plan = AttachmentPlan(engine=Engine.SOLO, framing="rpc", ports=())
     with netns.throw_away(), cgroup.throw_away() as folder, framing_lab.pair() as pair:
         pair.send(b"anything")
         pair.server.recv(8)
@@ -324,7 +324,7 @@ def test_an_application_opts_in_a_connection_from_before(root: None) -> None:
 
 def test_a_reader_that_is_behind_costs_no_marks(root: None) -> None:
     """While whole frames wait there is nothing to ask for: HTTP/2's HEADERS and then a DATA frame of many segments."""
-    plan = Plan(engine=Engine.SOLO, framing="rpc", ports=(PORT,))
+    plan = AttachmentPlan(engine=Engine.SOLO, framing="rpc", ports=(PORT,))
     with framing_lab.attached(plan) as maps, framing_lab.pair(port=PORT) as pair:
         pair.send(rpc_frame(0, 10))
         for at in range(0, 250, 10):
@@ -336,7 +336,7 @@ def test_a_reader_that_is_behind_costs_no_marks(root: None) -> None:
 def test_what_no_program_sees_is_mended(root: None) -> None:
     """The program at the devices goes in the middle of a frame of which the reader has taken a part: the next
     acknowledgement lowers the mark, at the latest the delayed one."""
-    plan = Plan(engine=Engine.SOLO, framing="rpc", ports=(PORT,))
+    plan = AttachmentPlan(engine=Engine.SOLO, framing="rpc", ports=(PORT,))
     with (
         netns.throw_away(),
         cgroup.throw_away() as folder,
@@ -371,7 +371,7 @@ def test_a_blocking_reader_that_takes_a_little_and_then_much(root: None, engine:
     """recv() looks at the mark when it is called: one that is too high then is not mended by lowering it later."""
     if not is_here(engine):
         return
-    plan = Plan(engine=engine, framing="rpc", ports=(PORT,))
+    plan = AttachmentPlan(engine=engine, framing="rpc", ports=(PORT,))
     with framing_lab.attached(plan), framing_lab.pair(port=PORT) as pair:
         pair.server.setblocking(True)
         for _ in range(3):  # questions and answers, so that acknowledgements are delayed

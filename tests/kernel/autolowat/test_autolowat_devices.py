@@ -98,7 +98,7 @@ def test_programs_of_others_stay_and_see_every_packet(group: Path, root_folder: 
     with ExitStack() as stack:
         theirs = [stack.enter_context(_counter(stack)) for _ in range(2)]
         for number, program in enumerate(theirs):
-            tc.Filter(program, LO, f"theirs {number}")
+            tc.IngressFilter(program, LO, f"theirs {number}")
         others = filters()
         attach(group, root_folder)
         with bpf.enable_stats():
@@ -125,7 +125,7 @@ def test_a_qdisc_that_others_made_stays(group: Path, root_folder: Path, way: str
 def test_a_qdisc_that_others_use_by_now_stays(group: Path, root_folder: Path, way: str) -> None:
     attach(group, root_folder)
     with ExitStack() as stack:
-        tc.Filter(_counter(stack), LO, "theirs")
+        tc.IngressFilter(_counter(stack), LO, "theirs")
         attachment.detach(group, root_folder)
         assert ["theirs" in line for line in filters()] == [True]
 
@@ -288,7 +288,7 @@ from reuseport_tool.models import Engine
 from reuseport_tool.waiting import wait_until
 
 verb, group, root, step, when, clsact = sys.argv[1:]
-homes = {"Place": folders.Place, "bpffs": bpffs, "kernel": autolowat, "tc": tc, "set_working": autolowat.Maps}
+homes = {"Place": folders.Place, "bpffs": bpffs, "kernel": autolowat, "tc": tc, "set_working": autolowat.EngineMaps}
 home, name = homes[step.split(".")[0]], step.split(".")[-1]
 real = getattr(home, name)
 calls = 0

@@ -30,7 +30,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reuseport_tool.autolowat.attachment import Plan
+from reuseport_tool.autolowat.attachment import AttachmentPlan
 from reuseport_tool.check import framing_lab
 from reuseport_tool.kernel import autolowat, cgroup, netns
 from reuseport_tool.models import Engine
@@ -351,9 +351,9 @@ def engines() -> list[Engine]:
 
 
 @contextlib.contextmanager
-def attached(line: Wire, engine: Engine) -> Iterator[autolowat.Maps]:
+def attached(line: Wire, engine: Engine) -> Iterator[autolowat.EngineMaps]:
     """The engine at the far end of the wire, in a cgroup that this process is in."""
-    plan = Plan(engine=engine, framing="rpc", ports=(PORT,))
+    plan = AttachmentPlan(engine=engine, framing="rpc", ports=(PORT,))
     with cgroup.throw_away() as folder, netns.visit(line.far), framing_lab.programs_at(folder, plan) as maps:
         yield maps
 
@@ -414,7 +414,7 @@ def test_the_program_at_the_device_goes_under_traffic(line: Wire, lost: float) -
             lost=lost,
         )
         with cgroup.throw_away() as folder, netns.visit(line.far), contextlib.ExitStack() as at_devices:
-            plan = Plan(engine=Engine.SOLO, framing="rpc", ports=(PORT,))
+            plan = AttachmentPlan(engine=Engine.SOLO, framing="rpc", ports=(PORT,))
             with framing_lab.programs_at(folder, plan, at_devices) as maps:
                 outcome = run(line, traffic, at_devices.close)
                 assert outcome.wrong == ""

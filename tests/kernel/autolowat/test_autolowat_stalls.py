@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from reuseport_tool.autolowat.attachment import Plan
+from reuseport_tool.autolowat.attachment import AttachmentPlan
 from reuseport_tool.check import framing_lab
 from reuseport_tool.check.framing_lab import DEADLINE_S, rpc_frame
 from reuseport_tool.kernel import autolowat as kernel
@@ -42,7 +42,7 @@ def line(root: None) -> Iterator[Wire]:
 @contextlib.contextmanager
 def connected(line: Wire, engine: Engine, address: str = FAR) -> Iterator[tuple[socket.socket, socket.socket]]:
     """Both ends of a connection over the wire; the server's is followed."""
-    plan = Plan(engine=engine, framing="rpc", ports=(PORT,))
+    plan = AttachmentPlan(engine=engine, framing="rpc", ports=(PORT,))
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(cgroup.throw_away())
         with netns.visit(line.far):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from reuseport_tool.autolowat import attachment
-from reuseport_tool.autolowat.attachment import Plan
+from reuseport_tool.autolowat.attachment import AttachmentPlan
 from reuseport_tool.errors import Unsupported
 from reuseport_tool.group import layout
 from reuseport_tool.group.policy import ChosenPolicy, policy_source
@@ -135,7 +135,7 @@ def test_every_program_has_one_tag_compiled_or_cached(
 
 
 def test_autolowat_comes_from_the_cache(no_compiler: Callable[[], None]) -> None:
-    plan = Plan(engine=Engine.SOLO, framing="rpc", ports=())
+    plan = AttachmentPlan(engine=Engine.SOLO, framing="rpc", ports=())
     source = autolowat.source(Engine.SOLO, attachment.defines(plan))
     with program.Module(source) as compiled:
         expected = compiled._code.functions

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import pytest
 
 from reuseport_tool.check import udp_reload
-from reuseport_tool.check.udp_load import CLIENTS, Background, Load
-from reuseport_tool.check.udp_reload import Trial
+from reuseport_tool.check.udp_load import CLIENTS, Background, UdpLoad
+from reuseport_tool.check.udp_reload import UdpTrial
 from reuseport_tool.check.udp_server import FENCE, HELLO
 from reuseport_tool.check.udp_stories import STORIES, Story
 from reuseport_tool.models import HandedOver
@@ -66,7 +66,7 @@ def _handed_over(evicted: int, drops_new: int) -> HandedOver:
     ],
 )
 def test_a_verdict(expected: str, code: int, lost: int, evicted: int, dropped: int, said: str) -> None:
-    trial = Trial(Story(name="a story", way="none", expected=expected), "ipv4", "/nowhere")
+    trial = UdpTrial(Story(name="a story", way="none", expected=expected), "ipv4", "/nowhere")
     trial.sent, trial.lost, trial.code, trial.handed_over = 10, lost, code, _handed_over(evicted, dropped)
     verdict = trial.verdict()
     assert said in verdict
@@ -74,12 +74,12 @@ def test_a_verdict(expected: str, code: int, lost: int, evicted: int, dropped: i
 
 
 def test_a_case_that_cannot_run_is_said_and_the_others_run(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def play(trial: Trial) -> None:
+    def play(trial: UdpTrial) -> None:
         if trial._address == "::1":
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         trial.sent = trial.lost = 1
 
-    monkeypatch.setattr(Trial, "play", play)
+    monkeypatch.setattr(UdpTrial, "play", play)
     monkeypatch.setattr(udp_reload, "STORIES", (Story(name="a story", way="plain", expected="lose"),))
     found = udp_reload.check(tool.bpffs)
     assert [(case.family, case.ok) for case in found.cases] == [("ipv4", True), ("ipv6", False)]
@@ -132,7 +132,7 @@ def _high_descriptors() -> Iterator[None]:
 
 def test_the_load_counts_what_nobody_answers(in_netns: None) -> None:
     with _high_descriptors(), _echo(5000, lose_every=5):
-        with Load("127.0.0.1", 5000) as load:
+        with UdpLoad("127.0.0.1", 5000) as load:
             load.go_on(CLIENTS * 10)
         assert load.sent >= CLIENTS * 10
         assert load.lost == load.sent // 5

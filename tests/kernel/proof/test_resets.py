@@ -15,7 +15,7 @@ import pytest
 from reuseport_tool.errors import MissingCapability, Unsupported
 from reuseport_tool.kernel import btf, loopback, netns, resets, sysctl
 from reuseport_tool.kernel.abi import ResetKind
-from reuseport_tool.kernel.packets import Client, Family, Wire
+from reuseport_tool.kernel.packets import CraftedClient, Family, Wire
 from reuseport_tool.kernel.resets import ResetCounter
 from reuseport_tool.waiting import wait_until
 from tests.kernel.conftest import PORT
@@ -198,13 +198,13 @@ def test_packets_that_come_late_are_not_counted_again(counter: ResetCounter, fam
     assert counted(counter) == {NEVER: 1}
 
 
-def end_by_fin(client: Client, accepted: socket.socket) -> None:
+def end_by_fin(client: CraftedClient, accepted: socket.socket) -> None:
     client.fin()
     assert accepted.recv(100) == b""
     accepted.close()
 
 
-def end_by_rst(client: Client, accepted: socket.socket) -> None:
+def end_by_rst(client: CraftedClient, accepted: socket.socket) -> None:
     client.rst()
     with accepted, pytest.raises(ConnectionResetError):
         accepted.recv(100)
@@ -212,15 +212,15 @@ def end_by_rst(client: Client, accepted: socket.socket) -> None:
 
 @pytest.mark.parametrize("family", Family)
 @pytest.mark.parametrize("remembers", [True, False], ids=["as-it-is", "without-tcp_ended"])
-@pytest.mark.parametrize("late", [Client.ack, Client.fin], ids=["ack", "fin"])
+@pytest.mark.parametrize("late", [CraftedClient.ack, CraftedClient.fin], ids=["ack", "fin"])
 @pytest.mark.parametrize("end", [end_by_fin, end_by_rst])
 def test_a_packet_of_a_connection_that_had_ended_is_no_handshake(
     in_netns: None,
     monkeypatch: pytest.MonkeyPatch,
     family: Family,
     remembers: bool,
-    late: Callable[[Client], None],
-    end: Callable[[Client, socket.socket], None],
+    late: Callable[[CraftedClient], None],
+    end: Callable[[CraftedClient, socket.socket], None],
 ) -> None:
     """An ACK that its own RST overtook, a FIN that was sent twice: the listener resets them, and nothing was lost.
 

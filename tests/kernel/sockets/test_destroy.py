@@ -17,7 +17,7 @@ from reuseport_tool.kernel import sock_destroy, sockets
 from reuseport_tool.kernel.socket_iterator import Walker
 from reuseport_tool.models import Protocol
 from reuseport_tool.sockets import destroy
-from reuseport_tool.sockets.destroy import Engine
+from reuseport_tool.sockets.destroy import DestroyEngine
 from reuseport_tool.sockets.select import Filter
 from tests.kernel.conftest import PORT
 from tests.kernel.sockets import churn
@@ -197,8 +197,8 @@ def test_a_socket_that_is_not_as_it_was_is_spared(world: World, end: Callable[..
     assert [error_of(sock) for sock in world.accepted] == [0] * 5
 
 
-@pytest.mark.parametrize("engine", list(Engine))
-def test_what_closes_meanwhile_is_gone(world: World, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("engine", list(DestroyEngine))
+def test_what_closes_meanwhile_is_gone(world: World, engine: DestroyEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     victims = {cookie(sock) for sock in world.accepted[:2]}
     end = destroy.end
 
@@ -217,7 +217,7 @@ def test_without_the_kfunc_netlink_is_taken(world: World, monkeypatch: pytest.Mo
     report = destroy.destroy(Filter(cookies=(cookie(world.accepted[0]),)), None, act=True)
     assert (report.engine, [ending.result for ending in report.endings]) == ("netlink", ["ended"])
     with pytest.raises(Unsupported):
-        destroy.destroy(Filter(cookies=(cookie(world.accepted[1]),)), None, act=True, engine=Engine.BPF)
+        destroy.destroy(Filter(cookies=(cookie(world.accepted[1]),)), None, act=True, engine=DestroyEngine.BPF)
     assert error_of(world.accepted[1]) == 0
 
 

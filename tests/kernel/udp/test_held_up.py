@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from reuseport_tool.check.udp_load import Load
+from reuseport_tool.check.udp_load import UdpLoad
 from reuseport_tool.kernel.run_delay import RunDelay
 from reuseport_tool.models import FlowMode, parse_endpoint
 from reuseport_tool.reload import transaction
@@ -96,7 +96,7 @@ def test_a_server_that_cannot_run_is_waited_for(
             RunDelay.look = lambda *_: False  # type: ignore[method-assign]
         transaction.reload([parse_endpoint(ENDPOINT)], plan, tool.bpffs, killed.quiet())
 
-    with Load("127.0.0.1", PORT) as load:
+    with UdpLoad("127.0.0.1", PORT) as load:
         load.go_on(100)
         pid = killed.in_fork(run)
         assert wait_until(switched.exists, LONG_S)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from reuseport_tool.check.udp_load import CLIENTS, Load
+from reuseport_tool.check.udp_load import CLIENTS, UdpLoad
 from reuseport_tool.models import FlowMode, parse_endpoint
 from reuseport_tool.reload import transaction
 from reuseport_tool.reload.plan import Hook, Plan
@@ -92,7 +92,7 @@ def test_resumed_after_any_step(tool: Tool, started: Start, tmp_path: Path, step
     old, switched = started(way), tmp_path / "switched"
     tool.ok("attach", ENDPOINT, "--flows", way)
     ending = (Hook(step="switch", command=f"touch {switched}"),) if way == "address" else ()
-    with Load("127.0.0.1", PORT) as load:
+    with UdpLoad("127.0.0.1", PORT) as load:
         load.end_after(switched)
         options = {"flow_timeout_s": 1.0, "hooks": ending}
         kill_reload(tool.bpffs, step if step != "end" else "prove", way, at_end=step == "end", **options)
@@ -116,7 +116,7 @@ def test_aborted_after_any_step(tool: Tool, started: Start, step: str, way: str)
     if way == "address":
         tool.ok("attach", ENDPOINT, "--flows", way)
     before = picture(tool)
-    with Load("127.0.0.1", PORT) as load:
+    with UdpLoad("127.0.0.1", PORT) as load:
         kill_reload(tool.bpffs, step, way, **({"drain_timeout_s": 1.5} if way == "address" else {}))
         load.go_on(CLIENTS * 2)
         assert tool.ok("reload", ENDPOINT, "--abort")["result"] == "rolled-back"
@@ -137,7 +137,7 @@ def test_not_aborted_once_the_old_side_was_told_to_stop(tool: Tool, started: Sta
 def test_a_kill_of_the_server_loses(started: Start) -> None:
     """The arm without the tool: the same load, a new server beside the old one, and SIGKILL."""
     old = started("none")
-    with Load("127.0.0.1", PORT) as load:
+    with UdpLoad("127.0.0.1", PORT) as load:
         started("none")
         load.go_on(CLIENTS * 5)
         old.kill()
@@ -148,7 +148,7 @@ def test_a_kill_of_the_server_loses(started: Start) -> None:
 def test_a_roll_back_after_the_switch_lets_the_new_server_answer(tool: Tool, started: Start) -> None:
     old = started("none")
     options = ("--flows", "none", "--settle", "0.6s", "--health-command", "sleep 0.3; false", "--output", "/dev/null")
-    with Load("127.0.0.1", PORT) as load:
+    with UdpLoad("127.0.0.1", PORT) as load:
         load.go_on(CLIENTS)
         done = tool.run("reload", ENDPOINT, *options, "--", *command("new", "none"))
         load.go_on(CLIENTS)

@@ -9,7 +9,7 @@ import pytest
 from reuseport_tool.errors import Conflict, NotFound, UsageError
 from reuseport_tool.group import attach, discover, flows, layout, places, slots
 from reuseport_tool.group.choice import Element
-from reuseport_tool.group.discover import Found
+from reuseport_tool.group.discover import PresentGroup
 from reuseport_tool.group.layout import GENERATIONS
 from reuseport_tool.group.pins import Pins
 from reuseport_tool.group.policy import ChosenPolicy, FlowChoice
@@ -191,7 +191,7 @@ def pins(kernel: Kernel) -> Iterator[Pins]:
         yield made
 
 
-def members(cookies: set[int]) -> Found:
+def members(cookies: set[int]) -> PresentGroup:
     return discover.present(WEB).subset(sorted(cookies))
 
 

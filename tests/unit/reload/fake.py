@@ -17,14 +17,14 @@ from typing import Any
 
 from reuseport_tool.errors import Conflict, NotFound, ToolError, Unsupported, UsageError
 from reuseport_tool.group.discover import Member
-from reuseport_tool.group.pins import Attached, Running
+from reuseport_tool.group.pins import AttachedProgram, Running
 from reuseport_tool.kernel.commands import Kin, Started
 from reuseport_tool.kernel.diag import BoundSocket
 from reuseport_tool.kernel.flow_map import RawFlow
 from reuseport_tool.kernel.iterator import ListenerInfo, Snapshot, UdpInfo
 from reuseport_tool.kernel.mib import TcpCounters
 from reuseport_tool.kernel.process_tree import ProcessTree, Row
-from reuseport_tool.kernel.processes import Holder, Identity
+from reuseport_tool.kernel.processes import Holder, ProcessIdentity
 from reuseport_tool.kernel.sockets import ListenerOptions
 from reuseport_tool.kernel.udp_sent import Sent
 from reuseport_tool.models import (
@@ -417,7 +417,7 @@ class FakePins:
             raise NotFound("nothing is attached")
         return self._world.pins[endpoint]
 
-    def attach(self, endpoint: Endpoint, members: Sequence[Member]) -> Attached:
+    def attach(self, endpoint: Endpoint, members: Sequence[Member]) -> AttachedProgram:
         pins, programs = self._world.pins, self._world.programs
         if programs.get(endpoint) not in (None, OURS):
             raise Conflict("a foreign program")
@@ -429,7 +429,7 @@ class FakePins:
         pin.generations.setdefault(pin.working, set()).update({member.cookie for member in members} - known)
         counters = self.counters(endpoint)
         assert counters is not None
-        return Attached(working=pin.working, counters=counters)
+        return AttachedProgram(working=pin.working, counters=counters)
 
     def running(self, endpoint: Endpoint) -> Running:
         program = self._world.programs.get(endpoint)
@@ -501,7 +501,7 @@ class FakeProcesses:
         rows = (Row(pid=proc.pid, parent=proc.parent, start_ticks=proc.start) for proc in self._world.procs.values())
         return ProcessTree(rows)
 
-    def runs(self, process: Identity) -> bool:
+    def runs(self, process: ProcessIdentity) -> bool:
         proc = self._world.procs.get(process.pid)
         return proc is not None and proc.start == process.start_ticks
 
@@ -529,7 +529,7 @@ class FakeProcesses:
         self._world.tap("waits")
         return pid in self._world.procs and self._world.procs[pid].name == "waiter"
 
-    def are_held_up(self, side: Collection[Identity]) -> bool:
+    def are_held_up(self, side: Collection[ProcessIdentity]) -> bool:
         return False
 
     def marked(self, token: str) -> set[int]:
@@ -540,7 +540,7 @@ class FakeProcesses:
             raise UsageError("no such program")
         pid = self._world.process(parent=self._world.tool, executable="/new", mark=token)
         self._world.started = pid
-        return Started(identity=Identity(pid, self._world.procs[pid].start), output="/log")
+        return Started(identity=ProcessIdentity(pid, self._world.procs[pid].start), output="/log")
 
     def release(self) -> None:
         assert self._world.started is not None
@@ -550,7 +550,7 @@ class FakeProcesses:
     def exit_code(self) -> int | None:
         return self._world.exit_codes.get(self._world.started or 0)
 
-    def signal(self, process: Identity, number: int) -> None:
+    def signal(self, process: ProcessIdentity, number: int) -> None:
         if not self.runs(process) or not number:
             return
         self._world.signals.append((process.pid, number))
@@ -602,7 +602,7 @@ class FakeTraffic:
     def resets(self) -> Resets | None:
         return Resets(never_accepted=self._world.lost, handshakes=0, refused=0, accepted=0)
 
-    def resets_of(self, side: Collection[Identity]) -> SideResets | None:
+    def resets_of(self, side: Collection[ProcessIdentity]) -> SideResets | None:
         return SideResets(never_accepted=0, accepted=0)
 
     def migrate_req(self) -> str:
@@ -611,7 +611,7 @@ class FakeTraffic:
     def set_migrate_req(self, value: str) -> None:
         self._world.migrate_req = value
 
-    def old_connections(self, groups: Sequence[Endpoint], side: Collection[Identity]) -> FakeConnections:
+    def old_connections(self, groups: Sequence[Endpoint], side: Collection[ProcessIdentity]) -> FakeConnections:
         return FakeConnections(self._world)
 
 
