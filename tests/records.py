@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -14,7 +15,7 @@ NGINX: dict[str, Any] = {"pid": 4242, "command": "nginx"}
 """The process that holds a socket."""
 
 
-def some(kind: type[_T], **given: Any) -> _T:
+def some(kind: type[_T], /, **given: Any) -> _T:
     """A record with these fields. The others have their defaults, or else null, nothing, 0, or the first of an enum."""
     hints = typing.get_type_hints(kind)
     missing = [field.name for field in dataclasses.fields(kind) if _is_required(field)]  # type: ignore[arg-type]
@@ -35,4 +36,4 @@ def _plainest(hint: Any) -> object:
         return some(typing.cast(type, hint))
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return next(iter(hint))
-    return (origin or hint)()
+    return () if origin is Sequence else (origin or hint)()
