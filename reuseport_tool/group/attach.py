@@ -176,17 +176,12 @@ def _other_program(group: Endpoint, program_id: int) -> Conflict:
     )
 
 
-def attached_program(group: PresentGroup, listeners: iterator.Listeners | None) -> int | None:
-    """Id of the program that runs for a group; 0 for a classic BPF filter, None for none.
+def program_of(cookies: Collection[int], infos: Mapping[int, iterator.MemberInfo]) -> int | None:
+    """Id of the program that runs for the group with these listeners; 0 for a classic BPF filter, None for none.
 
     Only the kernel's own structures tell, by an iterator. Without it (listeners_of()) the answer is what our
     pins say: None.
     """
-    return program_of(group.cookies, iterator.infos_of(listeners, group.cookies))
-
-
-def program_of(cookies: Collection[int], infos: Mapping[int, iterator.MemberInfo]) -> int | None:
-    """Id of the program of the group with these listeners; see attached_program()."""
     found = [infos[cookie].program_id for cookie in cookies if cookie in infos]
     return next((program_id for program_id in found if program_id is not None), None)
 

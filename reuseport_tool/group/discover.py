@@ -51,9 +51,6 @@ class PresentGroup:
         """The topmost processes over all members."""
         return processes.topmost({holder.pid for member in self.members for holder in member.holders})
 
-    def subset(self, cookies: Sequence[int]) -> PresentGroup:
-        return PresentGroup(self.endpoint, tuple(member for member in self.members if member.cookie in cookies))
-
     @property
     def cookies(self) -> tuple[int, ...]:
         return tuple(member.cookie for member in self.members)

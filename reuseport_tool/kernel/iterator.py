@@ -243,13 +243,8 @@ def _loaded(kind: Callable[..., _Loaded], ordered: bool) -> Iterator[_Loaded | N
         yield listeners
 
 
-def tcp_listeners(*, ordered: bool = True) -> AbstractContextManager[TcpListeners | None]:
-    """The loaded iterator; None where the kernel has none. Raises MissingCapability."""
-    return _loaded(TcpListeners, ordered)
-
-
 def listeners_of(protocol: Protocol, *, ordered: bool = True) -> AbstractContextManager[Listeners | None]:
-    """As tcp_listeners()."""
+    """The loaded iterator; None where the kernel has none. Raises MissingCapability."""
     return _loaded(TcpListeners, ordered) if protocol is Protocol.TCP else _loaded(UdpListeners, ordered)
 
 

@@ -48,7 +48,6 @@ def _overlaps(state: ReloadState) -> bool:
     return state.plan.run is None
 
 
-_HEALTH = _Stage(name="health", act=health)
 _BEFORE = (
     _Stage(name="prepare", act=prepare),
     _Stage(name="start", act=start),
