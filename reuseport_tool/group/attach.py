@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -209,7 +210,7 @@ def in_order(members: Collection[Member], infos: Mapping[int, iterator.MemberInf
 
 def _place(cookie: int, infos: Mapping[int, iterator.MemberInfo]) -> int:
     index = infos[cookie].index if cookie in infos else None
-    return len(infos) if index is None else index
+    return sys.maxsize if index is None else index
 
 
 def _describe(program_id: int) -> str:

@@ -59,9 +59,9 @@ class Listeners(Closing):
         """Raises MissingCapability where a listener may have a holder that we are not permitted to see."""
         discover.require_visible(members)
 
-    def kernel(self) -> Snapshot | None:
+    def kernel(self, wanted: Collection[int] | None = None) -> Snapshot | None:
         """What the iterator tells; None where the kernel has none."""
-        return self._iterator.read() if self._iterator else None
+        return self._iterator.read(wanted) if self._iterator else None
 
     def is_reuseport(self, member: Member) -> bool:
         """Whether it has SO_REUSEPORT; where that cannot be seen, a TCP listener is said to and a UDP socket not."""

@@ -144,8 +144,9 @@ class Pins(OpenPins):
         if members:
             self._forget(group)
             found = PresentGroup(group, tuple(members))
+            infos = self._infos(group, found.cookies)
             self._open[group], _, _ = attach.attach_group(
-                found, self._chosen[group.protocol], self._folders[group], infos=self._infos(group)
+                found, self._chosen[group.protocol], self._folders[group], infos=infos
             )
         opened = self._must(group)
         return AttachedProgram(working=opened.choice.working, counters=opened.counters())
@@ -159,10 +160,10 @@ class Pins(OpenPins):
         return Running(ours=opened is not None and attached == opened.policy().id, program_id=attached, known=known)
 
     def _same_look(self, group: Endpoint, cookies: Collection[int]) -> Mapping[int, MemberInfo]:
-        """What the iterator told a moment ago: a walk takes 12 ms, and the groups are asked for one after another."""
+        """What the iterator told a moment ago of several groups: they are asked for one after another."""
         taken_s, infos = self._looks.get(group.protocol, (-math.inf, {}))
         if time.monotonic() - taken_s > _SAME_LOOK_S or not all(cookie in infos for cookie in cookies):
-            infos = self._infos(group)
+            infos = self._infos(group, cookies)
             self._looks[group.protocol] = time.monotonic(), infos
         return infos
 
@@ -170,16 +171,16 @@ class Pins(OpenPins):
         """Put the pinned program in the place of another one, in every part of a group that has split."""
         self._looks.clear()
         with discover.descriptors(discover.present(group).members) as fds:
-            for fd in attach.one_of_each(fds, self._infos(group)):
+            for fd in attach.one_of_each(fds, self._infos(group, fds)):
                 sockets.attach_program(fd, self._must(group).program)
 
-    def _infos(self, group: Endpoint) -> Mapping[int, MemberInfo]:
-        return infos_of(self._iterator(group))
+    def _infos(self, group: Endpoint, cookies: Collection[int]) -> Mapping[int, MemberInfo]:
+        return infos_of(self._iterator(group), cookies)
 
     def put(self, group: Endpoint, generation: int, members: Sequence[Member]) -> None:
         """Register listeners, one descriptor at a time; a follower may have registered them elsewhere."""
         opened = self._must(group)
-        infos = self._infos(group) if len(members) > 1 else {}
+        infos = self._infos(group, [member.cookie for member in members]) if len(members) > 1 else {}
         for member in attach.in_order(members, infos):
             with discover.descriptors([member]) as fds:
                 opened.generations.release(member.cookie)

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import enum
 import errno
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -328,6 +329,7 @@ def _object_info(fd: int, info: T) -> T:
     return info
 
 
+@functools.cache
 def possible_cpus() -> int:
     """The number of per-CPU values: /sys/devices/system/cpu/possible, "0-N" or "0"."""
     with open("/sys/devices/system/cpu/possible") as file:

@@ -84,7 +84,7 @@ class Clock:
         finally:
             self._shields -= 1
 
-    def wait(self, condition: Callable[[], bool], timeout_s: float, told: bool = False) -> bool:
+    def wait(self, condition: Callable[[], bool], timeout_s: float, told: bool = False, closely_s: float = 0.0) -> bool:
         """Whether the condition came true in time. It is asked at least once. Raises as check().
 
         It is asked again after each event, and after pauses that become longer, because the kernel tells of a listener
@@ -92,16 +92,19 @@ class Clock:
 
         Args:
             told: an event tells when the condition may have come true: the pauses become longer than without.
+            closely_s: the pauses stay short for so long: what is looked for may last for a moment only.
         """
-        deadline_s = time.monotonic() + timeout_s
+        begun_s = time.monotonic()
+        deadline_s = begun_s + timeout_s
         pause_s = _FIRST_S
         while not condition():
             self.check()
-            left_s = deadline_s - time.monotonic()
-            if left_s <= 0:
+            now_s = time.monotonic()
+            if now_s >= deadline_s:
                 return False
-            woken = self._pause(min(pause_s, left_s))
-            pause_s = _FIRST_S if woken else min(2 * pause_s, _TOLD_S if told else _POLL_S)
+            woken = self._pause(min(pause_s, deadline_s - now_s))
+            is_close = woken or now_s - begun_s < closely_s
+            pause_s = _FIRST_S if is_close else min(2 * pause_s, _TOLD_S if told else _POLL_S)
         self.check()
         return True
 

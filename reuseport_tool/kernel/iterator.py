@@ -146,21 +146,23 @@ class TcpListeners(Closing):
         The walk ends with the last wanted one. Behind the listeners the kernel visits each bucket of its table of
         connections (net/ipv4/tcp_ipv4.c, tcp_seek_last_pos()), which takes milliseconds even if all are empty.
         """
-        records = self._records() if wanted is None else self._records_until(set(wanted))
+        records = self._records(wanted)
         return _Infos({record.cookie: record for record in records if record.state == _LISTEN}, _tcp_info)
 
-    def read(self) -> Snapshot:
-        """The listeners, and how many request sockets each has."""
+    def read(self, wanted: Collection[int] | None = None) -> Snapshot:
+        """The listeners as listeners(), and, unless the walk ends before them, how many request sockets each has."""
         listeners: dict[int, ListenerInfo] = {}
         requests: dict[int, int] = {}
-        for found in self._records():
+        for found in self._records(wanted):
             if found.state == _LISTEN:
                 listeners[found.cookie] = _tcp_info(found)
             elif found.state == _NEW_SYN_RECV:
                 requests[found.cookie] = requests.get(found.cookie, 0) + 1
         return Snapshot(listeners, requests)
 
-    def _records(self) -> Iterator[ListenerRecord]:
+    def _records(self, wanted: Collection[int] | None) -> Iterator[ListenerRecord]:
+        if wanted is not None:
+            return self._records_until(set(wanted))
         return map(ListenerRecord._make, LISTENER_RECORD.iter_unpack(self._iterator.read()))
 
     def _records_until(self, wanted: set[int]) -> Iterator[ListenerRecord]:

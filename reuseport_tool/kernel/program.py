@@ -131,14 +131,9 @@ class Module(Closing):
     def __init__(self, source: Source) -> None:
         self._source = source
         self._compiled: Compiled | None = None
-        with open(source.path, "rb") as file:
-            text = file.read()
-            private = folders.is_private(os.fstat(file.fileno()), stat.S_IFREG)
+        text, may_be_kept = _read(source)
         request = program_cache.CompileRequest(
-            text=text,
-            name=source.path.name,
-            constants=source.constants(),
-            may_be_kept=source.is_ours or (private and program_cache.includes_only_ours(text)),
+            text=text, name=source.path.name, constants=source.constants(), may_be_kept=may_be_kept
         )
         self._request = request
         code = request.find(compiler.identity())
@@ -161,6 +156,7 @@ class Module(Closing):
             if by_another is None:
                 raise
             return by_another
+        program_cache.require_unchanged()
         if all(map(self._is_self_contained, code.functions.values())):
             request.keep(code, compiler.identity())
             return code
@@ -207,6 +203,16 @@ class Module(Closing):
     def close(self) -> None:
         if self._compiled is not None:
             self._compiled.close()
+
+
+def _read(source: Source) -> tuple[bytes, bool]:
+    """The text, and whether code that is made of it may be kept."""
+    if source.is_ours and source.path in program_cache.ours().texts:
+        return program_cache.ours().texts[source.path], True
+    with open(source.path, "rb") as file:
+        text = file.read()
+        private = folders.is_private(os.fstat(file.fileno()), stat.S_IFREG)
+    return text, source.is_ours or (private and program_cache.includes_only_ours(text))
 
 
 def _own_folder(path: Path) -> Path | None:

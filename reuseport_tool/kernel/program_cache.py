@@ -17,6 +17,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from reuseport_tool.errors import ToolError
 from reuseport_tool.kernel import compiler, folders
 from reuseport_tool.kernel.compiler import Code
 from reuseport_tool.record import record
@@ -165,11 +166,9 @@ class CompileRequest:
 
     @functools.cached_property
     def _key(self) -> str:
-        return self._present_key()
-
-    def _present_key(self) -> str:
         constants = "\n".join(f"{name}={value}" for name, value in sorted(self.constants.items()))
-        parts = [_FORMAT, kernel_identity().encode(), _headers(), self.name.encode(), constants.encode(), self.text]
+        digest = ours().digest
+        parts = [_FORMAT, kernel_identity().encode(), digest, self.name.encode(), constants.encode(), self.text]
         return hashlib.sha256(_pack(parts)).hexdigest()
 
     def find(self, compiled_by: str | None) -> Code | None:
@@ -185,9 +184,9 @@ class CompileRequest:
         return Code(license=license_text, functions=dict(zip(names, functions[1::2], strict=True)))
 
     def keep(self, code: Code, compiled_by: str | None) -> None:
-        """Put code that was compiled just now into the cache, unless our headers have changed meanwhile."""
+        """Put code that was compiled just now into the cache."""
         chosen = self._store()
-        if chosen is None or compiled_by is None or self._present_key() != self._key:
+        if chosen is None or compiled_by is None:
             return
         functions = [part for name, text in code.functions.items() for part in (name.encode(), text)]
         chosen.put(self._key, _pack([compiled_by.encode(), code.license, *functions]))
@@ -208,14 +207,33 @@ def includes_only_ours(text: bytes) -> bool:
 _PLAIN_INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*"([a-z_]+(?:/[a-z_]+)*\.h)"[ \t]*$', re.MULTILINE)
 
 
-def _headers() -> bytes:
-    """A digest of the whole folder of C programs. Read anew each time: an upgrade may come while we run."""
-    digest = hashlib.sha256()
-    root = compiler.bpf_dir()
-    for path in sorted(root.rglob("*")):
-        if path.is_file():
-            digest.update(_pack([str(path.relative_to(root)).encode(), path.read_bytes()]))
-    return digest.digest()
+@record
+class OurFiles:
+    """All files of the folder of C programs: their contents by path, and a digest of both."""
+
+    texts: Mapping[Path, bytes]
+    digest: bytes
+
+    @classmethod
+    def read(cls, root: Path) -> OurFiles:
+        """As they are now."""
+        texts = {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+        parts = [part for path, text in texts.items() for part in (bytes(path.relative_to(root)), text)]
+        return cls(texts=texts, digest=hashlib.sha256(_pack(parts)).digest())
+
+
+def ours() -> OurFiles:
+    """The folder of C programs as this process first saw it: its Python code belongs to these, whatever comes later."""
+    return _first_seen(compiler.bpf_dir())
+
+
+_first_seen = functools.cache(OurFiles.read)
+
+
+def require_unchanged() -> None:
+    """Raises ToolError where an upgrade has replaced our C programs since ours(): the compiler reads the new ones."""
+    if OurFiles.read(compiler.bpf_dir()).digest != ours().digest:
+        raise ToolError("the tool was replaced by another version while it ran", hint="start it again")
 
 
 def _pack(parts: Sequence[bytes]) -> bytes:

@@ -62,6 +62,8 @@ def queues(state: ReloadState, world: World) -> dict[int, int]:
 
 def unread(state: ReloadState, world: World, cookies: Collection[int]) -> dict[int, int]:
     """The bytes that each of these UDP sockets has not read yet, by cookie."""
+    if not cookies:
+        return {}
     entries = (entry for each in listening(state, world).values() for entry in each if entry.cookie in cookies)
     return {entry.cookie: entry.receive_queue for entry in entries}
 
@@ -69,7 +71,7 @@ def unread(state: ReloadState, world: World, cookies: Collection[int]) -> dict[i
 def waiting(state: ReloadState, world: World, cookies: Collection[int]) -> Queues:
     """What these listeners hold now."""
     present = queues(state, world)
-    snapshot = world.listeners.kernel()
+    snapshot = world.listeners.kernel(cookies)
     half_open = None
     if snapshot is not None:
         half_open = sum(snapshot.listeners[cookie].half_open for cookie in cookies if cookie in snapshot.listeners)
@@ -115,12 +117,15 @@ class Newcomers:
     """Finds the new side's listeners, again and again. It remembers those whose holders it knows.
 
     `wrong` maps groups on the same ports that are not the reload's to the processes of the new side that listen there.
+
+    Args:
+        known: listeners that are not looked for.
     """
 
-    def __init__(self, state: ReloadState, world: World) -> None:
+    def __init__(self, state: ReloadState, world: World, known: Collection[int] = ()) -> None:
         self._state = state
         self._world = world
-        self._before = {cookie for group in state.groups for cookie in (*group.before, *group.old)}
+        self._before = {cookie for group in state.groups for cookie in (*group.before, *group.old)}.union(known)
         self._known: dict[int, Member] = {}
         self._old_pids = {process.pid for process in state.old_side}
         self._old_kin: set[Kin] | None = None
@@ -182,9 +187,12 @@ def _pids(member: Member) -> list[int]:
     return [holder.pid for holder in member.holders]
 
 
-def find_new(state: ReloadState, world: World) -> ReloadState:
-    """The state with the new side's listeners as they are now; those that were known and are open stay known."""
-    found = Newcomers(state, world).look()
+def find_new(state: ReloadState, world: World, newcomers: Newcomers | None = None) -> ReloadState:
+    """The state with the new side's listeners as they are now; those that were known and are open stay known.
+
+    `newcomers` has looked for them before.
+    """
+    found = (newcomers or Newcomers(state, world, state.new_cookies)).look()
     present = queues(state, world)
     groups = []
     for group in state.kept:
@@ -193,9 +201,9 @@ def find_new(state: ReloadState, world: World) -> ReloadState:
     return state.with_groups(groups)
 
 
-def new_side(state: ReloadState, world: World) -> ReloadState:
-    """The state with all processes that are tied to the new side now."""
-    tree = world.processes.tree()
+def new_side(state: ReloadState, world: World, tree: ProcessTree | None = None) -> ReloadState:
+    """The state with all processes that are tied to the new side, now or when the tree was read."""
+    tree = tree or world.processes.tree()
     seen = tree.identities(new_processes(state, world, tree))
     return dataclasses.replace(state, new_side=tuple(dict.fromkeys((*tree.running(state.new_side), *seen))))
 

@@ -33,6 +33,7 @@ class Survey:
     Attributes:
         owners: the processes to tell to stop.
         side: those, all that descend from them, and all that hold an old listener.
+        given: the process of --new-pid, None where it does not run.
         warnings: what the operator should know before anything starts.
         refusal: why the reload must not begin, None where it may.
     """
@@ -40,6 +41,7 @@ class Survey:
     groups: tuple[Surveyed, ...]
     owners: tuple[ProcessIdentity, ...]
     side: tuple[ProcessIdentity, ...]
+    given: ProcessIdentity | None
     warnings: tuple[str, ...]
     refusal: ToolError | None
 
@@ -79,6 +81,7 @@ def survey(endpoints: Sequence[Endpoint], plan: Plan, world: World) -> Survey:
         groups=_surveyed(old, present, plan, new),
         owners=tree.identities(pid for pid in masters if pid not in forbidden),
         side=tree.identities(side),
+        given=tree.identity(plan.new_pid) if plan.new_pid else None,
         warnings=tuple(warnings),
         refusal=refusal,
     )

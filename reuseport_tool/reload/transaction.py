@@ -101,8 +101,7 @@ def begun(endpoints: Sequence[Endpoint], plan: Plan, strategy: Strategy, found: 
         )
         for group in found.groups
     )
-    given = world.processes.tree().identity(plan.new_pid) if plan.new_pid else None
-    if plan.new_pid and given is None:
+    if plan.new_pid and found.given is None:
         raise NotFound(f"no process {plan.new_pid}")
     return ReloadState(
         pid=world.processes.own_pid(),
@@ -114,7 +113,7 @@ def begun(endpoints: Sequence[Endpoint], plan: Plan, strategy: Strategy, found: 
         groups=groups,
         owners=found.owners,
         old_side=found.side,
-        given=given,
+        given=found.given,
         mib_before=world.traffic.mib(),
         queued=Queues(accept_queue=0, half_open=None),
         warnings=found.warnings,

@@ -38,10 +38,11 @@ class Clock(Protocol):
     def now_s(self) -> float:
         """Monotonic."""
 
-    def wait(self, condition: Callable[[], bool], timeout_s: float, told: bool = False) -> bool:
+    def wait(self, condition: Callable[[], bool], timeout_s: float, told: bool = False, closely_s: float = 0.0) -> bool:
         """Whether the condition came true in time. Raises KeyboardInterrupt at an interrupt that is not held back.
 
-        `told` says that events tell when to ask, so that the pauses between may be long.
+        `told` says that events tell when to ask, so that the pauses between may be long; `closely_s`, for how long they
+        are to stay short.
         """
 
     def check(self) -> None:
@@ -78,8 +79,11 @@ class Listeners(Protocol):
     def require_visible(self, members: Sequence[Member]) -> None:
         """Raises MissingCapability where a listener may have a holder that we are not permitted to see."""
 
-    def kernel(self) -> Snapshot | None:
-        """Half-open connections, group and program of each listener; None where the kernel does not tell."""
+    def kernel(self, wanted: Collection[int] | None = None) -> Snapshot | None:
+        """Half-open connections, group and program of each listener; None where the kernel does not tell.
+
+        Of these listeners only, and not which half-open connection is whose, is much cheaper.
+        """
 
     def is_reuseport(self, member: Member) -> bool:
         """Whether it has SO_REUSEPORT."""

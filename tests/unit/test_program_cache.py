@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from reuseport_tool.errors import ToolError
 from reuseport_tool.kernel import compiler, program_cache
+from reuseport_tool.kernel.program import Module, Source
 from reuseport_tool.kernel.program_cache import Code, CompileRequest, Store
 
 CODE = Code(license=b"GPL", functions={"one": b"\x95" + bytes(7), "two": b""})
@@ -73,29 +75,52 @@ def test_another_kernel_build_is_not_this_one(entry: Path, monkeypatch: pytest.M
     assert found() is None
 
 
-def test_another_header_is_not_this_one(entry: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    headers = tmp_path / "bpf"
-    headers.mkdir()
-    (headers / "fields.h").write_text("#define READ\n")
-    monkeypatch.setattr(compiler, "bpf_dir", lambda: headers)
-    assert found() is None
+@pytest.fixture
+def ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder of C programs."""
+    path = tmp_path / "bpf"
+    path.mkdir()
+    (path / "fields.h").write_text("#define READ\n")
+    (path / "one.c").write_text("int one(void) { return 0; }\n")
+    monkeypatch.setattr(compiler, "bpf_dir", lambda: path)
+    return path
+
+
+def upgrade(ours: Path, name: str = "fields.h") -> None:
+    """Another version of the tool is installed."""
+    (ours / name).write_text("#define LOAD\n")
+
+
+def test_another_header_is_not_this_one(ours: Path) -> None:
     fresh(REQUEST).keep(CODE, COMPILER)
     assert found() == CODE
-    (headers / "fields.h").write_text("#define LOAD\n")
+    upgrade(ours)
+    program_cache._first_seen.cache_clear()  # as in another process
     assert found() is None
 
 
-def test_headers_that_change_while_it_compiles_are_not_kept(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("name", ["fields.h", "one.c"])
+def test_a_run_stays_with_the_programs_that_it_began_with(ours: Path, name: str) -> None:
+    source = Source(path=ours / "one.c")
+    request = Request(text=(ours / "one.c").read_bytes(), name="one.c", constants=source.constants(), may_be_kept=True)
+    request.keep(CODE, compiler.identity() or COMPILER)
+    upgrade(ours, name)
+    with Module(source) as module:
+        assert module._code == CODE
+
+
+@pytest.mark.parametrize("name", ["fields.h", "one.c", "new.h"])
+def test_a_run_does_not_compile_the_programs_of_another_version(
+    ours: Path, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    headers = tmp_path / "bpf"
-    headers.mkdir()
-    monkeypatch.setattr(compiler, "bpf_dir", lambda: headers)
-    request = fresh(REQUEST)
-    assert request.find(COMPILER) is None
-    (headers / "fields.h").write_text("#define READ\n")
-    request.keep(CODE, COMPILER)
-    assert not folder.exists()
+    monkeypatch.setattr(compiler, "compile_apart", lambda *_: CODE)
+    Module(Source(path=ours / "one.c")).close()
+    (entry,) = folder.iterdir()
+    entry.unlink()
+    upgrade(ours, name)
+    with pytest.raises(ToolError, match="replaced by another version"):
+        Module(Source(path=ours / "one.c"))
+    assert list(folder.iterdir()) == []
 
 
 def test_code_of_another_compiler_is_taken_only_by_who_has_none(entry: Path) -> None:

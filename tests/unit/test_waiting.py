@@ -86,8 +86,8 @@ def test_the_end_of_a_child_ends_a_pause() -> None:
     assert time.monotonic() - start < 100
 
 
-def test_pauses_are_longer_where_events_tell() -> None:
-    def looks(told: bool) -> int:
+def test_pauses_are_longer_where_events_tell_and_short_for_a_close_look() -> None:
+    def looks(told: bool = False, closely_s: float = 0.0) -> int:
         count = 0
 
         def never() -> bool:
@@ -96,7 +96,7 @@ def test_pauses_are_longer_where_events_tell() -> None:
             return False
 
         with Clock() as clock:
-            assert not clock.wait(never, 0.4, told=told)
+            assert not clock.wait(never, 0.4, told=told, closely_s=closely_s)
         return count
 
-    assert looks(told=True) < looks(told=False)
+    assert looks(told=True) < looks(told=False) < looks(closely_s=0.4)

@@ -29,7 +29,7 @@ def _drain_connections(state: ReloadState, world: World) -> ReloadState:
     cookies = {cookie for group in groups for cookie in group.old}
     if not cookies:
         return state
-    if world.listeners.kernel() is None:
+    if world.listeners.kernel(cookies) is None:
         raise Unsupported("half-open connections cannot be seen here", hint="draining needs BTF and Linux 5.9")
     timeout_s = state.plan.queue_drain_timeout_s
     if not world.clock.wait(lambda: sides.waiting(state, world, cookies) == _EMPTY, timeout_s):

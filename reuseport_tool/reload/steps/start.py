@@ -27,7 +27,7 @@ def start(state: ReloadState, world: World) -> ReloadState:
         watch = _Watch(state, world)
         done = watch.replaced if state.plan.run is not None else watch.complete
         in_time = world.clock.wait(done, state.plan.start_timeout_s, told)
-        state = sides.new_side(sides.find_new(state, world), world)
+        state = sides.new_side(sides.find_new(state, world, watch.seen()), world)
         if not in_time:
             _check_late(state, world)
         if state.plan.run is not None and state.new_cookies:
@@ -77,6 +77,10 @@ class _Watch:
         self._wrong_since: float | None = None
         self._over_since: float | None = None
         self.counted_at = world.clock.now_s()
+
+    def seen(self) -> Newcomers | None:
+        """Whom it has seen. A --run command may have passed its listeners on meanwhile: that is looked at anew."""
+        return self._newcomers if self._state.plan.run is None else None
 
     def _look(self) -> int:
         """Count the new listeners. Returns their number, after noting when it last changed."""

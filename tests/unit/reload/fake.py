@@ -310,7 +310,7 @@ class FakeClock:
         finally:
             self._world.shields -= 1
 
-    def wait(self, condition: Callable[[], bool], timeout_s: float, told: bool = False) -> bool:
+    def wait(self, condition: Callable[[], bool], timeout_s: float, told: bool = False, closely_s: float = 0.0) -> bool:
         until = self._world.now + timeout_s
         while not condition():
             self.check()
@@ -372,7 +372,7 @@ class FakeListeners:
     def require_visible(self, members: Sequence[Member]) -> None:
         pass
 
-    def kernel(self) -> Snapshot | None:
+    def kernel(self, wanted: Collection[int] | None = None) -> Snapshot | None:
         if not self._world.sees_kernel:
             return None
         infos = {
