@@ -49,7 +49,7 @@ class _Call:
         return None if self.flows is None else FlowChoice(mode=self.flows, entries=self.flow_entries or ENTRIES)
 
 
-@click.command("attach", short_help="Let a BPF program choose the listener of each new connection.")
+@click.command("attach")
 @click.argument("endpoint", type=ENDPOINT)
 @click.option(
     "--policy",

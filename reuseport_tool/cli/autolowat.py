@@ -18,7 +18,7 @@ _CGROUP = click.option(
 )
 
 
-@click.group("autolowat", cls=VerbGroup, short_help="One wake-up for each RPC frame instead of one for each segment.")
+@click.group("autolowat", cls=VerbGroup)
 def command() -> None:
     """Set SO_RCVLOWAT by the length in each frame's header, so that a reader is woken when a frame is there.
 

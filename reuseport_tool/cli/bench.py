@@ -21,7 +21,7 @@ from reuseport_tool.cli.pictures import TIMELINE, TRACE
 from reuseport_tool.models import Protocol
 
 
-@click.group("bench", cls=VerbGroup, short_help="Measure what the programs cost, side by side in one run.")
+@click.group("bench", cls=VerbGroup)
 def command() -> None:
     """Measure what the programs cost, as ratios of arms that take turns in one run.
 

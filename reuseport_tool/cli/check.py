@@ -15,7 +15,7 @@ from reuseport_tool.cli.types import OneOf
 from reuseport_tool.models import CheckedWay, Engine
 
 
-@click.group("check", cls=VerbGroup, short_help="Prove that it works on this kernel, in namespaces of its own.")
+@click.group("check", cls=VerbGroup)
 def command() -> None:
     """Prove on the running kernel that it works. Groups in use are not touched.
 

@@ -11,7 +11,7 @@ from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.programs import fill
 
 
-@click.command("compile", short_help="Compile all programs for machines without a compiler.")
+@click.command("compile")
 @click.option(
     "--output",
     required=True,

@@ -8,7 +8,7 @@ from click.shell_completion import get_completion_class
 _NAME, _VARIABLE = "reuseport-tool", "_REUSEPORT_TOOL_COMPLETE"
 
 
-@click.command("completion", short_help="Print the script that completes this command in a shell.")
+@click.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def command(shell: str) -> None:
     """Print the completion script for SHELL: verbs, options, policies, ports of groups, network namespaces.

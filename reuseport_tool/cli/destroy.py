@@ -15,7 +15,7 @@ from reuseport_tool.sockets.destroy import DestroyEngine
 from reuseport_tool.sockets.select import Filter
 
 
-@click.command("destroy", short_help="End sockets. Without --yes, only show which.")
+@click.command("destroy")
 @filters
 @click.option("--yes", "act", is_flag=True, help="End them. Without --yes nothing changes.")
 @click.option("--engine", type=OneOf(DestroyEngine), default="auto", hidden=True)

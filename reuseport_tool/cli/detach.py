@@ -13,7 +13,7 @@ from reuseport_tool.group import detach
 from reuseport_tool.models import Endpoint
 
 
-@click.command("detach", short_help="Remove the program; the kernel chooses again.")
+@click.command("detach")
 @click.argument("endpoint", type=ENDPOINT, required=False)
 @click.option("--all", "everything", is_flag=True, help="Detach every group of the network namespace.")
 @click.option("--gone", is_flag=True, help="Remove the pins of network namespaces that no longer exist.")

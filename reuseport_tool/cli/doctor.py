@@ -10,7 +10,7 @@ from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.errors import MissingCapability, Unsupported
 
 
-@click.command("doctor", short_help="Try every kernel feature that the tool uses.")
+@click.command("doctor")
 @pass_context
 def command(ctx: Context) -> int:
     """Try every feature that the tool uses, in a throw-away network namespace.

@@ -11,7 +11,7 @@ from reuseport_tool.group import flows
 from reuseport_tool.models import Endpoint
 
 
-@click.command("flows", short_help="List the UDP flows that a group keeps together.")
+@click.command("flows")
 @click.argument("endpoint", type=ENDPOINT)
 @click.option("--generation", type=GENERATION, help="Only those of this generation.")
 @click.option("--limit", type=COUNT, default=1000, show_default=True, help="Show at most this many.")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from reuseport_tool import __version__
 from reuseport_tool.cli import complete
@@ -21,25 +22,38 @@ from reuseport_tool.cli.compat import NoVerb, VerbGroup
 from reuseport_tool.cli.context import Context
 from reuseport_tool.errors import Interrupted, MissingCapability, ToolError, UsageError
 from reuseport_tool.models import ErrorReport
+from reuseport_tool.record import record
+
+
+@record
+class _Verb:
+    """A verb: the module in this folder that has it, and what it does in a line."""
+
+    module: str
+    short_help: str
+
 
 _VERBS = {
-    "doctor": "doctor",
-    "status": "status",
-    "attach": "attach",
-    "detach": "detach",
-    "reload": "reload",
-    "map": "maps",
-    "flows": "flows",
-    "migrate-req": "migrate_req",
-    "sockets": "sockets",
-    "destroy": "destroy",
-    "autolowat": "autolowat",
-    "check": "check",
-    "bench": "bench",
-    "compile": "compile",
-    "metrics": "metrics",
-    "completion": "completion",
+    "doctor": _Verb(module="doctor", short_help="Try every kernel feature that the tool uses."),
+    "status": _Verb(module="status", short_help="Show groups, listeners, generations, queues and counters."),
+    "attach": _Verb(module="attach", short_help="Let a BPF program choose the listener of each new connection."),
+    "detach": _Verb(module="detach", short_help="Remove the program; the kernel chooses again."),
+    "reload": _Verb(module="reload", short_help="Replace the server behind a port without losing a connection."),
+    "map": _Verb(module="maps", short_help="Show and change the REUSEPORT_SOCKARRAY maps by hand."),
+    "flows": _Verb(module="flows", short_help="List the UDP flows that a group keeps together."),
+    "migrate-req": _Verb(module="migrate_req", short_help="Read or set net.ipv4.tcp_migrate_req."),
+    "sockets": _Verb(module="sockets", short_help="List sockets with cookie, process, queues and idle time."),
+    "destroy": _Verb(module="destroy", short_help="End sockets. Without --yes, only show which."),
+    "autolowat": _Verb(
+        module="autolowat", short_help="One wake-up for each RPC frame instead of one for each segment."
+    ),
+    "check": _Verb(module="check", short_help="Prove that it works on this kernel, in namespaces of its own."),
+    "bench": _Verb(module="bench", short_help="Measure what the programs cost, side by side in one run."),
+    "compile": _Verb(module="compile", short_help="Compile all programs for machines without a compiler."),
+    "metrics": _Verb(module="metrics", short_help="Print groups, listeners and counters for Prometheus."),
+    "completion": _Verb(module="completion", short_help="Print the script that completes this command in a shell."),
 }
+"""Here, so that a list of the verbs imports none of them."""
 
 
 _GC_THRESHOLD = 50_000
@@ -58,12 +72,23 @@ class _Verbs(VerbGroup):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in _VERBS:
             return None
-        module = importlib.import_module(f"reuseport_tool.cli.{_VERBS[name]}")
+        module = importlib.import_module(f"reuseport_tool.cli.{_VERBS[name].module}")
         command = module.command
         assert isinstance(command, click.Command)
+        command.short_help = _VERBS[name].short_help
         _take_json(command)
         _name_variables(command, f"{_VARIABLES}_{name}")
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.short_help) for name, verb in _VERBS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        verbs = [
+            CompletionItem(name, help=verb.short_help) for name, verb in _VERBS.items() if name.startswith(incomplete)
+        ]
+        return [*verbs, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[_WORDS] = args[: args.index("--")] if "--" in args else list(args)

@@ -12,7 +12,7 @@ from reuseport_tool.group import slots as maps
 from reuseport_tool.models import Endpoint
 
 
-@click.group("map", cls=VerbGroup, short_help="Show and change the REUSEPORT_SOCKARRAY maps by hand.")
+@click.group("map", cls=VerbGroup)
 def command() -> None:
     """Show and change which listener is in which slot of which generation.
 

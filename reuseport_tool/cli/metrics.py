@@ -22,7 +22,7 @@ from reuseport_tool.models import Endpoint
 _READABLE = 0o644  # node_exporter is another user
 
 
-@click.command("metrics", short_help="Print groups, listeners and counters for Prometheus.")
+@click.command("metrics")
 @click.argument("endpoint", type=ENDPOINT, required=False)
 @file("--textfile", "Write this file atomically, for the textfile collector of node_exporter.", metavar="FILE.prom")
 @pass_context

@@ -9,7 +9,7 @@ from reuseport_tool.cli.context import Context, pass_context
 from reuseport_tool.group import migrate_req
 
 
-@click.command("migrate-req", short_help="Read or set net.ipv4.tcp_migrate_req.")
+@click.command("migrate-req")
 @click.argument("state", type=click.Choice(["on", "off"]), required=False)
 @pass_context
 def command(ctx: Context, state: str | None) -> None:

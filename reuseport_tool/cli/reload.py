@@ -116,7 +116,7 @@ class _Call:
     abort: bool
 
 
-@click.command("reload", cls=_WithCommand, short_help="Replace the server behind a port without losing a connection.")
+@click.command("reload", cls=_WithCommand)
 @click.argument("endpoints", type=ENDPOINT, nargs=-1, required=True, metavar="ENDPOINT…")
 @click.option("--new-pid", type=PID, help="The new server is already running as this process.")
 @click.option("--run", metavar="COMMAND", help="A shell command that makes the server replace itself.")

@@ -13,7 +13,7 @@ from reuseport_tool.sockets import select as sockets
 from reuseport_tool.sockets.select import Filter
 
 
-@click.command("sockets", short_help="List sockets with cookie, process, queues and idle time.")
+@click.command("sockets")
 @filters
 @pass_context
 def command(ctx: Context, /, **options: Any) -> None:

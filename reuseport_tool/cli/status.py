@@ -15,7 +15,7 @@ from reuseport_tool.kernel import mib
 from reuseport_tool.models import Endpoint
 
 
-@click.command("status", short_help="Show groups, listeners, generations, queues and counters.")
+@click.command("status")
 @click.argument("endpoint", type=ENDPOINT, required=False)
 @click.option("--watch", is_flag=True, help="Show rates, shares and queues live until Ctrl-C.")
 @click.option("--check", is_flag=True, help="Exit with 1 if anything is stale, foreign or out of balance.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,15 @@ from pathlib import Path
 import pytest
 
 from reuseport_tool import models
+from reuseport_tool.cli.main import _VERBS
 
 _PROGRAM = """
 import contextlib, io, json, sys
 from reuseport_tool.cli.main import run
-with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-    run(sys.argv[1:])
+out, errors = io.TextIOWrapper(io.BytesIO()), io.StringIO()
+with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+    with contextlib.suppress(SystemExit):  # of click's completion
+        run(sys.argv[1:])
 print(json.dumps(sorted(sys.modules)))
 """
 HEAVY = ("bcc", "pyroute2", "scapy", "asyncio", "msgspec", "rich.progress", "rich.live")
@@ -75,6 +79,30 @@ def test_json_needs_no_rich(verb: tuple[str, ...], warm: None) -> None:
 def test_what_only_other_verbs_use_is_left_alone(verb: tuple[str, ...], warm: None) -> None:
     others = tuple(f"reuseport_tool.{name}" for name in OF_OTHER_VERBS[verb[0]])
     assert those_of(imported(*verb), others) == []
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",)], ids=" ".join)
+def test_a_list_of_the_verbs_imports_none(arguments: tuple[str, ...]) -> None:
+    verbs = tuple(f"reuseport_tool.cli.{verb.module}" for verb in _VERBS.values())
+    assert those_of(imported(*arguments), (*verbs, *HEAVY, "rich", "reuseport_tool.kernel")) == []
+
+
+def test_completion_of_a_verb_imports_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("COMPLETE", "bash_complete"), ("WORDS", "reuseport-tool s"), ("CWORD", "1")):
+        prefix = "_REUSEPORT_TOOL_" if name == "COMPLETE" else "COMP_"
+        monkeypatch.setenv(f"{prefix}{name}", value)
+    verbs = tuple(f"reuseport_tool.cli.{verb.module}" for verb in _VERBS.values())
+    done = imported()
+    assert those_of(done, ("click",))
+    assert those_of(done, (*verbs, "rich", "reuseport_tool.kernel")) == []
+
+
+def test_a_reload_needs_no_progress_bar_without_a_terminal() -> None:
+    """Not even to look for the old server, which is not there."""
+    words = ("reload", "1", "--new-pid", str(os.getpid()))
+    imported(*words)  # what is not in the cache is compiled, by BCC
+    assert those_of(imported(*words), (*HEAVY, "rich.status")) == []
+    assert those_of(imported("--json", *words), ("rich",)) == []
 
 
 def test_every_record_has_a_home() -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from reuseport_tool.cli.show.output import error, event, outcome, result, to_json, warn
 
 if TYPE_CHECKING:
-    from reuseport_tool.cli.show.progress_bars import ReloadProgress, progress, steps
+    from reuseport_tool.cli.show.progress_bars import progress, steps
+    from reuseport_tool.cli.show.reload_progress import ReloadProgress
 
 __all__ = ["ReloadProgress", "error", "event", "outcome", "progress", "result", "steps", "to_json", "warn"]
 
@@ -19,5 +20,6 @@ __all__ = ["ReloadProgress", "error", "event", "outcome", "progress", "result", 
 def __getattr__(name: str) -> object:
     """What shows progress is imported when it is asked for."""
     if name in __all__:
-        return getattr(importlib.import_module(f"{__name__}.progress_bars"), name)
+        home = "reload_progress" if name == "ReloadProgress" else "progress_bars"
+        return getattr(importlib.import_module(f"{__name__}.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
