@@ -46,12 +46,13 @@ def holders(inodes: Collection[int], among: Iterable[int] | None = None) -> dict
 
 def pids_by_inode() -> dict[int, frozenset[int]]:
     """For each socket inode that a process but ours holds: which do. Costs as holders()."""
-    ours, found = os.getpid(), dict[int, frozenset[int]]()
-    alone = functools.cache(lambda pid: frozenset((pid,)))  # mostly one process holds many sockets by itself
-    for inode, pid, _ in _descriptors(None):
-        if pid != ours:
-            before = found.get(inode)
-            found[inode] = alone(pid) if before is None else before | alone(pid)
+    ours = os.getpid()
+    held = [(inode, pid) for inode, pid, _ in _descriptors(None) if pid != ours]
+    last = dict(held)
+    alone = {pid: frozenset((pid,)) for pid in set(last.values())}  # mostly one process holds many sockets by itself
+    found = {inode: alone[pid] for inode, pid in last.items()}
+    for inode, pid in (each for each in held if last[each[0]] != each[1]):
+        found[inode] |= {pid}
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, overload
 
 from reuseport_tool.record import record
@@ -94,7 +95,10 @@ class SocketTable(Sequence[Socket]):
         """The sockets of several tables, one after another."""
         listed = list(tables)
         return cls(
-            {name: [each for table in listed for each in table.columns[name]] for name in Socket.__dataclass_fields__}
+            {
+                name: list(chain.from_iterable(table.columns[name] for table in listed))
+                for name in Socket.__dataclass_fields__
+            }
         )
 
     def __len__(self) -> int:

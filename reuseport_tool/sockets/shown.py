@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from reuseport_tool.kernel import links, processes
 from reuseport_tool.kernel.abi import NO_IDLE, SocketRecord, TcpState
@@ -22,6 +22,8 @@ _NAMES: dict[Protocol, dict[int, str]] = {
     Protocol.TCP: {NUMBERS[name]: str(name) for name in SocketState if name is not SocketState.UNCONNECTED},
     Protocol.UDP: {TcpState.ESTABLISHED: str(SocketState.ESTABLISHED), TcpState.CLOSE: str(SocketState.UNCONNECTED)},
 }
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,9 @@ class SocketOwners:
         """Whether one of `pids` holds it; so for no pids."""
         return not pids or not self.pids(inode).isdisjoint(pids)
 
-    def topmost(self, inode: int) -> int | None:
-        """None for inode 0, which is that of no descriptor."""
-        pids = self._pids.get(inode)
-        return self._topmost(pids) if pids else None
+    def topmost(self, inodes: Iterable[int]) -> list[int | None]:
+        """Of each inode; None for inode 0, which is that of no descriptor."""
+        return _mapped(lambda pids: self._topmost(pids) if pids else None, [self._pids.get(inode) for inode in inodes])
 
 
 _LISTEN = int(TcpState.LISTEN)  # a comparison with a member of an enum takes longer than all else of a row
@@ -85,7 +86,7 @@ def show(
     """What the records say, and the generation of each."""
     of = dict(zip(SocketRecord._fields, zip(*raws, strict=True), strict=True)) if raws else _NOTHING
     names, states = _NAMES[protocol], of["state"]
-    pids = list(map(owners.topmost, of["inode"]))
+    pids = owners.topmost(of["inode"])
     with_queues = [state not in _WITHOUT_QUEUES for state in states]
     return SocketTable(
         {
@@ -98,11 +99,11 @@ def show(
             ],
             "cookie": of["cookie"],
             "pid": pids,
-            "command": [None if pid is None else owners.command(pid) for pid in pids],
+            "command": _mapped(lambda pid: None if pid is None else owners.command(pid), pids),
             "uid": of["uid"],
             "inode": [inode or None for inode in of["inode"]],
             "age_s": [now.age_s(sent_us) if sent_us else None for sent_us in of["synack_us"]],
-            "idle_s": list(map(now.idle_s, of["idle"])),
+            "idle_s": _mapped(now.idle_s, of["idle"]),
             "receive_queue": _where(with_queues, of["receive_queue"]),
             "send_queue": _where(with_queues, of["send_queue"]),
             "accept_queue": _where([state == _LISTEN for state in states], of["receive_queue"]),
@@ -110,6 +111,12 @@ def show(
             "generation": generations,
         }
     )
+
+
+def _mapped(function: Callable[[_T], _R], values: Sequence[_T]) -> list[_R]:
+    """As map(), with one call for all values that are equal, of which there are many."""
+    made = {value: function(value) for value in set(values)}
+    return [made[value] for value in values]
 
 
 def _where(wanted: Iterable[bool], column: Iterable[int]) -> list[int | None]:
