@@ -39,6 +39,8 @@ help: ## List the targets
 
 .PHONY: setup
 setup: packages $(READY) ## Install the Debian packages and the venv (.venv/bin/reuseport-tool)
+	@# Where PYTHONDONTWRITEBYTECODE is set, each run of the tool would compile all that it imports.
+	$(PY) -m compileall -q reuseport_tool tests
 
 .PHONY: packages
 packages:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reuseport_tool import record_json
+from reuseport_tool.bench import byte_code
 from reuseport_tool.bench import close as bench_close
 from reuseport_tool.bench import server as bench_server
 from reuseport_tool.bench.load import Ledger, Load
@@ -230,6 +231,7 @@ def bench(
         MissingCapability, Unsupported, ProgramRejected: from the namespace, and from loading.
         ToolError: an arm did not do what it is about.
     """
+    byte_code.make()
     start = time.perf_counter()
     samples = {arm.name: _Samples() for arm in _ARMS if _absent(arm) == ""}
     with room.descriptors(max(queued) + bench_close.SPARE_FDS), netns.throw_away(), lab.private_pins(root) as pins:

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
+from reuseport_tool.bench import byte_code
 from reuseport_tool.bench.spread import relative
 from reuseport_tool.errors import ToolError, Unsupported
 from reuseport_tool.kernel import netns, sysctl
@@ -59,6 +60,7 @@ def bench(
         MissingCapability: from the namespace or the iterators.
         ToolError: the machine does not give that many sockets, or ss and the walk count differently.
     """
+    byte_code.make()
     start = time.perf_counter()
     version = _ss_version()
     measured = [size for protocol in protocols for size in _measure(protocol, sizes, rounds, on_round)]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from reuseport_tool.bench import many_server
+from reuseport_tool.bench import byte_code, many_server
 from reuseport_tool.bench.spread import relative
 from reuseport_tool.check import lab
 from reuseport_tool.errors import ToolError
@@ -44,6 +44,7 @@ def bench(
         MissingCapability: from the namespace.
         ToolError: a command failed.
     """
+    byte_code.make()
     start = time.perf_counter()
     with netns.throw_away(), lab.private_pins(root) as pins:
         tool = _Tool(str(pins))
