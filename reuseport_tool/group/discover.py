@@ -26,9 +26,9 @@ class Member:
     def cookie(self) -> int:
         return self.socket.cookie
 
-    def owner(self) -> int | None:
+    def owner(self, masters: processes.Masters) -> int | None:
         """The topmost holder: the master, not its workers."""
-        pids = processes.topmost([holder.pid for holder in self.holders])
+        pids = masters.topmost([holder.pid for holder in self.holders])
         return pids[0] if pids else None
 
 
@@ -101,9 +101,9 @@ def _by_group(entries: Iterable[diag.BoundSocket]) -> dict[Endpoint, list[diag.B
     return found
 
 
-def with_holders(groups: dict[Endpoint, list[diag.BoundSocket]]) -> list[PresentGroup]:
-    """Add the holders, with one walk over /proc."""
-    held = processes.holders([entry.inode for entries in groups.values() for entry in entries])
+def with_holders(groups: dict[Endpoint, list[diag.BoundSocket]], at_most: int | None = None) -> list[PresentGroup]:
+    """Add the holders, of each socket `at_most` so many, with one walk over /proc."""
+    held = processes.holders([entry.inode for entries in groups.values() for entry in entries], at_most=at_most)
     return [
         PresentGroup(endpoint, tuple(Member(entry, tuple(held[entry.inode])) for entry in entries))
         for endpoint, entries in groups.items()

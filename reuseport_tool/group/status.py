@@ -32,6 +32,8 @@ from reuseport_tool.models import (
 )
 from reuseport_tool.record import record
 
+_HOLDERS = 256  # of a listener, from which its master is found
+
 
 @record
 class _Pinned:
@@ -74,8 +76,9 @@ class Observer:
             of_protocol = [entries for endpoint, entries in endpoints.items() if endpoint.protocol is protocol]
             infos |= self._infos(protocol, [entry.cookie for entries in of_protocol for entry in entries])
         groups = []
-        for found in discover.with_holders(endpoints):
-            group = self._group(found, infos, self._pins(found.endpoint))
+        masters = processes.Masters()
+        for found in discover.with_holders(endpoints, _HOLDERS):
+            group = self._group(found, infos, self._pins(found.endpoint), masters)
             left = group.program or group.stale or group.reload or group.last_reload
             if self._endpoint or left or _may_be_group(found, group):
                 groups.append(group)
@@ -183,7 +186,13 @@ class Observer:
         except Conflict as error:
             return f"{error.message}: 'attach {group} --repair' removes it"
 
-    def _group(self, found: PresentGroup, infos: Mapping[int, MemberInfo], pinned: _Pinned | str | None) -> Group:
+    def _group(
+        self,
+        found: PresentGroup,
+        infos: Mapping[int, MemberInfo],
+        pinned: _Pinned | str | None,
+        masters: processes.Masters,
+    ) -> Group:
         pins = pinned if isinstance(pinned, _Pinned) else None
         known = [infos[cookie] for cookie in found.cookies if cookie in infos]
         running = [info.program_id for info in known]
@@ -198,7 +207,7 @@ class Observer:
             program=pins.program if pins and ours else other,
             working_generation=(pins.working or None) if pins and ours else None,
             listeners=tuple(
-                _listener(member, infos.get(member.cookie), pins if ours else None) for member in found.members
+                _listener(member, infos.get(member.cookie), pins if ours else None, masters) for member in found.members
             ),
             counters=pins.counters if pins and ours else None,
             stale=pins is not None and not ours and not (other and other.policy),
@@ -262,8 +271,8 @@ def _message(error: ToolError | OSError) -> str:
     return error.message if isinstance(error, ToolError) else f"the pins cannot be read ({error.strerror})"
 
 
-def _listener(member: Member, info: MemberInfo | None, pins: _Pinned | None) -> Listener:
-    owner = member.owner()
+def _listener(member: Member, info: MemberInfo | None, pins: _Pinned | None, masters: processes.Masters) -> Listener:
+    owner = member.owner(masters)
     generation, slot = pins.places.get(member.cookie, (None, None)) if pins else (None, None)
     return Listener(
         cookie=member.cookie,

@@ -42,8 +42,12 @@ class BpfIterator(Closing):
             chunk_bytes: of one read(2), at least a record. Between two the kernel holds no lock, and objects come and
                 go; it gives at most 32 KiB at a time (kernel/bpf/bpf_iter.c).
         """
+        return b"".join(self.chunks(chunk_bytes))
+
+    def chunks(self, chunk_bytes: int = _CHUNK_BYTES) -> Iterator[bytes]:
+        """As read(), while the walk goes on."""
         with self.walk() as read:
-            return b"".join(iter(lambda: read(chunk_bytes), b""))
+            yield from iter(lambda: read(chunk_bytes), b"")
 
     @contextmanager
     def walk(self) -> Iterator[Callable[[int], bytes]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import signal
 import socket
@@ -21,8 +22,8 @@ from reuseport_tool.kernel.processes import Process, ProcessIdentity
 from reuseport_tool.kernel.run_delay import RunDelay
 from reuseport_tool.record import record
 
-MARK = "REUSEPORT_RELOAD_ID"
-"""In the environment of what a reload starts."""
+_RLIMIT_LOCKS = 10  # "Max file locks": the kernel has not looked at it since 2.4.25, and every child inherits it
+_MARKED = re.compile(rb"^Max file locks +(\d+) ", re.MULTILINE)
 # The command waits for a line from us, so that no server ever runs that nobody wrote down.
 _GATE = 'read -r _ && exec "$@" </dev/null'
 _JOURNAL = "/run/systemd/journal/stdout"
@@ -72,10 +73,13 @@ class Commands:
         self._limits = limits
         self._popen: subprocess.Popen[bytes] | None = None
 
-    def start(self, command: Sequence[str] | str, output: Path | None, token: str) -> Started:
+    def start(self, command: Sequence[str] | str, output: Path | None, mark: int) -> Started:
         """The process of a command, which does nothing before release(), in a session of its own.
 
         Its output goes to `output`; without one to our stderr if that is a terminal, else to the journal or a file.
+
+        Args:
+            mark: by which marked() finds it and what descends from it.
 
         Raises UsageError when it cannot be started.
         """
@@ -94,8 +98,7 @@ class Commands:
                     stdout=target,
                     stderr=target,
                     start_new_session=True,
-                    preexec_fn=self._restore,
-                    env={**os.environ, MARK: token},
+                    preexec_fn=lambda: self._restore(mark),
                 )
             except (OSError, ValueError) as error:
                 raise UsageError(f"cannot start {shown}: {error}") from error
@@ -103,9 +106,15 @@ class Commands:
         assert found is not None, "a child is there until it is waited for"
         return Started(identity=found, output=name)
 
-    def _restore(self) -> None:
-        """A command gets none of our capabilities, and the limit of open files that we were started with."""
+    def _restore(self, mark: int | None = None) -> None:
+        """A command gets none of our capabilities, and the limit of open files that we were started with.
+
+        The mark stays in all that descends from it: see Processes.marked().
+        """
         resource.setrlimit(resource.RLIMIT_NOFILE, self._limits)
+        if mark is not None:
+            with contextlib.suppress(OSError, ValueError):  # the clock was set back, and we may not raise the limit
+                resource.setrlimit(_RLIMIT_LOCKS, (mark, mark))
         capabilities.lower_ambient()
 
     def release(self) -> None:
@@ -211,13 +220,17 @@ class Processes(Commands):
         """Whether one of these waits for a CPU or a disk or is stopped, as far as is known since the last call."""
         return self._run_delay.look(process.pid for process in side)
 
-    def marked(self, token: str) -> set[int]:
-        """The processes whose environment has the mark of a reload."""
-        wanted = f"{MARK}={token}".encode()
+    def marked(self, mark: int) -> set[int]:
+        """The processes that have the mark of a reload.
+
+        It is a limit that they inherit. Their environment is memory that any user can make endless for its readers:
+        prctl(PR_SET_MM_MAP) needs no right.
+        """
         found = set()
         for pid in processes.pids():
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
-                if wanted in file.read().split(b"\0"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/limits", "rb") as file:
+                limit = _MARKED.search(file.read())
+                if limit and int(limit[1]) == mark:
                     found.add(pid)
         return found
 

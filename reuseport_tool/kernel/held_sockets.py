@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from reuseport_tool.closing import Closing
 from reuseport_tool.kernel import bpf, btf, process_id
 from reuseport_tool.kernel.abi import HELD_SOCKET
@@ -35,12 +37,17 @@ class HeldSockets(Closing):
         with new_map() as seen:
             self._iterator = BpfIterator("task_file", source(), {MAPS[0]: seen.fd})
 
-    def read(self) -> list[tuple[int, int, int]]:
-        """(inode, pid, fd) of every socket that a process holds, one descriptor a process.
+    def read(self) -> Iterator[tuple[int, int, int]]:
+        """(inode, pid, fd) of every socket that a process holds, one descriptor a process, as the walk goes on.
 
         Where a process holds very many sockets, the same one may come again.
         """
-        return list(HELD_SOCKET.iter_unpack(self._iterator.read()))
+        rest = b""
+        for chunk in self._iterator.chunks():
+            rest += chunk  # where pages are large, a read ends within a record
+            whole = len(rest) - len(rest) % HELD_SOCKET.size
+            yield from HELD_SOCKET.iter_unpack(rest[:whole])
+            rest = rest[whole:]
 
     def close(self) -> None:
         self._iterator.close()

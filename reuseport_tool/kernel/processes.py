@@ -7,6 +7,7 @@ import functools
 import os
 import re
 import signal
+from array import array
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -27,33 +28,48 @@ class Holder:
     fd: int
 
 
-def holders(inodes: Collection[int], among: Iterable[int] | None = None) -> dict[int, list[Holder]]:
+def holders(
+    inodes: Collection[int], among: Iterable[int] | None = None, at_most: int | None = None
+) -> dict[int, list[Holder]]:
     """For each socket inode the processes that hold it, one descriptor a process.
 
     Costs one walk inside the kernel; or, where no BPF iterator is permitted, one readlink(2) for each open descriptor
     of the machine; or those of the processes `among` which to look. The caller's own process is left out.
+
+    Args:
+        at_most: of one socket. Anybody may have thousands of processes that hold thousands of sockets.
     """
     found: dict[int, list[Holder]] = {inode: [] for inode in inodes}
     if not found:
         return found
-    ours, seen = os.getpid(), set()
+    ours = os.getpid()
     for inode, pid, fd in _descriptors(among):
-        if inode in found and pid != ours and (inode, pid) not in seen:
-            seen.add((inode, pid))
-            found[inode].append(Holder(pid, fd))
+        held = found.get(inode)
+        if held is None or pid == ours or len(held) == at_most:
+            continue
+        if not held or held[-1].pid != pid:  # the walk goes from process to process
+            held.append(Holder(pid, fd))
     return found
 
 
 def pids_by_inode() -> dict[int, frozenset[int]]:
     """For each socket inode that a process but ours holds: which do. Costs as holders()."""
+    found: dict[int, int | array[int]] = {}
     ours = os.getpid()
-    held = [(inode, pid) for inode, pid, _ in _descriptors(None) if pid != ours]
-    last = dict(held)
-    alone = {pid: frozenset((pid,)) for pid in set(last.values())}  # mostly one process holds many sockets by itself
-    found = {inode: alone[pid] for inode, pid in last.items()}
-    for inode, pid in (each for each in held if last[each[0]] != each[1]):
-        found[inode] |= {pid}
-    return found
+    for inode, pid, _ in _descriptors(None):
+        if pid == ours:
+            continue
+        before = found.get(inode)
+        if before is None:
+            found[inode] = pid
+        elif isinstance(before, int):
+            found[inode] = array("i", (before, pid))
+        else:
+            before.append(pid)
+    # Mostly one process holds many sockets by itself, or the same processes do.
+    alone = functools.cache(lambda pid: frozenset((pid,)))
+    together = functools.cache(lambda pids: frozenset(array("i", pids)))
+    return {inode: alone(pids) if isinstance(pids, int) else together(pids.tobytes()) for inode, pids in found.items()}
 
 
 def _descriptors(among: Iterable[int] | None) -> Iterable[tuple[int, int, int]]:
@@ -61,7 +77,7 @@ def _descriptors(among: Iterable[int] | None) -> Iterable[tuple[int, int, int]]:
     chosen = None if among is None else set(among)
     iterator = _iterator()
     if iterator is not None:
-        return [held for held in iterator.read() if chosen is None or held[1] in chosen]
+        return (held for held in iterator.read() if chosen is None or held[1] in chosen)
     return ((inode, pid, fd) for pid in (pids() if chosen is None else chosen) for inode, fd in _socket_fds(pid))
 
 
@@ -164,21 +180,47 @@ def command(pid: int) -> str | None:
 
 
 def topmost(candidates: Collection[int]) -> list[int]:
-    """The masters of the processes: as far up as the parent is a candidate, too, or the child a plain fork.
-
-    The second case is a master that leaves the listeners to its workers (gunicorn with --reuse-port):
-    it would start a new worker for each that is stopped. Never the calling process or one above it.
-    """
-    ours = set(_ancestry(os.getpid()))
-    return sorted({_climb(pid, candidates, ours) for pid in candidates})
+    """As Masters.topmost(), by a look of its own."""
+    return Masters().topmost(candidates)
 
 
-def _climb(pid: int, candidates: Collection[int], ours: set[int]) -> int:
-    while True:
-        above = parent(pid)
-        if above <= 1 or above in ours or not (above in candidates or _is_plain_fork(pid, above)):
-            return pid
-        pid = above
+class Masters:
+    """One look at who is whose parent: it asks the kernel about each process once, and climbs each path once."""
+
+    def __init__(self) -> None:
+        self._ours = set(_ancestry(os.getpid()))
+        self._parent = functools.cache(parent)
+        self._is_plain_fork = functools.cache(_is_plain_fork)
+        self._found: dict[frozenset[int], list[int]] = {}
+
+    def topmost(self, pids: Collection[int]) -> list[int]:
+        """The masters of the processes: as far up as the parent is one of them, too, or the child a plain fork.
+
+        The second case is a master that leaves the listeners to its workers (gunicorn with --reuse-port):
+        it would start a new worker for each that is stopped. Never the calling process or one above it.
+        """
+        candidates = frozenset(pids)
+        if candidates not in self._found:
+            self._found[candidates] = self._climb(candidates)
+        return self._found[candidates]
+
+    def _climb(self, candidates: frozenset[int]) -> list[int]:
+        tops: dict[int, int] = {}
+        for pid in candidates:
+            path = dict[int, None]()
+            while pid not in tops and pid not in path and (above := self._above(pid, candidates)):
+                path[pid] = None
+                pid = above
+            tops[pid] = tops.get(pid, pid)
+            tops.update(dict.fromkeys(path, tops[pid]))
+        return sorted({tops[pid] for pid in candidates})
+
+    def _above(self, pid: int, candidates: frozenset[int]) -> int:
+        """The parent where it is a master of the process, else 0."""
+        above = self._parent(pid)
+        if above <= 1 or above in self._ours:
+            return 0
+        return above if above in candidates or self._is_plain_fork(pid, above) else 0
 
 
 def _ancestry(pid: int) -> Iterator[int]:

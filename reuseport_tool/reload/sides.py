@@ -21,13 +21,13 @@ def new_processes(state: ReloadState, world: World, tree: ProcessTree) -> set[in
     """The processes that are tied to the new side.
 
     The tool is a child subreaper: a daemon that forked twice is its descendant. A run that goes on after another one
-    was killed knows the processes that were written down, what is below them, and the environment that they have.
+    was killed knows the processes that were written down, what is below them, and their mark.
     """
     roots = {process.pid for process in tree.running((*state.new_side, *_roots(state)))}
     if state.given is not None:
         return tree.below(roots)
     if state.resumed:
-        roots |= world.processes.marked(state.token)
+        roots |= world.processes.marked(state.mark)
     own = world.processes.own_pid()
     return tree.below(roots) | (tree.below({own}) - {own} - world.processes.bystanders(tree))
 

@@ -29,6 +29,7 @@ from reuseport_tool.models import (
 from reuseport_tool.record import record
 from reuseport_tool.reload.plan import Plan
 
+_HIGHEST_MARK = 1 << 62
 ROLL_BACK = "roll back"
 NO_WAY_BACK = ("stop", "leftovers", "prove")
 """The steps after the point of no return."""
@@ -149,9 +150,13 @@ class ReloadState:
         return self.step in NO_WAY_BACK or self.stop_asked or self.forward
 
     @property
-    def token(self) -> str:
-        """What marks the environment of the processes that this reload starts."""
-        return f"{self.begun_at:.6f}"
+    def mark(self) -> int:
+        """What marks the processes that this reload starts.
+
+        It is lower than that of every reload before: a server that was started by one may run the tool, and without
+        CAP_SYS_RESOURCE a limit can only be lowered.
+        """
+        return _HIGHEST_MARK - round(self.begun_at * 1e6)
 
     @property
     def name(self) -> str:

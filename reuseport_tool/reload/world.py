@@ -177,10 +177,10 @@ class Processes(Protocol):
     def are_held_up(self, side: Collection[ProcessIdentity]) -> bool:
         """Whether one of these has something to do and, since the last call, did not get to do it."""
 
-    def marked(self, token: str) -> set[int]:
-        """The processes whose environment has the mark of a reload."""
+    def marked(self, mark: int) -> set[int]:
+        """The processes that a reload started, and what descends from them, by the mark that they inherit."""
 
-    def start(self, command: Sequence[str] | str, output: Path | None, token: str) -> Started:
+    def start(self, command: Sequence[str] | str, output: Path | None, mark: int) -> Started:
         """A process that does nothing before release(). Raises UsageError when it cannot be started."""
 
     def release(self) -> None:

@@ -54,7 +54,8 @@ class SocketOwners:
 
     def __init__(self) -> None:
         self._pids = processes.pids_by_inode()
-        self._topmost = cache(lambda pids: next(iter(processes.topmost(pids)), None))
+        masters = processes.Masters()
+        self._topmost = cache(lambda pids: next(iter(masters.topmost(pids)), None))
         self.command = cache(processes.command)
 
     def pids(self, inode: int) -> frozenset[int]:

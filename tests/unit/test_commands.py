@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -25,8 +26,6 @@ SLEEP = (sys.executable, "-c", "import time; time.sleep(1000)")
 
 
 def made() -> commands.Commands:
-    import resource
-
     return commands.Commands(wait_until, resource.getrlimit(resource.RLIMIT_NOFILE))
 
 
@@ -37,7 +36,7 @@ def until(condition: Callable[[], bool]) -> None:
 def test_a_command_runs_only_when_it_is_released(tmp_path: Path) -> None:
     ran, output = tmp_path / "ran", tmp_path / "output"
     command = made()
-    started = command.start(f"echo said; echo $$ >{ran}", output, "token-1")
+    started = command.start(f"echo said; echo $$ >{ran}", output, 1)
     pid = started.identity.pid
     assert (command.exit_code(), ran.exists(), started.output) == (None, False, str(output))
     assert os.getsid(pid) == pid
@@ -46,10 +45,33 @@ def test_a_command_runs_only_when_it_is_released(tmp_path: Path) -> None:
     assert (command.exit_code(), ran.read_text(), output.read_text()) == (0, f"{pid}\n", "said\n")
 
 
+@pytest.mark.parametrize("has_mark", [False, True])
+def test_the_mark_stays_in_all_that_descends_from_a_command(tmp_path: Path, has_mark: bool) -> None:
+    """Also in another session, with another environment; and below a server that has an older mark itself."""
+    command = made()
+    mark = int.from_bytes(os.urandom(7), sys.byteorder)  # another run of this test at the same time has another one
+    limits = resource.getrlimit(commands._RLIMIT_LOCKS)
+    try:
+        if has_mark:
+            resource.setrlimit(commands._RLIMIT_LOCKS, (mark + 1, limits[1]))
+        command.start("env -i setsid sleep 60 & exec sleep 60", tmp_path / "output", mark)
+    finally:
+        resource.setrlimit(commands._RLIMIT_LOCKS, limits)
+    command.release()
+    looker = commands.Processes(wait_until, (0, 0))
+    try:
+        until(lambda: len(looker.marked(mark)) == 2)
+        until(lambda: {looker.command(pid) for pid in looker.marked(mark)} == {"sleep"})
+        assert looker.marked(mark + 1) == set()
+    finally:
+        commands.end(list(looker.marked(mark)))
+        until(lambda: command.exit_code() is not None)
+
+
 def test_a_command_that_is_never_released_ends_with_the_tool(tmp_path: Path) -> None:
     ran = tmp_path / "ran"
     command = made()
-    command.start(["/bin/sh", "-c", f"touch {ran}"], tmp_path / "output", "token")
+    command.start(["/bin/sh", "-c", f"touch {ran}"], tmp_path / "output", 1)
     assert command._popen is not None
     assert command._popen.stdin is not None
     command._popen.stdin.close()  # as when the tool dies
@@ -61,7 +83,7 @@ def test_a_command_that_is_never_released_ends_with_the_tool(tmp_path: Path) -> 
 @pytest.mark.parametrize(("argv", "output"), [(["/no/such/program"], "o"), (["/bin/true"], "no/folder/o")])
 def test_what_cannot_be_started(tmp_path: Path, argv: list[str], output: str) -> None:
     with pytest.raises(UsageError, match="cannot start"):
-        made().start(argv, tmp_path / output, "token")
+        made().start(argv, tmp_path / output, 1)
 
 
 def test_output_goes_to_the_journal_else_to_a_log_else_to_a_file(
@@ -185,10 +207,7 @@ def test_a_zombie_does_not_run(spawn: Spawn) -> None:
 
 def test_what_is_known_of_a_process(everybody: tuple[commands.Processes, int], spawn: Spawn) -> None:
     looker, _ = everybody
-    token = os.urandom(8).hex()  # another run of this test at the same time has another one
-    process = spawn(*SLEEP, env={**os.environ, commands.MARK: token})
-    until(lambda: looker.marked(token) == {process.pid})
-    assert looker.marked(token[:-1]) == set()
+    process = spawn(*SLEEP)
     kin = looker.kin(process.pid)
     assert (kin.executable, kin.parent) == (os.path.realpath(sys.executable), os.getpid())
     gone = looker.kin(2**22 - 1)
@@ -249,6 +268,7 @@ def test_holders_by_proc(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
     assert processes.holders([inode, 1]) == {inode: [processes.Holder(holder.pid, sockets[inode])], 1: []}
     assert processes.holders([inode], among=[os.getppid()]) == {inode: []}
     assert processes.holders([]) == {}
+    assert processes.holders([inode], at_most=0) == {inode: []}
     with socket.socket() as own:
         ours = os.fstat(own.fileno()).st_ino
         assert processes.holders([ours]) == {ours: []}, "the tool itself holds nothing"
@@ -266,6 +286,30 @@ def test_the_master_is_the_one_that_forked_and_not_the_shell_that_executed(spawn
     assert set(processes.below([master.pid])) == pids
     assert processes.session(worker) == master.pid
     assert processes.topmost([os.getpid()]) == [os.getpid()]
+
+
+def test_masters_ask_about_each_process_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user may have thousands of processes, each the parent of the next, that all hold thousands of listeners."""
+    asked: list[int] = []
+    first = 2**22
+
+    def parent(pid: int) -> int:
+        asked.append(pid)
+        return pid - 1 if pid > first else 0
+
+    monkeypatch.setattr(processes, "parent", parent)
+    monkeypatch.setattr(processes, "_is_plain_fork", lambda _child, _above: False)
+    masters = processes.Masters()
+    for top in range(first, first + 100):
+        assert masters.topmost(range(top, first + 3000)) == [top]
+    assert masters.topmost([first + 500, first + 501, first + 2000]) == [first + 500, first + 2000]
+    assert len(asked) <= 3001
+
+
+def test_masters_in_a_circle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process ended, and its number came again below its child, between two looks at /proc."""
+    monkeypatch.setattr(processes, "parent", lambda pid: {10: 11, 11: 10}.get(pid, 0))
+    assert processes.Masters().topmost([10, 11]) in ([10], [11])
 
 
 def test_no_process(monkeypatch: pytest.MonkeyPatch) -> None:

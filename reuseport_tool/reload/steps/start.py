@@ -52,7 +52,7 @@ def _begin(state: ReloadState, world: World) -> ReloadState:
     """No server ever runs that the journal does not know: the command waits until it is written down."""
     command = state.plan.command if state.plan.command is not None else state.plan.run or ""
     with world.clock.held_back():
-        started = world.processes.start(command, state.plan.output, state.token)
+        started = world.processes.start(command, state.plan.output, state.mark)
         state = save(state, world, started=started.identity, new_side=(started.identity,), output=started.output)
         world.processes.release()
     world.tell.note(f"started process {started.identity.pid}: {shown(state)}")

@@ -283,7 +283,9 @@ class Kernel:
             and address in (None, sock.endpoint.address)
         ]
 
-    def holders(self, inodes: Collection[int], among: Collection[int] | None = None) -> dict[int, list[Holder]]:
+    def holders(
+        self, inodes: Collection[int], among: Collection[int] | None = None, at_most: int | None = None
+    ) -> dict[int, list[Holder]]:
         found = {inode: self.socks[inode - 1] for inode in inodes if inode - 1 in self.socks}
         return {
             inode: [Holder(found[inode].pid, found[inode].fd)]

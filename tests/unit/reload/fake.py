@@ -68,7 +68,7 @@ class Proc:
     executable: str = "/server"
     unit: str | None = None
     start: int = 1
-    mark: str = ""
+    mark: int = 0
     on_term: Callable[[], None] | str = "end"
 
 
@@ -532,13 +532,13 @@ class FakeProcesses:
     def are_held_up(self, side: Collection[ProcessIdentity]) -> bool:
         return False
 
-    def marked(self, token: str) -> set[int]:
-        return {pid for pid, proc in self._world.procs.items() if proc.mark == token}
+    def marked(self, mark: int) -> set[int]:
+        return {pid for pid, proc in self._world.procs.items() if proc.mark == mark}
 
-    def start(self, command: Sequence[str] | str, output: Path | None, token: str) -> Started:
+    def start(self, command: Sequence[str] | str, output: Path | None, mark: int) -> Started:
         if command == ("missing",):
             raise UsageError("no such program")
-        pid = self._world.process(parent=self._world.tool, executable="/new", mark=token)
+        pid = self._world.process(parent=self._world.tool, executable="/new", mark=mark)
         self._world.started = pid
         return Started(identity=ProcessIdentity(pid, self._world.procs[pid].start), output="/log")
 
