@@ -49,6 +49,13 @@ class Endpoint:
     def is_ipv6(self) -> bool:
         return self.address is not None and ":" in self.address
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether the kernel gives each datagram to every socket that is bound there: UDP multicast and broadcast."""
+        if self.protocol is not Protocol.UDP or self.address is None:
+            return False
+        return self.address == _BROADCAST or ipaddress.ip_address(self.address).is_multicast
+
     def covers(self, group: Endpoint) -> bool:
         """Whether a group is one of those that this endpoint, as typed, can mean."""
         return (
@@ -81,6 +88,7 @@ class Identity:
 
 
 _V6ONLY = ",v6only"
+_BROADCAST = "255.255.255.255"
 _ENDPOINT = re.compile(
     r"(?:(?P<protocol>[a-zA-Z]+)://)?"
     r"(?:(?:\[(?P<v6>[^\]%]*)(?:%(?P<v6dev>[^\]]+))?\]|(?P<v4>[^\[\]:%]*)(?:%(?P<v4dev>[^:]+))?|(?P<netstat>::)):)?"

@@ -162,8 +162,8 @@ class HandedOver:
     by_kernel: int | None
     """Datagrams for which the program found no socket, so that the kernel chose among both servers."""
     unread: int | None
-    """Bytes in the queues of the old sockets at the last look before they closed; null where the kernel does not
-    tell. They are lost."""
+    """Bytes in the queues of the old sockets at the last look before they closed. They are lost. Null where the kernel
+    does not tell, and for multicast and broadcast addresses, where every socket gets each datagram."""
     drops_old: int | None
     """Datagrams that the old sockets dropped during the reload, because their receive buffers were full; null as
     `unread`."""

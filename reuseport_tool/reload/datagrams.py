@@ -90,6 +90,11 @@ class Datagrams(Closing):
         """What keep_flows() saw last, in this process."""
         return self._kept.get(group)
 
+    def connection_ids(self, group: Endpoint) -> int | None:
+        """How many QUIC connection IDs are known; None where the group keeps none."""
+        opened = self._pins.state(group)
+        return opened.flows.connection_ids() if opened is not None else None
+
     def connected(self, group: Endpoint) -> tuple[BoundSocket, ...]:
         """The sockets of the group's address and port that are connected to one client, whoever holds them."""
         found = diag.connected_sockets(group.port)

@@ -72,16 +72,18 @@ def _handed_over(group: GroupState, world: World, *, is_stopped: bool) -> Handed
         present = world.datagrams.sockets()
     first = now.since(before) if now is not None and before is not None else None
     last = now.since(group.counters_at_switch or now) if now is not None else None
-    gone = [world.datagrams.last_seen(cookie) for cookie in group.old]
-    closed = [info for cookie, info in zip(group.old, gone, strict=True) if info and cookie not in present]
+    old = () if group.endpoint.is_shared else group.old  # of those the new sockets got everything as well
+    gone = [info for cookie in old if (info := world.datagrams.last_seen(cookie)) is not None]
+    is_seen = len(gone) == len(old) > 0
+    closed = [info for info in gone if info.cookie not in present]
     return HandedOver(
         endpoint=str(group.endpoint),
         flows=group.flows,
         to_old=first.selected - last.selected if first and last else None,
         to_new=last.selected if last else None,
         by_kernel=first.fallback if first else None,
-        unread=sum(info.receive_queue for info in closed) if all(gone) else None,
-        drops_old=sum(info.drops for info in gone if info) - group.drops_before if all(gone) else None,
+        unread=sum(info.receive_queue for info in closed) if is_seen else None,
+        drops_old=sum(info.drops for info in gone) - group.drops_before if is_seen else None,
         drops_new=sum(present[cookie].drops for cookie in group.new) if present.keys() >= set(group.new) else None,
         cut=group.cut if is_stopped else 0,
         evicted=group.evicted,

@@ -56,7 +56,8 @@ class GroupState:
         dropped: the new side does not open this group (--drop).
         attached_before: whether our program ran before the reload began.
         flows: what a UDP group keeps together.
-        counters_at_switch: of the program, when a UDP group was switched.
+        recorded_before: whether the program recorded the flows of a UDP group before the reload began.
+        counters_at_switch: of the program, just before a UDP group was switched.
         drops_before: datagrams that the old UDP sockets had dropped before the reload.
         cut, evicted: UDP flows that were alive when the old side was stopped (also connected sockets), or that the
             kernel forgot before.
@@ -77,6 +78,7 @@ class GroupState:
     new_generation: int | None = None
     counters_before: Counters | None = None
     flows: FlowMode = FlowMode.NONE
+    recorded_before: bool = False
     counters_at_switch: Counters | None = None
     drops_before: int = 0
     cut: int = 0

@@ -82,7 +82,7 @@ def survey(endpoints: Sequence[Endpoint], plan: Plan, world: World) -> Survey:
         owners=tree.identities(pid for pid in masters if pid not in forbidden),
         side=tree.identities(side),
         given=tree.identity(plan.new_pid) if plan.new_pid else None,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *_shared(old)),
         refusal=refusal,
     )
 
@@ -146,6 +146,11 @@ def _other_groups(
                 "and what waits there is lost"
             )
     return found, warnings
+
+
+def _shared(old: Groups) -> list[str]:
+    what = "the kernel gives each datagram to every socket there: both servers get them until the old one has stopped"
+    return [f"{group}: {what}" for group in old if group.is_shared]
 
 
 def _is_udp_group(members: Sequence[Member], world: World) -> bool:

@@ -89,18 +89,7 @@ def _watch(world: World, found: Survey) -> None:
 
 def begun(endpoints: Sequence[Endpoint], plan: Plan, strategy: Strategy, found: Survey, world: World) -> ReloadState:
     """The first state of a reload."""
-    groups = tuple(
-        GroupState(
-            endpoint=group.endpoint,
-            way=_way(group.endpoint, strategy),
-            flows=_flows(group, plan, world),
-            old=tuple(member.cookie for member in group.old),
-            before=tuple(member.cookie for member in group.before),
-            dropped=group.dropped,
-            attached_before=_is_attached(group.endpoint, world),
-        )
-        for group in found.groups
-    )
+    groups = tuple(_begun_group(group, plan, strategy, world) for group in found.groups)
     if plan.new_pid and found.given is None:
         raise NotFound(f"no process {plan.new_pid}")
     return ReloadState(
@@ -120,6 +109,21 @@ def begun(endpoints: Sequence[Endpoint], plan: Plan, strategy: Strategy, found: 
     )
 
 
+def _begun_group(group: Surveyed, plan: Plan, strategy: Strategy, world: World) -> GroupState:
+    mode = _flows(group, plan, world)
+    is_kept = mode is not FlowMode.NONE
+    return GroupState(
+        endpoint=group.endpoint,
+        way=_way(group.endpoint, strategy),
+        flows=mode,
+        recorded_before=is_kept and world.datagrams.flow_mode(group.endpoint) in (mode, FlowMode.QUIC),
+        old=tuple(member.cookie for member in group.old),
+        before=tuple(member.cookie for member in group.before),
+        dropped=group.dropped,
+        attached_before=_is_attached(group.endpoint, world),
+    )
+
+
 def _way(group: Endpoint, strategy: Strategy) -> WayName:
     if group.protocol is Protocol.UDP:
         return WayName.DATAGRAMS
@@ -128,7 +132,7 @@ def _way(group: Endpoint, strategy: Strategy) -> WayName:
 
 def _flows(group: Surveyed, plan: Plan, world: World) -> FlowMode:
     """What a UDP group keeps together. Raises UsageError where only the operator can know."""
-    if group.endpoint.protocol is not Protocol.UDP or group.dropped:
+    if group.endpoint.protocol is not Protocol.UDP or group.dropped or group.endpoint.is_shared:
         return FlowMode.NONE
     mode = plan.flows or world.datagrams.flow_mode(group.endpoint)
     if plan.run is not None and mode not in (None, FlowMode.NONE):

@@ -278,6 +278,9 @@ class Datagrams(Protocol):
     def kept_flows(self, group: Endpoint) -> KeptFlows | None:
         """What keep_flows() saw last, in this process."""
 
+    def connection_ids(self, group: Endpoint) -> int | None:
+        """How many QUIC connection IDs are known; None where the group keeps none."""
+
     def connected(self, group: Endpoint) -> Collection[BoundSocket]:
         """The sockets of the group's address and port that are connected to one client, whoever holds them."""
 

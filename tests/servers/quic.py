@@ -11,6 +11,7 @@ killed some.
 from __future__ import annotations
 
 import argparse
+import collections
 import functools
 import json
 import os
@@ -215,6 +216,7 @@ class Trial:
         everyone = before = self.connect()
         for _ in range(times):
             after = self._replaced(before, mode)
+            self._say_dead(before, after)
             everyone = everyone + after
             before = after
         return len(_dead(everyone))
@@ -240,6 +242,11 @@ class Trial:
             raise SystemExit(f"the reload exits with {done[0].returncode}: {what}")
         self._pids.add(report["new"]["pids"][0])
         return after
+
+    def _say_dead(self, before: Sequence[Connection], after: Sequence[Connection]) -> None:
+        for when, connections in (("before", before), ("after", after)):
+            for why, count in collections.Counter(each.dead for each in _dead(connections)).items():
+                print(f"server{self._number}: {count} connections from {when} the switch: {why}", flush=True)
 
     def _go_on(self, connections: list[Connection]) -> None:
         wanted = {each: each.answers + _ANSWERS for each in connections}

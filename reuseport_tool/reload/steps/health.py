@@ -41,7 +41,7 @@ def ask_new(state: ReloadState, world: World, steered: bool) -> None:
         world.traffic.ask(plan.health_timeout_s, steered)
     if plan.health_datagram is not None:
         for group in quiet.groups(state):
-            if not group.dropped:
+            if not group.dropped and not group.endpoint.is_shared:
                 payload = bytes.fromhex(plan.health_datagram)
                 world.datagrams.ask(group.endpoint, payload, plan.health_timeout_s, steered)
     if plan.health_command:
@@ -51,6 +51,8 @@ def ask_new(state: ReloadState, world: World, steered: bool) -> None:
 
 def _probe(state: ReloadState, world: World, steered: bool) -> None:
     for group in state.kept:
+        if group.endpoint.is_shared:
+            continue  # the probe would go to others, too
         if group.way is WayName.DATAGRAMS:
             world.datagrams.offer(group.endpoint, min(OFFERS * len(group.new), OFFERS_MAX), steered)
         else:

@@ -26,11 +26,11 @@ def groups(state: ReloadState) -> tuple[GroupState, ...]:
 
 
 def _ends(group: GroupState, state: ReloadState) -> bool:
-    """Whether the old sockets get nothing any more: one that is given up is served to the end.
+    """Whether the old sockets get nothing any more that only they get: one that is given up is served to the end.
 
     With --run the server may go on with the sockets that it has.
     """
-    return not group.dropped and bool(group.new or state.plan.run is None)
+    return not group.dropped and not group.endpoint.is_shared and bool(group.new or state.plan.run is None)
 
 
 def become_quiet(state: ReloadState, world: World) -> ReloadState:

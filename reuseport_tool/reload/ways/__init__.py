@@ -29,6 +29,9 @@ class Way(Protocol):
     def share(self, group: GroupState, world: World, percent: float) -> None:
         """Give the new listeners a share of the new connections."""
 
+    def be_ready(self, state: ReloadState, group: GroupState, world: World) -> None:
+        """Raises ToolError where the new listeners must show something before the commit, and do not."""
+
     def is_switched(self, group: GroupState, world: World) -> bool:
         """Whether the commit is done."""
 

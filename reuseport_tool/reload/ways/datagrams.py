@@ -24,23 +24,22 @@ class DatagramWay(ProgramWay):
         if state.plan.run is not None:
             world.gap.check(group.endpoint)
         is_first = group.old_generation is None
-        recorded = world.datagrams.flow_mode(group.endpoint) in (group.flows, FlowMode.QUIC)
         group = super().prepare(state, group, world)
         if not is_first:
             return group
         if group.flows is not FlowMode.NONE:
-            self._check_flows(state, group, recorded)
-            if not recorded:
+            self._check_flows(state, group)
+            if not group.recorded_before:
                 self._record(state, group, world)
         return dataclasses.replace(group, drops_before=_drops(group, world))
 
-    def _check_flows(self, state: ReloadState, group: GroupState, recorded: bool) -> None:
+    def _check_flows(self, state: ReloadState, group: GroupState) -> None:
         if group.joins:
             raise Conflict(
                 f"{group.endpoint}: other instances serve beside the old one, and their flows cannot be told apart",
                 hint="use --flows none, or reload all instances together",
             )
-        if not recorded and state.plan.new_pid is not None:
+        if not group.recorded_before and state.plan.new_pid is not None:
             raise Conflict(
                 f"{group.endpoint} has not recorded its flows, and the new server has bound already",
                 hint=f"attach {group.endpoint} --flows {group.flows} before the new server starts",
@@ -50,6 +49,18 @@ class DatagramWay(ProgramWay):
         seconds = state.plan.flow_timeout_s
         world.tell.note(f"{group.endpoint}: recording flows for {seconds:g} s, because none were recorded before")
         world.clock.wait(lambda: False, seconds)
+
+    def undo(self, state: ReloadState, group: GroupState, world: World) -> None:
+        """Flows that began on the new server end with it: the old one gets their datagrams from here on."""
+        super().undo(state, group, world)
+        has_begun = bool(state.plan.canary or group.counters_at_switch)
+        if group.flows is FlowMode.NONE or not has_begun or world.pins.counters(group.endpoint) is None:
+            return
+        begun = [flow for flow in world.datagrams.flows(group.endpoint) if flow.generation == group.new_generation]
+        ended = sum(flow.idle_s < state.plan.flow_timeout_s for flow in begun)
+        world.pins.take_out(group.endpoint, group.new)
+        if ended:
+            world.tell.warn(f"{ended} flows on {group.endpoint} began on the new server, and end with it")
 
     def fill(self, state: ReloadState, group: GroupState, world: World) -> None:
         """Raises Conflict when the kernel has put the new sockets into another group, and flows are to be kept."""
@@ -64,13 +75,13 @@ class DatagramWay(ProgramWay):
         world.tell.warn(f"{split}; they get every datagram since they were bound")
         world.pins.attach_again(group.endpoint)
 
-    def switch(self, state: ReloadState, group: GroupState, world: World) -> float | None:
-        """Commit point, and no datagram is on its way to an old socket afterwards, but those of kept flows.
-
-        What a new socket does not read is lost, so that it must show that it reads before it gets anything.
-        """
-        if not self.is_switched(group, world) and not state.plan.canary:
+    def be_ready(self, state: ReloadState, group: GroupState, world: World) -> None:
+        """What a new socket does not read is lost, so that it must show that it reads before it gets anything."""
+        if not self.is_switched(group, world) and not state.plan.canary and not group.endpoint.is_shared:
             _be_ready(state, group, world)
+
+    def switch(self, state: ReloadState, group: GroupState, world: World) -> float | None:
+        """Commit point, and no datagram is on its way to an old socket afterwards, but those of kept flows."""
         took_us = super().switch(state, group, world)
         world.datagrams.barrier()
         return took_us

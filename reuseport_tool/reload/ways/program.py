@@ -65,6 +65,9 @@ class ProgramWay:
         assert group.new_generation is not None
         world.pins.share(group.endpoint, group.new_generation, percent)
 
+    def be_ready(self, state: ReloadState, group: GroupState, world: World) -> None:
+        """A connection that is not accepted moves back."""
+
     def is_switched(self, group: GroupState, world: World) -> bool:
         """Whether the working generation is the new one or, beside other instances, has the new listeners only."""
         if group.new_generation is None or world.pins.counters(group.endpoint) is None:

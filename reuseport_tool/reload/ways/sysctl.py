@@ -33,6 +33,9 @@ class SysctlWay:
     def share(self, group: GroupState, world: World, percent: float) -> None:
         """Never asked for: a canary needs the program."""
 
+    def be_ready(self, state: ReloadState, group: GroupState, world: World) -> None:
+        """They get connections anyway."""
+
     def is_switched(self, group: GroupState, world: World) -> bool:
         """There is no switch."""
         return False

@@ -3,7 +3,8 @@
 1. A server answers each datagram after a while, and clients send at a steady rate.
 2. A reload is killed by SIGKILL when a step begins: the servers are left as they are, and work on.
 3. `--resume` or `--abort` ends it. Every datagram is answered, and nothing is left. With `address` the server answers
-   only clients that it knows: theirs stay with it until they end.
+   only clients that it knows: theirs stay with it until they end. With `quic` it knows connections, and the
+   addresses of the clients change after the switch.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from reuseport_tool.check.udp_load import CLIENTS, UdpLoad
+from reuseport_tool.check.quic_load import QuicClient, QuicLoad
+from reuseport_tool.check.udp_load import CLIENTS, Background, UdpLoad
 from reuseport_tool.models import FlowMode, parse_endpoint
 from reuseport_tool.reload import transaction
 from reuseport_tool.reload.plan import Hook, Plan
@@ -31,6 +34,8 @@ ENDPOINT = f"udp://127.0.0.1:{PORT}"
 BEFORE = ["prepare", "start", "compare", "register", "switch", "health", "drain", "confirm"]
 NO_WAY_BACK = ["stop", "leftovers", "prove"]
 WAYS = ["none", "address"]
+RESUMED = [(step, way) for step in [*BEFORE, *NO_WAY_BACK, "end"] for way in WAYS]
+ABORTED = [(step, way) for step in BEFORE for way in WAYS]
 
 pytestmark = [pytest.mark.needs("TCP iterator", "detach from a group")]
 
@@ -39,9 +44,15 @@ Start = Callable[[str], subprocess.Popen[str]]
 
 
 def command(name: str, way: str) -> tuple[str, ...]:
-    """Each answer comes late, so that a server that is stopped at once loses some."""
+    """Each answer comes late, so that a server that is stopped at once loses some; with `quic` it knows connections."""
+    if way == "quic":
+        return (sys.executable, "-m", "reuseport_tool.check.quic_server", "127.0.0.1", str(PORT))
     options = ("127.0.0.1", str(PORT), name, "--delay", "0.1", *(("--session",) if way == "address" else ()))
     return (sys.executable, "-m", "reuseport_tool.check.udp_server", *options)
+
+
+def clients(way: str) -> UdpLoad | QuicLoad:
+    return QuicLoad("127.0.0.1", PORT, renewed=False) if way == "quic" else UdpLoad("127.0.0.1", PORT)
 
 
 @pytest.fixture
@@ -57,15 +68,15 @@ def started(in_netns: None, spawn: Callable[..., subprocess.Popen[str]]) -> Star
     return start
 
 
-def kill_reload(bpffs: Path | None, step: str, way: str, at_end: bool = False, **options: object) -> None:
-    """Reload in a fork that kills itself when a step begins, or has ended."""
+def kill_reload(bpffs: Path | None, step: str, way: str, **options: object) -> None:
+    """Reload in a fork that kills itself when a step begins, or at the end, or when it says this word."""
 
     def die(name: str) -> None:
-        if name == step:
+        if step in name.split():
             os.kill(os.getpid(), signal.SIGKILL)
 
-    progress = killed.quiet(end=lambda done: die(done.name)) if at_end else killed.quiet(begin=die)
-    how = {"flows": FlowMode(way), "settle_s": 0.6, "output": Path("/dev/null"), **options}
+    progress = killed.quiet(begin=die, note=die, end=lambda done: die("end" if done.name == "prove" else ""))
+    how = {"flows": FlowMode(way), "settle_s": 0.3, "output": Path("/dev/null"), **options}
     plan = Plan(command=command("new", way), **how)  # type: ignore[arg-type]
     pid = killed.in_fork(lambda: transaction.reload([parse_endpoint(ENDPOINT)], plan, bpffs, progress))
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
@@ -86,16 +97,14 @@ def picture(tool: Tool) -> tuple[object, ...]:
     return found["working_generation"], bool(found["program"]), found["reload"], listeners, pins
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("step", [*BEFORE, *NO_WAY_BACK, "end"])
+@pytest.mark.parametrize(("step", "way"), [*RESUMED, ("switch", "quic"), ("drain", "quic")])
 def test_resumed_after_any_step(tool: Tool, started: Start, tmp_path: Path, step: str, way: str) -> None:
     old, switched = started(way), tmp_path / "switched"
     tool.ok("attach", ENDPOINT, "--flows", way)
-    ending = (Hook(step="switch", command=f"touch {switched}"),) if way == "address" else ()
-    with UdpLoad("127.0.0.1", PORT) as load:
+    ending = (Hook(step="switch", command=f"touch {switched}"),) if way != "none" else ()
+    with clients(way) as load:
         load.end_after(switched)
-        options = {"flow_timeout_s": 1.0, "hooks": ending}
-        kill_reload(tool.bpffs, step if step != "end" else "prove", way, at_end=step == "end", **options)
+        kill_reload(tool.bpffs, step, way, flow_timeout_s=1.0, hooks=ending)
         load.go_on(CLIENTS * 2)
         report = tool.ok("reload", ENDPOINT, "--resume")
         load.go_on(CLIENTS * 2)
@@ -109,21 +118,53 @@ def test_resumed_after_any_step(tool: Tool, started: Start, tmp_path: Path, step
     assert not [pin for pin in picture(tool)[-1] if "journal" in pin or "next" in pin or "generation_1" in pin]
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("step", BEFORE)
-def test_aborted_after_any_step(tool: Tool, started: Start, step: str, way: str) -> None:
-    old = started(way)
-    if way == "address":
+@pytest.mark.parametrize(("step", "way"), [*ABORTED, ("drain", "quic")])
+def test_aborted_after_any_step(tool: Tool, started: Start, tmp_path: Path, step: str, way: str) -> None:
+    old, switched = started(way), tmp_path / "switched"
+    if way != "none":
         tool.ok("attach", ENDPOINT, "--flows", way)
     before = picture(tool)
-    with UdpLoad("127.0.0.1", PORT) as load:
-        kill_reload(tool.bpffs, step, way, **({"drain_timeout_s": 1.5} if way == "address" else {}))
+    with clients(way) as load:
+        if way == "quic":
+            load.end_after(switched)
+        hook = Hook(step="switch", command=f"touch {switched}")
+        kill_reload(tool.bpffs, step, way, hooks=(hook,), **({"drain_timeout_s": 1.5} if way != "none" else {}))
         load.go_on(CLIENTS * 2)
         assert tool.ok("reload", ENDPOINT, "--abort")["result"] == "rolled-back"
         load.go_on(CLIENTS * 2)
     assert load.lost == 0
     assert picture(tool) == before
     assert old.poll() is None
+
+
+@pytest.mark.parametrize("dies", [False, True])
+@pytest.mark.parametrize("way", ["address", "quic"])
+def test_flows_that_nobody_recorded_before(tool: Tool, started: Start, tmp_path: Path, way: str, dies: bool) -> None:
+    """The reload records them first. If it dies while it does, another run does not take for recorded what is not.
+
+    With `quic` other clients begin connections meanwhile: these show how long the IDs are.
+    """
+    started(way)
+    switched = tmp_path / "switched"
+
+    def begin_others(stop: threading.Event) -> None:
+        while way == "quic" and not switched.exists() and not stop.wait(0.1):
+            QuicClient("127.0.0.1", PORT).close()
+
+    with clients(way) as load, Background(begin_others):
+        load.end_after(switched)
+        if dies:
+            ending = (Hook(step="switch", command=f"touch {switched}"),)
+            kill_reload(tool.bpffs, "recording", way, flow_timeout_s=1.0, hooks=ending)
+            done = tool.run("reload", ENDPOINT, "--resume")
+        else:
+            options = ("--flows", way, "--flow-timeout", "1s", "--output", "/dev/null")
+            hook = ("--on-switch", f"touch {switched}")
+            done = tool.run("reload", ENDPOINT, *options, *hook, "--", *command("new", way))
+    assert (done.code, load.lost) == (0, 0), done.err
+    assert "recording flows" in done.err
+    [handed_over] = done.json["datagrams"]
+    assert (handed_over["cut"], handed_over["evicted"]) == (0, 0)
 
 
 @pytest.mark.parametrize("step", NO_WAY_BACK)

@@ -332,7 +332,8 @@ class FakeListeners:
             cookie=sock.cookie,
             inode=sock.cookie + 10_000,
             uid=0,
-            accept_queue=sock.queue,
+            accept_queue=None if is_udp(sock) else sock.queue,
+            receive_queue=sock.queue if is_udp(sock) else 0,
             backlog=sock.backlog,
             mptcp=False,
         )
@@ -646,6 +647,9 @@ class FakeDatagrams:
         pass
 
     def kept_flows(self, endpoint: Endpoint) -> None:
+        return None
+
+    def connection_ids(self, endpoint: Endpoint) -> int | None:
         return None
 
     def connected(self, endpoint: Endpoint) -> tuple[BoundSocket, ...]:

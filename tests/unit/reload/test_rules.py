@@ -102,7 +102,7 @@ def test_what_is_lost_with_the_server_is_said_before() -> None:
     assert any("9000" in warning and "SO_REUSEPORT" in warning for warning in report.warnings)
 
 
-DNS = group("udp://127.0.0.1:53")
+DNS, DNS6 = group("udp://127.0.0.1:53"), group("udp://[::1]:53")
 
 
 def test_udp_groups_of_the_same_server() -> None:
@@ -123,6 +123,47 @@ def test_a_udp_group_is_rolled_back(attached: bool) -> None:
     assert served_by(world, DNS) == served_by(world) == {OLD}
     assert not others(world)
     assert (DNS in world.pins) is attached
+
+
+def test_no_group_is_switched_before_all_are_ready() -> None:
+    """The new server accepts TCP connections and does not read its UDP socket: it must not get any to accept."""
+
+    def behave(world: FakeWorld, pid: int) -> None:
+        opens(WEB)(world, pid)
+        opens(DNS, queue=1, accepts=False)(world, pid)
+
+    called: list[str] = []
+    world = scene(WEB, DNS, queue=0, behaviour=behave)
+    world.tap = called.append
+    with pytest.raises(RolledBack, match="does not read"):
+        go(world, health_timeout_s=1.0)
+    assert called.count("switch") == 2  # back, of each group
+
+
+def test_a_roll_back_between_two_switches_lets_the_new_server_answer() -> None:
+    called: list[str] = []
+    world = scene(DNS, DNS6, queue=0)
+
+    def tap(name: str) -> None:
+        called.append(name)
+        if called.count("switch") == 2 and "watch" not in called and name == "switch":
+            raise ToolError("the second switch fails")
+
+    world.tap = tap
+    with pytest.raises(RolledBack, match="second switch"):
+        go(world, DNS, DNS6)
+    assert called.count("watch") == 1  # what the new server sends, until it is quiet
+
+
+@pytest.mark.parametrize("address", ["224.0.0.251", "255.255.255.255", "[ff02::fb]"])
+def test_where_every_socket_gets_each_datagram_nothing_is_probed(address: str) -> None:
+    called: list[str] = []
+    shared = group(f"udp://{address}:5353")
+    world = scene(DNS, shared, queue=0)
+    world.tap = called.append
+    report = go(world, shared)
+    assert [str(shared) in warning for warning in report.warnings] == [True]
+    assert called.count("offer") == 2  # before and after the switch of the other group
 
 
 def test_nothing_listens_there() -> None:
