@@ -6,6 +6,7 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
+from reuseport_tool.check import udp_modes
 from reuseport_tool.errors import Unsupported
 from reuseport_tool.group.scratch import Scratch
 from reuseport_tool.kernel import capabilities, loopback, netns, sockets
@@ -41,7 +42,7 @@ def doctor(bpffs_folder: Path | None) -> Doctor:
         bpffs_folder: where pins are to be kept, None for the usual places.
     """
     ours = Probe(name=_OUR_PROGRAM, since="5.14", needs=("CAP_SYS_ADMIN", "CAP_BPF", "CAP_NET_ADMIN"), run=_our_program)
-    found = (*features.probe_all(bpffs_folder), ours.answer())
+    found = (*features.probe_all(bpffs_folder), *(probe.answer() for probe in (*udp_modes.PROBES, ours)))
     missing = tuple(feature.name for feature in found if feature.name in _NEEDED and not feature.available)
     return Doctor(
         kernel=os.uname().release, ok=not missing, missing=missing, features=found, capabilities=_capabilities()

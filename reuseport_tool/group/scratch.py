@@ -10,7 +10,7 @@ from pathlib import Path
 from reuseport_tool.group import policy as policies
 from reuseport_tool.group.layout import GENERATIONS, new_sockarray
 from reuseport_tool.group.state import State
-from reuseport_tool.kernel import bpf
+from reuseport_tool.kernel import bpf, quic
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.sockarray import SockArray
 from reuseport_tool.models import Counters, FlowCounters, Policy
@@ -41,6 +41,11 @@ class Scratch:
     def give_id_length(self, generation: int, length: int) -> None:
         """Say how long the connection IDs of a generation are, as a QUIC server's answers would."""
         self._maps["quic"].update_u32(generation % GENERATIONS, length)
+
+    def read_answers(self, port: int) -> None:
+        """Learn them from what servers on a port answer. Raises as quic.read_answers()."""
+        quic.set_port(self._maps["quic"], GENERATIONS, port)
+        self._stack.enter_context(quic.read_answers(self._maps, GENERATIONS))
 
     def flow_counters(self) -> FlowCounters | None:
         return self._state.flows.counters()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from reuseport_tool.check import doctor
+from reuseport_tool.check import doctor, udp_modes
 from reuseport_tool.cli.main import run
 from reuseport_tool.models import Feature
 from reuseport_tool.probes import features, misc
@@ -27,6 +27,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool | None]:
         **{probe.name: True for probe in features.PROBES},
         misc.BPFFS: True,
         doctor._OUR_PROGRAM: True,
+        **{probe.name: True for probe in udp_modes.PROBES},
     }
 
     def answer(probe: Probe) -> Feature:
