@@ -326,7 +326,7 @@ RESULTS = [
                 ),
             )
         ),
-        ["working", "0 → 77"],
+        ["working", "0→77"],
     ),
     (models.MapChanges(changes=(models.MapChange(endpoint="e", change="switched", generation=9),)), ["generation 9"]),
     (models.MigrateReq(netns="net:[1]", enabled=True, changed=True), ["is on now"]),

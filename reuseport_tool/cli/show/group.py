@@ -212,11 +212,11 @@ def _maps(model: models.Maps, console: Console) -> None:
         "",
         "members",
         "capacity",
-        "slot → cookie",
+        "slot→cookie",
         right=("generation", "members", "capacity"),
     )
     for entry in model.maps:
-        slots = "  ".join(f"{slot.slot} → {slot.cookie}" for slot in entry.slots)
+        slots = "  ".join(f"{slot.slot}→{slot.cookie}" for slot in entry.slots)
         row(
             made,
             entry.endpoint,
