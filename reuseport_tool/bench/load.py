@@ -31,6 +31,9 @@ REQUEST = b"GET / HTTP/1.0\r\nHost: load\r\nAccept-Encoding: gzip\r\n\r\n"
 _TAIL_BYTES = 64
 STUCK_MAX = 3
 TIMEOUT_S = 45.0
+# Beyond the time-out of the last connection, until the process has told its ledger. At a load of 20 it took over ten
+# seconds to start, to run ss three times and to end.
+_END_S = 60.0
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -128,7 +131,7 @@ class Load(Closing):
 
     def stop(self) -> Ledger:
         """No new connections; the open ones are seen to their end. Raises ToolError when the load broke down."""
-        out, _ = self._process.communicate(timeout=self._timeout_s + 10)
+        out, _ = self._process.communicate(timeout=self._timeout_s + _END_S)
         if self._process.returncode:
             raise ToolError(f"the load ended with {self._process.returncode}", hint="its own message is above")
         return Ledger(**json.loads(out.splitlines()[-1]))
