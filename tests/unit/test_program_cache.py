@@ -102,7 +102,9 @@ def test_another_header_is_not_this_one(ours: Path) -> None:
 @pytest.mark.parametrize("name", ["fields.h", "one.c"])
 def test_a_run_stays_with_the_programs_that_it_began_with(ours: Path, name: str) -> None:
     source = Source(path=ours / "one.c")
-    request = Request(text=(ours / "one.c").read_bytes(), name="one.c", constants=source.constants(), may_be_kept=True)
+    request = CompileRequest(
+        text=(ours / "one.c").read_bytes(), name="one.c", constants=source.constants(), may_be_kept=True
+    )
     request.keep(CODE, compiler.identity() or COMPILER)
     upgrade(ours, name)
     with Module(source) as module:
