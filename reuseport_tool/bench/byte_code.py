@@ -5,9 +5,7 @@ from __future__ import annotations
 import compileall
 from pathlib import Path
 
-import reuseport_tool
-
 
 def make() -> None:
     """Compile our modules, as far as that is not done; where the folder cannot be written, each process does it."""
-    compileall.compile_dir(Path(reuseport_tool.__file__).parent, quiet=2)
+    compileall.compile_dir(Path(__file__).resolve().parents[1], quiet=2)
