@@ -237,7 +237,7 @@ def test_an_error_at_any_change_leaves_nothing(machine: Machine, has_tcx: bool) 
     web = machine.group("web")
     made: list[str] = []
     machine.kernel.before_change = made.append
-    attach(machine, web)
+    attach(machine, web, (80,))
     for number in range(len(made)):
         machine.kernel.before_change = lambda name: None
         attachment.detach(web, machine.kernel.root)
@@ -251,11 +251,11 @@ def test_an_error_at_any_change_leaves_nothing(machine: Machine, has_tcx: bool) 
 
         machine.kernel.before_change = fail
         with pytest.raises(ToolError, match="no memory"):
-            attach(machine, web)
+            attach(machine, web, (80,))
         if number < len(made) - 1:  # the last one is the commit
             assert machine.kernel.pinned() == []
             assert not any(machine.filters.values())
             assert not machine.qdiscs
         machine.kernel.before_change = lambda name: None
-        assert attach(machine, web).result in ("attached", "unchanged")
+        assert attach(machine, web, (80,)).result in ("attached", "unchanged")
         assert attachment.status(machine.kernel.root).attachments[0].working
