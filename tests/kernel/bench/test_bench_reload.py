@@ -118,7 +118,8 @@ def test_without_haproxy(report: BenchReload, monkeypatch: pytest.MonkeyPatch, t
 HAPROXYS = ("haproxy -sf", "haproxy -x")
 
 
-def test_one_reload_has_queues_and_waits(tool: Tool) -> None:
+def test_one_reload_has_queues_and_waits(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_reload, "_CANARY_STEP", "150ms")
     report, waits = bench_reload.one_reload(64, tool.bpffs)
     assert report.resets is not None
     assert report.resets.lost == 0

@@ -91,12 +91,11 @@ def test_detach_removes_the_record_also_alone(tool: Tool, server: Start, result:
     assert last(tool) is None
 
 
-@pytest.mark.parametrize("strategy", ["migrate", "sysctl"])
-def test_a_group_that_nobody_serves_any_more_shows_it(tool: Tool, server: Start, strategy: str) -> None:
+def test_a_group_that_nobody_serves_any_more_shows_it(tool: Tool, server: Start) -> None:
     """The program goes with its last listener's group; the record stays until it is removed."""
     old = server("old")
-    tool.fails(8, "reload", PORT, "--strategy", strategy, "--health-command", "false", "--", *server_command("new"))
-    old.terminate()
+    tool.fails(8, "reload", PORT, "--health-command", "false", "--", *server_command("new"))
+    old.kill()
     old.wait(20)
     (group,) = tool.ok("status")["groups"]
     assert (group["endpoint"], group["listeners"]) == (f"tcp://127.0.0.1:{PORT}", [])
