@@ -14,6 +14,7 @@ from reuseport_tool.reload.plan import Plan
 from reuseport_tool.reload.world import World
 
 Groups = Mapping[Endpoint, tuple[Member, ...]]
+_LOOKS = 10
 
 
 @record
@@ -46,6 +47,17 @@ class Survey:
     refusal: ToolError | None
 
 
+@record
+class _Look:
+    """All that is there, the listeners to be replaced, who holds them, and who is to stop."""
+
+    tree: ProcessTree
+    present: Groups
+    old: Mapping[Endpoint, tuple[Member, ...]]
+    holders: set[int]
+    masters: list[int]
+
+
 def untouchable(world: World, tree: ProcessTree) -> set[int]:
     """Never signalled: the first process, the tool, and the processes above it."""
     return {1, *tree.above(world.processes.own_pid()), world.processes.own_pid()}
@@ -58,14 +70,11 @@ def survey(endpoints: Sequence[Endpoint], plan: Plan, world: World) -> Survey:
         NotFound: nothing listens there, or nothing of the processes of the plan.
         UsageError: --drop names none of the groups, or all.
         MissingCapability: the holders of a listener cannot be seen.
+        Conflict: who holds the listeners changes faster than one can look.
     """
-    present = {**world.listeners.everything(Protocol.TCP), **world.listeners.everything(Protocol.UDP)}
-    tree = world.processes.tree()
+    look = _steady_look(endpoints, plan, world)
+    tree, present, old, holders, masters = look.tree, look.present, look.old, look.holders, look.masters
     new = tree.below({plan.new_pid}) if plan.new_pid else set()
-    named = _named(endpoints, present)
-    old = _old_members(named, plan, tree, new, world)
-    holders = {holder.pid for members in old.values() for member in members for holder in member.holders}
-    masters = list(plan.old_pids) or world.processes.masters(holders)
     own = {world.processes.own_pid()}
     side = (tree.below({pid for pid in masters if pid != 1}) | holders) - tree.below(own) - new
     others, warnings = _other_groups(present, old, side - {1}, new, world)
@@ -73,7 +82,7 @@ def survey(endpoints: Sequence[Endpoint], plan: Plan, world: World) -> Survey:
     if plan.only and others:
         refusal, told = _left_out(plan, masters, others, world)
         warnings, others = [*told, *warnings], {}
-    old = {**old, **others}
+    old = dict(old) | others
     forbidden = untouchable(world, tree)
     if plan.signals:
         refusal = refusal or _refusal(plan, tree, masters, forbidden, old, world)
@@ -84,6 +93,30 @@ def survey(endpoints: Sequence[Endpoint], plan: Plan, world: World) -> Survey:
         given=tree.identity(plan.new_pid) if plan.new_pid else None,
         warnings=(*warnings, *_shared(old)),
         refusal=refusal,
+    )
+
+
+def _steady_look(endpoints: Sequence[Endpoint], plan: Plan, world: World) -> _Look:
+    """All processes, then all groups, then who holds the listeners to be replaced, then their masters.
+
+    A number may pass to another process between two looks, also on purpose, and that one must not be stopped. So
+    whoever is found must be the same process before the first and after the last. One that has just begun is given
+    some looks to be known; it is not signalled otherwise.
+    """
+    for left in reversed(range(_LOOKS)):
+        tree = world.processes.tree()
+        present = {**world.listeners.everything(Protocol.TCP), **world.listeners.everything(Protocol.UDP)}
+        new = tree.below({plan.new_pid}) if plan.new_pid else set()
+        old = _old_members(_named(endpoints, present), plan, tree, new, world)
+        holders = {holder.pid for members in old.values() for member in members for holder in member.holders}
+        known = {process.pid for process in tree.identities(holders)}
+        masters = list(plan.old_pids) or world.processes.masters(known)
+        found = tree.identities({*known, *masters} - {1})
+        if all(map(world.processes.runs, found)) and (known == holders or not left):
+            return _Look(tree=tree, present=present, old=old, holders=holders, masters=masters)
+    raise Conflict(
+        f"the processes that hold the listeners on {', '.join(map(str, endpoints))} come and go",
+        hint="reload again when they stay; 'status' shows who holds them",
     )
 
 

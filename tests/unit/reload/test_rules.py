@@ -14,7 +14,7 @@ from reuseport_tool.reload import survey, transaction
 from reuseport_tool.reload.plan import Plan
 from reuseport_tool.reload.state import ReloadState, decode, encode
 from reuseport_tool.reload.thresholds import Threshold
-from tests.unit.reload.fake import FOREIGN, OLD, OPTIONS, SHELL, TOOL, WEB, FakeWorld, Pin, group
+from tests.unit.reload.fake import FOREIGN, OLD, OPTIONS, SHELL, TOOL, WEB, FakeWorld, Pin, Proc, group
 from tests.unit.reload.scenes import (
     ADMIN,
     TLS,
@@ -693,3 +693,35 @@ def test_two_reloads_after_each_other() -> None:
     world.behaviour = opens()
     assert go(world).new.generation == 3
     assert Pin().working == 1
+
+
+@pytest.mark.parametrize("before", ["tree", "masters", "runs"])
+def test_a_number_that_passes_to_another_process_while_the_reload_looks(
+    monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """The old server of a user ends at that moment, on purpose, and something of root's gets its number."""
+    world = scene()
+    tap, start = world.tap, world.procs[OLD].start
+
+    def pass_on(name: str) -> None:
+        if name == before and world.procs[OLD].start == start:
+            world.end(OLD)
+            world.procs[OLD] = Proc(pid=OLD, parent=1, name="sshd", start=start + 1)
+        tap(name)
+
+    monkeypatch.setattr(world, "tap", pass_on)
+    assert "nothing listens" in refused(NotFound, world).message
+    assert world.procs[OLD].name == "sshd"
+
+
+def test_holders_that_always_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = scene()
+    tap = world.tap
+
+    def come_and_go(name: str) -> None:
+        if name == "runs":
+            world.procs[OLD].start += 1
+        tap(name)
+
+    monkeypatch.setattr(world, "tap", come_and_go)
+    assert "come and go" in refused(Conflict, world).message
