@@ -53,6 +53,8 @@ def _look(group: Group) -> OldSide | None:
         }
     except (ToolError, OSError):
         return None
+    if not all(held.get(inode) for inode in accepted) and processes.some_are_hidden():
+        return None  # as for a monitor without rights: what it does not see is not nothing
     serving = _NOBODY.union(*(held.get(inode, _NOBODY) for inode in present))
     theirs = [held[inode] for inode in accepted if held[inode] and serving.isdisjoint(held[inode])]
     return OldSide(connections=len(theirs), pids=tuple(sorted(_NOBODY.union(*theirs))), seen_at=time.time())

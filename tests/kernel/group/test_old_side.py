@@ -13,6 +13,7 @@ import pytest
 
 from reuseport_tool.group.old_side import OldSides
 from reuseport_tool.group.status import Observer
+from reuseport_tool.kernel import processes
 from reuseport_tool.models import OldSide, Status
 from tests.kernel.conftest import PORT
 from tests.tool import Tool
@@ -96,6 +97,18 @@ def wait_for(server: subprocess.Popen[str], connect: Callable[[], None]) -> None
     """Connect when the server listens."""
     tell(server, 0)
     connect()
+
+
+def test_what_may_not_be_seen_is_unknown(tool: Tool, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a monitor without rights, which sees connections, and not who holds them."""
+    server = start("127.0.0.1")
+    tell(server, 0)
+    with socket.create_connection(("127.0.0.1", PORT), timeout=20), Observer(None, tool.bpffs) as observer:
+        tell(server, 1)
+        status = observer.read()
+        monkeypatch.setattr(processes, "holders", lambda inodes, among=None: {inode: [] for inode in inodes})
+        monkeypatch.setattr(processes, "some_are_hidden", lambda: True)
+        assert OldSides().add(status).groups[0].old_side is None
 
 
 def test_a_look_rests_longer_than_it_took(tool: Tool, start: Start) -> None:
