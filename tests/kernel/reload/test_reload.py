@@ -296,7 +296,6 @@ def test_plans_that_make_no_sense(tool: Tool, server: Start) -> None:
     server("old")
     tool.fails(2, "reload", PORT)
     tool.fails(2, "reload", PORT, "--new-pid", 1, "--run", "true")
-    tool.fails(2, "reload", f"udp://{PORT}", "--run", "true")
     tool.fails(2, "reload", PORT, "--", "/no/such/program")
     tool.fails(6, "reload", PORT, "--new-pid", 2**22)
     tool.fails(6, "reload", PORT + 1, "--run", "true")
