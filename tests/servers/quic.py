@@ -27,7 +27,7 @@ from pathlib import Path
 
 from reuseport_tool.record import record
 from tests.servers.apart import go_apart, is_apart
-from tests.servers.quic_load import Connection, Echo, Http3, Load, certificate
+from tests.servers.quic_load import ANSWER_S, Connection, Echo, Http3, Load, certificate
 
 PORT = 4433
 _CACHE = Path(os.environ.get("REUSEPORT_TOOL_CACHE", Path.home() / ".cache" / "reuseport-tool")) / "roots"
@@ -163,10 +163,12 @@ class Trial:
         self._load.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._load.__exit__()
         for pid in self._pids:
             _end(pid)
+        if kind is not None:
+            return  # the error says what is wrong; what is left ends with the namespaces
         _until(lambda: not _sockets(), "a socket is left of the servers")
         _tool("detach", self.endpoint)
         shutil.rmtree(self._folder)
@@ -224,7 +226,8 @@ class Trial:
     def _replaced(self, before: list[Connection], mode: str) -> list[Connection]:
         working = self._working()
         done: list[subprocess.CompletedProcess[str]] = []
-        options = ("--flow-timeout", "2s", "--drain-timeout", "60s", "--output", "/dev/null", "--")
+        # A connection that is not dead yet must not count as ended.
+        options = ("--flow-timeout", f"{ANSWER_S:g}s", "--drain-timeout", "60s", "--output", "/dev/null", "--")
         command = [*_TOOL, "reload", self.endpoint, *options, *self._next()]
         run = lambda: done.append(subprocess.run(command, capture_output=True, text=True, check=False))  # noqa: E731
         thread = threading.Thread(target=run)

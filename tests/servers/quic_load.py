@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.servers.quic_server import ALPN
 
 _GAP_S = 0.1
-_ANSWER_S = 6.0
+ANSWER_S = 6.0
 _START_S = 20.0
 T = TypeVar("T")
 
@@ -182,7 +182,7 @@ class Connection:
             self.ready.set()
 
     async def _ask(self, client: Echo | Http3) -> None:
-        async with asyncio.timeout(_ANSWER_S):
+        async with asyncio.timeout(ANSWER_S):
             server = await client.ask()
         self.answers += 1
         if server not in self.servers[-1:]:

@@ -338,6 +338,7 @@ def test_a_health_datagram_must_be_answered(tool: Tool, server: Start) -> None:
 def test_what_a_group_keeps_must_be_said(tool: Tool, server: Start) -> None:
     server("old")
     assert "belong together" in tool.fails(2, "reload", endpoint(), "--", "true")["message"]
+    assert "--run" in tool.fails(2, "reload", endpoint(), "--flows", "address", "--run", "true")["message"]
 
 
 def test_a_foreign_program_is_refused(tool: Tool, server: Start) -> None:

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--address", default="127.0.0.1")
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--wait-for", help="bound, and reading nothing until this file is there")
-    parser.add_argument("--deaf", action="store_true")
+    parser.add_argument("--deaf", action="store_true", help="reads no datagrams")
     parser.add_argument("--tcp", action="store_true")
     parser.add_argument("--connect", action="store_true")
     parser.add_argument("--polite", action="store_true")
@@ -53,7 +53,8 @@ def main() -> None:
     late: collections.deque[tuple[float, socket.socket, bytes, object]] = collections.deque()
     name = options.name.encode()
     while late or not told:
-        readable, _, _ = select.select([] if options.deaf or told else workers + listeners + connected, [], [], 0.005)
+        watched = [] if told else [*([] if options.deaf else workers), *listeners, *connected]
+        readable, _, _ = select.select(watched, [], [], 0.005)
         for sock in readable:
             with contextlib.suppress(BlockingIOError):
                 if sock in listeners:
