@@ -64,6 +64,7 @@ class Nat:
         self._outside = self._socket()
         self._outside.connect(self._server)
         self._client: Any = None
+        self._left: list[socket.socket] = []  # open, so that no other connection gets a port that was this one's
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._inside, self._forward)
         self._loop.add_reader(self._outside, self._return)
@@ -76,15 +77,15 @@ class Nat:
     def rebind(self) -> None:
         """The server sees another port from now on."""
         self._loop.remove_reader(self._outside)
-        before = self._outside
+        self._left.append(self._outside)
         self._outside = self._socket()
         self._outside.connect(self._server)
         self._loop.add_reader(self._outside, self._return)
-        before.close()
 
     def close(self) -> None:
         for sock in (self._inside, self._outside):
             self._loop.remove_reader(sock)
+        for sock in (self._inside, self._outside, *self._left):
             sock.close()
 
     def _socket(self) -> socket.socket:

@@ -144,6 +144,16 @@ def test_none_loses_nothing(tool: Tool, server: Start, address: str, delay_s: fl
     assert load.lost() == 0
 
 
+def test_a_group_that_serves_both_families(tool: Tool, server: Start) -> None:
+    both = ("--address", "::")
+    server("old", *both)
+    with Load("127.0.0.1") as ipv4, Load("::1") as ipv6:
+        code, _, err = reload(tool, f"udp://[::]:{PORT}", "--flows", "none", "--settle", "0.3s", new=both)
+    assert code == 0, err
+    for load in (ipv4, ipv6):
+        assert (set(load.answers), load.lost()) == ({"old", "new"}, 0)
+
+
 def test_a_plain_restart_loses(server: Start) -> None:
     """The arm without the tool: the new server beside the old one, which is then told to stop."""
     old = server("old", "--delay", 0.4)
