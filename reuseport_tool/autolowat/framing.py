@@ -168,7 +168,10 @@ def _order(spec: str, values: dict[str, str], default: str) -> bool:
 def _number(spec: str, values: dict[str, str], key: str, default: int, least: int, most: int) -> int:
     text = values.pop(key, str(default))
     if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
-        raise UsageError(f"{key}={text} in {spec!r} is not a number from {least} to {most}")
+        raise UsageError(
+            f"{key}={text} in {spec!r} is not a number from {least} to {most}",
+            hint="docs/autolowat.md has an example of each framing",
+        )
     return int(text)
 
 

@@ -36,11 +36,14 @@ class _Call:
     def check(self) -> None:
         """Raises UsageError for options that exclude each other."""
         if self.flow_entries and self.flows in (None, FlowMode.NONE):
-            raise UsageError("--flow-entries needs --flows address or --flows quic")
+            raise UsageError(
+                "--flow-entries needs --flows address or --flows quic",
+                hint="add one of them, or leave --flow-entries out",
+            )
         if self.following and self.flows:
             raise UsageError("--follow and --flows exclude each other", hint="attach with --flows first")
         if self.policy and self.program:
-            raise UsageError("--policy and --program exclude each other")
+            raise UsageError("--policy and --program exclude each other", hint="a program of your own is the policy")
         if self.repairing and (self.policy or self.program or self.following):
             raise UsageError("--repair keeps the running program", hint="change the policy afterwards")
 

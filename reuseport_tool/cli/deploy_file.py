@@ -66,7 +66,7 @@ def read(file: Path, command: click.Command) -> DeployFile:
     try:
         content = tomllib.loads(_text(file))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{file}: {error}") from error
+        raise UsageError(f"{file}: {error}", hint="README.md has an example of a deploy file") from error
     options = _options(command)
     unknown = sorted(name for name in content if name not in _OWN and name not in options)
     if unknown:

@@ -33,7 +33,9 @@ def command(ctx: Context, endpoint: Endpoint | None, everything: bool, gone: boo
       reuseport-tool detach --all
     """
     if [endpoint is not None, everything, gone].count(True) != 1:
-        raise UsageError("name an ENDPOINT, or give --all or --gone")
+        raise UsageError(
+            "name an ENDPOINT, or give --all or --gone", hint="one of the three: 'status' lists what is attached"
+        )
     if gone:
         report = detach.detach_gone(ctx.bpffs, wait_s)
     elif endpoint is None:

@@ -38,7 +38,7 @@ def command(ctx: Context, endpoint: Endpoint | None, watch: bool, check: bool, i
       reuseport-tool --json status :443
     """
     if watch and check:
-        raise UsageError("--watch and --check exclude each other")
+        raise UsageError("--watch and --check exclude each other", hint="check in a run of its own")
     with Observer(endpoint, ctx.bpffs) as observer:
         if watch:
             return _watch(observer, ctx.json, interval_s)

@@ -73,7 +73,10 @@ def _attach_present(
 def _check(endpoint: Endpoint, source: Path | None, flows: policies.FlowChoice | None) -> None:
     policies.check_source(source)
     if flows is not None and endpoint.protocol is not Protocol.UDP:
-        raise UsageError("--flows is for UDP; a TCP connection always stays with its socket")
+        raise UsageError(
+            "--flows is for UDP; a TCP connection always stays with its socket",
+            hint="leave --flows out, or write udp://…",
+        )
 
 
 @contextlib.contextmanager

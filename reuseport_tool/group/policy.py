@@ -29,7 +29,9 @@ class FlowChoice:
 def check_source(source: Path | None) -> None:
     """Raises UsageError when there is no such file."""
     if source is not None and not source.is_file():
-        raise UsageError(f"no such file: {source}")
+        raise UsageError(
+            f"no such file: {source}", hint="--program takes the path of a C file; CONTRIBUTING.md has an example"
+        )
 
 
 class ChosenPolicy(Closing):

@@ -60,6 +60,11 @@ def adopting() -> Iterator[None]:
         libc.set_child_subreaper(False)
 
 
+def no_such_program(command: str) -> UsageError:
+    """The error for a command that cannot be found."""
+    return UsageError(f"cannot start {command}: no such program", hint="give its path, or look at PATH")
+
+
 class Commands:
     """The commands of one run.
 
@@ -88,7 +93,7 @@ class Commands:
         argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
         shown = command if isinstance(command, str) else " ".join(command)
         if which(argv[0]) is None:
-            raise UsageError(f"cannot start {shown}: no such program")
+            raise no_such_program(shown)
         with contextlib.ExitStack() as files:
             try:
                 target, name = _output(output, Path(argv[0]).name, files)
@@ -101,7 +106,7 @@ class Commands:
                     preexec_fn=lambda: self._restore(mark),
                 )
             except (OSError, ValueError) as error:
-                raise UsageError(f"cannot start {shown}: {error}") from error
+                raise UsageError(f"cannot start {shown}: {error}", hint="try the command by itself") from error
         found = processes.identity(self._popen.pid)
         assert found is not None, "a child is there until it is waited for"
         return Started(identity=found, output=name)

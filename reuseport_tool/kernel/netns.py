@@ -17,6 +17,7 @@ from reuseport_tool.kernel import capabilities, libc, links
 CLONE_NEWNET = 0x40000000
 _SO_NETNS_COOKIE = 71
 _RUN_NETNS = "/run/netns"
+_NAMES = "--netns takes a name of 'ip netns list', a path, or pid:N"
 _CURRENT = "/proc/thread-self/ns/net"
 
 
@@ -42,9 +43,7 @@ def resolve(name: str) -> str:
             f"not permitted to see the network namespace {name!r}", hint="run as root, or grant CAP_SYS_PTRACE"
         ) from error
     except OSError as error:
-        raise NotFound(
-            f"no network namespace {name!r}", hint="--netns takes a name of 'ip netns list', a path, or pid:N"
-        ) from error
+        raise NotFound(f"no network namespace {name!r}", hint=_NAMES) from error
     return path
 
 
@@ -185,5 +184,5 @@ def _translate(error: OSError, path: str) -> Exception:
             f"entering a network namespace ({path}) is not permitted", hint=capabilities.hint("CAP_SYS_ADMIN")
         )
     if error.errno in (errno.EINVAL, errno.ENOENT):
-        return NotFound(f"not a network namespace: {path}")
+        return NotFound(f"not a network namespace: {path}", hint=_NAMES)
     return error

@@ -49,7 +49,10 @@ def _systemctl(*words: str, timeout_s: float = _ANSWER_S) -> str:
     done = _run(*words, timeout_s=timeout_s)
     if done.returncode:
         reason = done.stderr.strip().splitlines()
-        raise ToolError(f"systemctl {' '.join(words)} failed: {reason[0] if reason else done.returncode}")
+        raise ToolError(
+            f"systemctl {' '.join(words)} failed: {reason[0] if reason else done.returncode}",
+            hint="try the command by itself; 'journalctl -u UNIT' shows what a unit says",
+        )
     return done.stdout
 
 

@@ -143,7 +143,9 @@ def _check_canary(plan: Plan) -> None:
     if plan.run is not None:
         raise UsageError("--canary needs both servers at once", hint="use -- COMMAND… or --new-pid PID")
     if plan.strategy is Strategy.SYSCTL:
-        raise UsageError("--canary needs the program, which --strategy sysctl does not use")
+        raise UsageError(
+            "--canary needs the program, which --strategy sysctl does not use", hint="leave one of them out"
+        )
     ascending = all(lower < higher for lower, higher in itertools.pairwise(plan.canary))
     if not ascending or not plan.canary[0] > 0 or plan.canary[-1] > 100:
         raise UsageError(

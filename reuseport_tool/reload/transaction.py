@@ -11,6 +11,7 @@ from pathlib import Path
 from reuseport_tool.errors import Conflict, MissingCapability, NotFound, ToolError, UsageError
 from reuseport_tool.group import journals, places
 from reuseport_tool.kernel import bpffs, capabilities
+from reuseport_tool.kernel.commands import no_such_program
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.models import (
     DryRun,
@@ -312,7 +313,7 @@ def _tried(tried: ReloadState, world: World, folders: Mapping[Endpoint, Place]) 
     from shutil import which
 
     if tried.plan.command and which(tried.plan.command[0]) is None:
-        raise UsageError(f"cannot start {' '.join(tried.plan.command)}: no such program")
+        raise no_such_program(" ".join(tried.plan.command))
     if tried.given is not None:
         tried = compare(sides.find_new(sides.new_side(tried, world), world), world)
     return tried
