@@ -360,7 +360,7 @@ def test_very_many_descriptors_of_a_user(in_netns: None, spawn: Callable[..., su
         mine = [stack.enter_context(socket.socket()) for _ in range(3000)]
         with held_sockets.HeldSockets() as held:
             for _ in range(2):
-                found = held.read()
+                found = list(held.read())
                 assert sum(pid == process.pid for _, pid, _ in found) == 2
                 ours = [inode for inode, pid, _ in found if pid == os.getpid()]
                 assert {os.fstat(sock.fileno()).st_ino for sock in mine} <= set(ours)
