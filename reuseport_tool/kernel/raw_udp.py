@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import socket
 import struct
@@ -12,6 +11,7 @@ from contextlib import ExitStack
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import MissingCapability
 from reuseport_tool.kernel import capabilities
+from reuseport_tool.kernel.sockets import borrowed
 from reuseport_tool.record import record
 
 # include/uapi/linux/in.h, in6.h, udp.h, and asm-generic/socket.h
@@ -43,13 +43,13 @@ class Datagram:
 
 def receive_buffer(fd: int) -> int:
     """The bytes that a socket holds for its reader, as the kernel counts them."""
-    with _borrowed(fd) as sock:
+    with borrowed(fd) as sock:
         return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
 
 
 def set_receive_buffer(fd: int, size: int) -> None:
     """The same for sizes that receive_buffer() gives; without CAP_NET_ADMIN at most net.core.rmem_max, doubled."""
-    with _borrowed(fd) as sock:
+    with borrowed(fd) as sock:
         try:
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size // 2)  # the kernel doubles it
         except PermissionError:
@@ -62,7 +62,7 @@ def take(fd: int, most: int, most_bytes: int) -> list[Datagram]:
     The kernel looks for the destination when it is asked, in the datagram's own header: those that came before count.
     """
     found: list[Datagram] = []
-    with _borrowed(fd) as sock:
+    with borrowed(fd) as sock:
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
         else:
@@ -77,15 +77,6 @@ def take(fd: int, most: int, most_bytes: int) -> list[Datagram]:
                 continue
             found += _datagrams(payload, notes, source, port)
     return found
-
-
-@contextlib.contextmanager
-def _borrowed(fd: int) -> Iterator[socket.socket]:
-    wrapped = socket.socket(fileno=fd)
-    try:
-        yield wrapped
-    finally:
-        wrapped.detach()
 
 
 def _datagrams(

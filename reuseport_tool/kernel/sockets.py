@@ -26,7 +26,7 @@ _FILTER, _PROGRAM, _BPF_RET = struct.Struct("=HBBI"), struct.Struct("HxxxxxxP"),
 
 
 @contextlib.contextmanager
-def _borrowed(fd: int) -> Iterator[socket.socket]:
+def borrowed(fd: int) -> Iterator[socket.socket]:
     """The fd as a socket object that does not own it."""
     wrapped = socket.socket(fileno=fd)
     try:
@@ -37,12 +37,12 @@ def _borrowed(fd: int) -> Iterator[socket.socket]:
 
 def cookie(fd: int) -> int:
     """SO_COOKIE: unique per socket until reboot, and it never changes."""
-    with _borrowed(fd) as sock:
+    with borrowed(fd) as sock:
         return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder)
 
 
 def is_reuseport(fd: int) -> bool:
-    with _borrowed(fd) as sock:
+    with borrowed(fd) as sock:
         return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
 
 
@@ -54,7 +54,7 @@ def attach_program(fd: int, program: bpf.Program) -> None:
 def attach_filter(fd: int, index: int) -> None:
     """SO_ATTACH_REUSEPORT_CBPF: a classic BPF filter that always chooses socks[index], as servers attach them."""
     code = ctypes.create_string_buffer(_FILTER.pack(_BPF_RET, 0, 0, index), _FILTER.size)
-    with _borrowed(fd) as sock:
+    with borrowed(fd) as sock:
         sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, _PROGRAM.pack(1, ctypes.addressof(code)))
 
 
@@ -69,7 +69,7 @@ def detach_program(fd: int) -> None:
 
 
 def _group_option(fd: int, option: int, value: int, doing: str) -> None:
-    with _borrowed(fd) as sock:
+    with borrowed(fd) as sock:
         try:
             sock.setsockopt(socket.SOL_SOCKET, option, value)
         except OSError as error:
@@ -114,7 +114,7 @@ _INT_OPTIONS = {
 
 
 def listener_options(fd: int) -> ListenerOptions:
-    with _borrowed(fd) as sock:
+    with borrowed(fd) as sock:
         values = {name: _int_option(sock, *option) for name, option in _INT_OPTIONS.items()}
         try:
             congestion = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).split(b"\0")[0].decode()
