@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import socket
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from reuseport_tool.errors import Unsupported
 from reuseport_tool.group.policy import FlowChoice
@@ -63,9 +64,14 @@ class _Lab:
         return source
 
 
-def _none() -> str:
+@contextmanager
+def _opened(mode: FlowMode) -> Iterator[_Lab]:
     with netns.throw_away(), ExitStack() as stack:
-        lab = _Lab(stack, FlowMode.NONE)
+        yield _Lab(stack, mode)
+
+
+def _none() -> str:
+    with _opened(FlowMode.NONE) as lab:
         client = lab.client()
         lab.expect(client, b"before", lab.old, "a datagram before the switch")
         lab.replace()
@@ -74,8 +80,7 @@ def _none() -> str:
 
 
 def _address() -> str:
-    with netns.throw_away(), ExitStack() as stack:
-        lab = _Lab(stack, FlowMode.ADDRESS)
+    with _opened(FlowMode.ADDRESS) as lab:
         client = lab.client()
         lab.expect(client, b"first", lab.old, "the first datagram of a flow")
         lab.replace()
@@ -85,8 +90,7 @@ def _address() -> str:
 
 
 def _quic() -> str:
-    with netns.throw_away(), ExitStack() as stack:
-        lab = _Lab(stack, FlowMode.QUIC)
+    with _opened(FlowMode.QUIC) as lab:
         client = lab.client()
         source = lab.expect(client, quic_packets.initial(b"\x22" * 8), lab.old, "the first packet of a connection")
         lab.old.sendto(quic_packets.long(quic_packets.HANDSHAKE, b"client", _ID), source)

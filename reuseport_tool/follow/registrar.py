@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from reuseport_tool.errors import NotFound, ToolError
 from reuseport_tool.follow.decide import Action, Look, Unregistered, act, sort
 from reuseport_tool.follow.owners import Owners
@@ -17,6 +19,7 @@ from reuseport_tool.kernel.folders import Place
 from reuseport_tool.models import Endpoint
 
 
+@dataclass(kw_only=True)
 class Registrar:
     """What a follower does to groups.
 
@@ -25,19 +28,12 @@ class Registrar:
         obstacle: why a listener could not be taken that may be taken soon, or None.
     """
 
-    def __init__(
-        self,
-        chosen: policies.ChosenPolicy,
-        listeners: iterator.Listeners | None,
-        owners: Owners,
-        report: Reporter,
-    ) -> None:
-        self._chosen = chosen
-        self._listeners = listeners
-        self._owners = owners
-        self._report = report
-        self.attached: set[Endpoint] = set()
-        self.obstacle: str | None = None
+    chosen: policies.ChosenPolicy
+    listeners: iterator.Listeners | None
+    owners: Owners
+    report: Reporter
+    attached: set[Endpoint] = field(default_factory=set)
+    obstacle: str | None = None
 
     def act(self, group: Endpoint, folder: Place, entries: list[BoundSocket], *, first: bool) -> None:
         """Attach what is not attached, register what is not registered. Raises what attaching raises."""
@@ -47,11 +43,11 @@ class Registrar:
                     self._join(group, opened, entries)
                 self.attached.add(group)
             case Action.REFUSE:
-                self._report.failed(group, f"a reload of {group} was interrupted")
+                self.report.failed(group, f"a reload of {group} was interrupted")
             case Action.WAIT:
                 self.obstacle = f"no process holds a listener on {group}"
             case Action.ATTACH:
-                self._attach(group, folder, entries, self._chosen, first)
+                self._attach(group, folder, entries, self.chosen, first)
             case Action.RENEW:
                 self._attach(group, folder, entries, policies.ChosenPolicy(None, None), first)
 
@@ -63,7 +59,7 @@ class Registrar:
         return Look(
             first=first,
             listeners=len(entries),
-            held=sum(bool(self._owners.of(entry.cookie)) for entry in entries),
+            held=sum(bool(self.owners.of(entry.cookie)) for entry in entries),
             attached=attached,
             interrupted=places.is_interrupted(folder),
             working=working,
@@ -72,13 +68,13 @@ class Registrar:
     def _attach(
         self, group: Endpoint, folder: Place, entries: list[BoundSocket], chosen: policies.ChosenPolicy, first: bool
     ) -> None:
-        members = tuple(Member(entry, self._owners.of(entry.cookie)) for entry in entries)
+        members = tuple(Member(entry, self.owners.of(entry.cookie)) for entry in entries)
         try:
             opened, result, cookies = attach.attach_group(
                 PresentGroup(group, members),
                 chosen,
                 folder,
-                infos=iterator.infos_of(self._listeners, [entry.cookie for entry in entries]),
+                infos=iterator.infos_of(self.listeners, [entry.cookie for entry in entries]),
                 belongs=self._belongs,
                 renew=False,
             )
@@ -90,12 +86,12 @@ class Registrar:
         with opened:
             self.attached.add(group)
             if result != "unchanged":
-                self._report.attached(group, opened.choice.working, result)
+                self.report.attached(group, opened.choice.working, result)
             slots = {cookie: slot for slot, cookie in opened.generations.working.slots()}
             for cookie in cookies:
-                self._report.registered(group, opened.choice.working, slots.get(cookie), cookie)
+                self.report.registered(group, opened.choice.working, slots.get(cookie), cookie)
             left = [entry.cookie for entry in unregistered(folder, entries)]
-            self._report.left_alone(group, [cookie for cookie in left if self._owners.of(cookie)])
+            self.report.left_alone(group, [cookie for cookie in left if self.owners.of(cookie)])
 
     def _join(self, group: Endpoint, opened: State, entries: list[BoundSocket]) -> None:
         """Register the working generation's new listeners."""
@@ -105,11 +101,11 @@ class Registrar:
         for cookie in chosen.wait:
             self.obstacle = f"no process holds the listener with cookie {cookie}"
         for cookie in chosen.take:
-            self._register(group, opened, Member(new[cookie], self._owners.of(cookie)))
-        self._report.left_alone(group, chosen.leave)
+            self._register(group, opened, Member(new[cookie], self.owners.of(cookie)))
+        self.report.left_alone(group, chosen.leave)
 
     def _seen(self, cookie: int, families: tuple[Kinship, Kinship]) -> Unregistered:
-        pids = self._owners.pids([cookie])
+        pids = self.owners.pids([cookie])
         return Unregistered(cookie=cookie, held=bool(pids), is_kin=kinship.belongs(pids, *families))
 
     def _register(self, group: Endpoint, opened: State, member: Member) -> None:
@@ -119,21 +115,21 @@ class Registrar:
         except NotFound as error:
             self.obstacle = error.message
         except ToolError as error:
-            self._report.failed(group, error.message, member.cookie)
+            self.report.failed(group, error.message, member.cookie)
         else:
-            self._report.registered(group, opened.choice.working, slot, member.cookie)
+            self.report.registered(group, opened.choice.working, slot, member.cookie)
 
     def _belongs(self, opened: State, cookie: int) -> bool:
         if not opened.generations.working.has_listeners():
             return True
-        return kinship.belongs(self._owners.pids([cookie]), *self._families(opened))
+        return kinship.belongs(self.owners.pids([cookie]), *self._families(opened))
 
     def _families(self, opened: State) -> tuple[Kinship, Kinship]:
         """Of the working generation, and of all others that still have listeners."""
         by_generation = opened.generations.slots()
         working = [cookie for _, cookie in by_generation.pop(opened.choice.working, [])]
         others = [cookie for slots in by_generation.values() for _, cookie in slots]
-        return Kinship.of(self._owners.pids(working)), Kinship.of(self._owners.pids(others))
+        return Kinship.of(self.owners.pids(working)), Kinship.of(self.owners.pids(others))
 
 
 def unregistered(folder: Place, entries: list[BoundSocket]) -> list[BoundSocket]:

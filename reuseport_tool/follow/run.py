@@ -102,7 +102,7 @@ class _Follower:
         self._owners = Owners()
         self._hints: dict[int, int] = {}
         self._report = Reporter(tell, self._owners, self._hints)
-        self._registrar = Registrar(chosen, listeners, self._owners, self._report)
+        self._registrar = Registrar(chosen=chosen, listeners=listeners, owners=self._owners, report=self._report)
         self._announced = Announced()
         self._locked: set[Endpoint] = set()
         self._status = ""

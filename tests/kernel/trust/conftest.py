@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from reuseport_tool.kernel import libc
+from tests.kernel.trust.hostile import folder_of
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -21,9 +20,8 @@ def every_user_reads_the_checkout(readable: None) -> None:
 @pytest.fixture
 def open_bpffs(root: None) -> Iterator[Path]:
     """A bpffs that everybody can write to, where everybody can reach it."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        os.chmod(folder, 0o755)
-        mount = Path(folder) / "bpf"
+    with folder_of(0o755) as folder:
+        mount = folder / "bpf"
         mount.mkdir()
         libc.mount("bpf", str(mount), "bpf", data="mode=1777")
         try:
@@ -35,18 +33,15 @@ def open_bpffs(root: None) -> Iterator[Path]:
 @pytest.fixture
 def victim() -> Iterator[Path]:
     """Files of root that a link can lead to."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        os.chmod(folder, 0o755)
-        place = Path(folder)
-        (place / "state").mkdir()
+    with folder_of(0o755) as folder:
+        (folder / "state").mkdir()
         for name in ("precious", "state/program", "journal", "state/generation_1"):
-            (place / name).write_text("precious")
-        yield place
+            (folder / name).write_text("precious")
+        yield folder
 
 
 @pytest.fixture
 def sticky() -> Iterator[Path]:
     """A folder like /tmp, in which everybody may make files."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        os.chmod(folder, 0o1777)
-        yield Path(folder)
+    with folder_of(0o1777) as folder:
+        yield folder

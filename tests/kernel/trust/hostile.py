@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 USER = 65534
 AS_USER = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]
+
+
+@contextlib.contextmanager
+def folder_of(mode: int) -> Iterator[Path]:
+    """A folder of root's below /tmp, which every user can reach."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        os.chmod(name, mode)
+        yield Path(name)
 
 
 def as_user(script: str) -> None:

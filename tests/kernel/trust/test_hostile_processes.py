@@ -10,7 +10,6 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import pytest
 
 from reuseport_tool.waiting import wait_until
 from tests.kernel.conftest import PORT, ask, server_command
-from tests.kernel.trust.hostile import AS_USER
+from tests.kernel.trust.hostile import AS_USER, folder_of
 from tests.tool import TIMEOUT_S, Tool
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -29,9 +28,8 @@ SILENT_PORT = 9009
 @pytest.fixture
 def silent(in_netns: None) -> Iterator[int]:
     """A process of the user in a file system that does not answer any more; with an endless environment."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        os.chmod(folder, 0o755)
-        place = Path(folder) / "fuse"
+    with folder_of(0o755) as folder:
+        place = folder / "fuse"
         place.mkdir()
         script = f"from tests.kernel.trust import silent_fuse as s; s.serve('{place}', {SILENT_PORT}, {AS_USER})"
         server = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
