@@ -103,8 +103,7 @@ def collections(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def play(hosts: list[Host], folder: Path, collections: Path, *options: str, **of_two: object) -> tuple[int, list[Any]]:
-    """Run the rolling playbook; the exit code, and the result of each task on each host in order."""
+def inventory(hosts: list[Host], folder: Path, of_two: dict[str, object]) -> dict[str, object]:
     common = {
         "ansible_connection": "local",
         "ansible_python_interpreter": sys.executable,
@@ -122,8 +121,12 @@ def play(hosts: list[Host], folder: Path, collections: Path, *options: str, **of
         }
         for host in hosts
     }
-    inventory = {"web": {"hosts": each, "vars": common}}
-    (folder / "hosts.json").write_text(json.dumps(inventory))
+    return {"web": {"hosts": each, "vars": common}}
+
+
+def play(hosts: list[Host], folder: Path, collections: Path, *options: str, **of_two: object) -> tuple[int, list[Any]]:
+    """Run the rolling playbook; the exit code, and the result of each task on each host in order."""
+    (folder / "hosts.json").write_text(json.dumps(inventory(hosts, folder, of_two)))
     record = folder / "record"
     done = subprocess.run(
         [ANSIBLE / "ansible-playbook", "-i", folder / "hosts.json", "reuseport.tool.rolling", *options],

@@ -99,6 +99,10 @@ class Traffic:
     ecn: bool = False
     ipv6: bool = False
 
+    def chances(self) -> Chances:
+        """Of each packet on the wire."""
+        return Chances(lost=self.lost, doubled=self.doubled, late=self.late, corrupted=self.corrupted, stale=self.stale)
+
 
 def seldom(a_few: float, many: float) -> st.SearchStrategy[float]:
     """A fault that most runs do not have, and that comes once or twice in a connection, or all the time."""
@@ -294,13 +298,7 @@ def run(line: Wire, traffic: Traffic, midway: Callable[[], None] = lambda: None)
     streams = [frames_of(traffic, chance) for _ in range(traffic.connections)]
     ends = [list(_sums(frames)) for frames in streams]
     pieces = [list(cut(frames, traffic.pieces, chance)) for frames in streams]
-    line.chances = Chances(
-        lost=traffic.lost,
-        doubled=traffic.doubled,
-        late=traffic.late,
-        corrupted=traffic.corrupted,
-        stale=traffic.stale,
-    )
+    line.chances = traffic.chances()
     set_sysctls(line, traffic)
     done = threading.Event()
     address = (FAR6 if traffic.ipv6 else FAR, PORT)

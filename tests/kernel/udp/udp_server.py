@@ -30,17 +30,22 @@ def bound(address: str, port: int, kind: int) -> socket.socket:
     return sock
 
 
+def greet(listener: socket.socket, name: bytes) -> None:
+    """Answer a TCP connection, and end it."""
+    client, _ = listener.accept()
+    client.sendall(name)
+    client.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
-    parser.add_argument("name")
+    parser.add_argument("name", type=str.encode)
     parser.add_argument("--address", default="127.0.0.1")
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--wait-for", help="bound, and reading nothing until this file is there")
-    parser.add_argument("--deaf", action="store_true", help="reads no datagrams")
-    parser.add_argument("--tcp", action="store_true")
-    parser.add_argument("--connect", action="store_true")
-    parser.add_argument("--polite", action="store_true")
+    for flag in ("--deaf", "--tcp", "--connect", "--polite"):  # deaf: to datagrams
+        parser.add_argument(flag, action="store_true")
     options = parser.parse_args()
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told.append(number) if options.polite else os._exit(0))
@@ -51,16 +56,12 @@ def main() -> None:
     while options.wait_for and not os.path.exists(options.wait_for):
         time.sleep(0.01)
     late: collections.deque[tuple[float, socket.socket, bytes, object]] = collections.deque()
-    name = options.name.encode()
     while late or not told:
         watched = [] if told else [*([] if options.deaf else workers), *listeners, *connected]
-        readable, _, _ = select.select(watched, [], [], 0.005)
-        for sock in readable:
+        for sock in select.select(watched, [], [], 0.005)[0]:
             with contextlib.suppress(BlockingIOError):
                 if sock in listeners:
-                    client, _ = sock.accept()
-                    client.sendall(name)
-                    client.close()
+                    greet(sock, options.name)
                     continue
                 data, source = sock.recvfrom(2048)
                 if data == b"end" and sock in connected:
@@ -75,10 +76,8 @@ def main() -> None:
                     late.append((time.monotonic() + options.delay, sock, data, source))
         while late and late[0][0] <= time.monotonic():
             _, sock, data, source = late.popleft()
-            if sock in connected:
-                sock.send(name + b" " + data)
-            else:
-                sock.sendto(name + b" " + data, source)
+            answer = options.name + b" " + data
+            sock.send(answer) if sock in connected else sock.sendto(answer, source)
 
 
 if __name__ == "__main__":

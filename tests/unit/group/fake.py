@@ -372,6 +372,19 @@ def packed(cookie: int) -> bytes:
     return cookie.to_bytes(8, sys.byteorder)
 
 
+def of_processes(kernel: Kernel) -> dict[str, Any]:
+    """In the place of functions of kernel/processes.py."""
+    return {
+        "holders": kernel.holders,
+        "topmost": kernel.topmost,
+        "command": lambda pid: None if pid in kernel.gone else f"server{pid}",
+        "some_are_hidden": lambda: False,
+        "started": lambda pid: 0 if pid in kernel.gone else pid,
+        "session": lambda pid: pid,
+        "is_descendant": kernel.is_descendant,
+    }
+
+
 def install(monkeypatch: pytest.MonkeyPatch, root: Path) -> Kernel:
     """Put a fake kernel in the place of the real one."""
     kernel = Kernel(root)
@@ -390,15 +403,7 @@ def install(monkeypatch: pytest.MonkeyPatch, root: Path) -> Kernel:
         pins: {"listeners_of": kernel.listeners_of},
         status: {"listeners_of": kernel.listeners_of},
         pidfd: {"take_fd": kernel.take_fd},
-        processes: {
-            "holders": kernel.holders,
-            "topmost": kernel.topmost,
-            "command": lambda pid: None if pid in kernel.gone else f"server{pid}",
-            "some_are_hidden": lambda: False,
-            "started": lambda pid: 0 if pid in kernel.gone else pid,
-            "session": lambda pid: pid,
-            "is_descendant": kernel.is_descendant,
-        },
+        processes: of_processes(kernel),
         cgroup: {"service": lambda pid: None},
         program: {"Module": lambda source: Module(kernel, source)},
         programs: {"loads_migrating_program": lambda: True},
