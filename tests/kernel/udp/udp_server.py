@@ -76,8 +76,7 @@ def main() -> None:
                     late.append((time.monotonic() + options.delay, sock, data, source))
         while late and late[0][0] <= time.monotonic():
             _, sock, data, source = late.popleft()
-            answer = options.name + b" " + data
-            sock.send(answer) if sock in connected else sock.sendto(answer, source)
+            sock.sendmsg([options.name, b" ", data], (), 0, None if sock in connected else source)
 
 
 if __name__ == "__main__":
