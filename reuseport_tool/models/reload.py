@@ -172,9 +172,9 @@ class HandedOver:
     cut: int
     """Flows that were alive when the old server was stopped, because `--drain-timeout` was over; also sockets that it
     had connected to one client each."""
-    evicted: int
+    evicted: int | None
     """Flows of the old server that the kernel forgot, because the map was too small: their datagrams went to the new
-    server."""
+    server. Null where the reload was killed after the switch and resumed: what was forgotten between is not known."""
     given: int = 0
     """Datagrams that came while no server ran (`--run`), and that the tool gave to the new one. They count in `to_old`
     and again in `to_new`."""

@@ -60,7 +60,7 @@ class GroupState:
         counters_at_switch: of the program, just before a UDP group was switched.
         drops_before: datagrams that the old UDP sockets had dropped before the reload.
         cut, evicted: UDP flows that were alive when the old side was stopped (also connected sockets), or that the
-            kernel forgot before.
+            kernel forgot before; None where a killed run cannot tell.
         buffers: receive buffers of the old UDP sockets, in the order of `old`, before --run made them larger.
         given, not_given: datagrams that waited in the old UDP sockets when nobody read them any more (--run), and that
             the new side got from the tool, or did not get.
@@ -82,7 +82,7 @@ class GroupState:
     counters_at_switch: Counters | None = None
     drops_before: int = 0
     cut: int = 0
-    evicted: int = 0
+    evicted: int | None = 0
     buffers: tuple[int, ...] = ()
     given: int = 0
     not_given: int = 0

@@ -64,10 +64,10 @@ def _handed_over(group: models.HandedOver) -> Text:
     }
     if group.given:
         text += f"; {group.given} that came while no server ran were kept for it"
-    if None in losses.values():
-        return Text(f"{text}; what was lost cannot be seen here", style="yellow")
     lost = ", ".join(f"{count} {name}" for name, count in losses.items() if count)
-    return Text(f"{text}; {lost or '0 lost'}", style="bold red" if lost else "")
+    unknown = ", ".join(f"an unknown number of {name}" for name, count in losses.items() if count is None)
+    shown = ", ".join(filter(None, (lost, unknown))) or "0 lost"
+    return Text(f"{text}; {shown}", style="bold red" if lost else "yellow" if unknown else "")
 
 
 def _known(count: int | None) -> str:

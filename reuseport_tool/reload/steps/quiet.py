@@ -80,7 +80,7 @@ def _cut(state: ReloadState, watches: list[_Flows], timeout_s: float, world: Wor
 def _written(state: ReloadState, watches: list[_Flows], world: World) -> ReloadState:
     for watch in watches:
         group = next(group for group in state.groups if group.endpoint == watch.endpoint)
-        changed = dataclasses.replace(group, cut=watch.left, evicted=len(watch.evicted))
+        changed = dataclasses.replace(group, cut=watch.left, evicted=watch.forgotten)
         state = state.with_group(changed)
     return save(state, world)
 
@@ -143,7 +143,9 @@ class _Flows:
         self._looked_s: float | None = None
         self._told_s = world.clock.now_s()
         self._seen: dict[bytes, float] = {}
-        if (kept := world.datagrams.kept_flows(group.endpoint)) is not None:
+        kept = world.datagrams.kept_flows(group.endpoint)
+        self._seen_at_switch = kept is not None
+        if kept is not None:
             self._looked_s = kept.seen_s
             self._note({flow.key: flow.idle_s for flow in kept.flows if flow.generation == self._generation})
 
@@ -169,6 +171,11 @@ class _Flows:
     def _note(self, found: dict[bytes, float]) -> None:
         self._seen = found
         self.alive = {key for key, idle_s in found.items() if idle_s < self._timeout_s}
+
+    @property
+    def forgotten(self) -> int | None:
+        """How many the kernel forgot since the switch; None where another run saw the flows then."""
+        return len(self.evicted) if self._seen_at_switch else None
 
     @property
     def left(self) -> int:

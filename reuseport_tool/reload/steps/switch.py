@@ -30,12 +30,12 @@ def switch(state: ReloadState, world: World) -> ReloadState:
 
 def _note(state: ReloadState, group: GroupState, world: World) -> ReloadState:
     """Write down, before it gets any, that the new side may have datagrams to answer."""
+    if group.counters_at_switch is not None:  # a killed run was here, and may have switched
+        return state
     if group.flows is not FlowMode.NONE:
         # One that is evicted between here and the drain is lost as well.
         world.datagrams.keep_flows(group.endpoint, world.clock.now_s())
         state = _warn_without_ids(state, group, world)
-    if group.counters_at_switch is not None:
-        return state
     counters = world.pins.counters(group.endpoint)
     return save(state.with_group(dataclasses.replace(group, counters_at_switch=counters)), world)
 

@@ -80,7 +80,12 @@ def test_what_was_evicted_between_the_switch_and_the_drain_counts(mode: FlowMode
     flows = [(b"a", OLD, 1.0), (b"b", OLD, TIMEOUT_S + 5), (b"c", NEW, 0.0)]
     seen = tuple(RawFlow(key=key, generation=generation, slot=0, idle_s=idle_s) for key, generation, idle_s in flows)
     scene = Scene(mode, KeptFlows(seen_s=99.0, flows=seen))
-    assert (scene.look(), len(scene.watch.evicted)) == (0, 1)
+    assert (scene.look(), scene.watch.forgotten) == (0, 1)
+
+
+def test_a_resumed_run_does_not_know_what_was_evicted_before_it() -> None:
+    scene = Scene(FlowMode.ADDRESS)
+    assert (scene.look({}), scene.watch.forgotten) == (0, None)
 
 
 def test_a_flow_that_is_recorded_anew_was_evicted_before() -> None:
