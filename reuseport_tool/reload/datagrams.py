@@ -104,14 +104,14 @@ class Datagrams(Closing):
     def offer(self, group: Endpoint, count: int, steered: bool) -> None:
         """Send empty datagrams, each from a port of its own. A server reads them and answers nothing."""
         for _ in range(count):
-            with contextlib.suppress(OSError), self._client(group, steered) as client:
+            with contextlib.suppress(OSError), _client(group, self._pins.state(group) if steered else None) as client:
                 client.send(b"")
 
     def ask(self, group: Endpoint, payload: bytes, timeout_s: float, steered: bool) -> None:
         """Send a datagram until an answer comes. Raises ToolError when none does in time."""
         answered: list[bytes] = []
         try:
-            with self._client(group, steered) as client:
+            with _client(group, self._pins.state(group) if steered else None) as client:
                 client.settimeout(0)
 
                 def is_answered() -> bool:
@@ -129,14 +129,14 @@ class Datagrams(Closing):
         if not answered:
             raise ToolError(f"{group} does not answer the health datagram within {timeout_s:g} s")
 
-    @contextlib.contextmanager
-    def _client(self, group: Endpoint, steered: bool) -> Iterator[socket.socket]:
-        """A socket that is connected to the group; steered, what it sends goes to the canary generation."""
-        family = socket.AF_INET6 if group.is_ipv6 else socket.AF_INET
-        canary: State | None = self._pins.state(group) if steered else None
-        with socket.socket(family, socket.SOCK_DGRAM) as client, ExitStack() as steering_:
-            client.connect((steering.reachable(group), group.port))
-            if canary is not None:
-                source, port = client.getsockname()[:2]
-                steering_.enter_context(canary.choice.steered(str(source).partition("%")[0], port))
-            yield client
+
+@contextlib.contextmanager
+def _client(group: Endpoint, canary: State | None) -> Iterator[socket.socket]:
+    """A socket that is connected to the group; what it sends goes to the canary generation of a state."""
+    family = socket.AF_INET6 if group.is_ipv6 else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as client, ExitStack() as steering_:
+        client.connect((steering.reachable(group), group.port))
+        if canary is not None:
+            source, port = client.getsockname()[:2]
+            steering_.enter_context(canary.choice.steered(str(source).partition("%")[0], port))
+        yield client
