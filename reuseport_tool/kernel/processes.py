@@ -244,11 +244,13 @@ def _is_plain_fork(child: int, above: int) -> bool:
 
 
 def is_descendant(pid: int, ancestor: int) -> bool:
-    """Whether a process is `ancestor` or below it."""
+    """Whether a process is `ancestor` or below it. All are below pid 1, so that tells nothing and is not counted."""
+    if pid == ancestor:
+        return True  # also pid 1, which is the server itself in many containers
     while pid > 1:
-        if pid == ancestor:
-            return True
         pid = parent(pid)
+        if pid == ancestor > 1:
+            return True
     return False
 
 

@@ -283,6 +283,8 @@ def test_the_master_is_the_one_that_forked_and_not_the_shell_that_executed(spawn
     assert processes.topmost([worker, master.pid]) == [master.pid]
     assert processes.is_descendant(worker, master.pid)
     assert not processes.is_descendant(master.pid, worker)
+    assert processes.is_descendant(1, 1), "in a container the server itself may be pid 1"
+    assert not processes.is_descendant(worker, 1), "everybody is below it"
     assert set(processes.below([master.pid])) == pids
     assert processes.session(worker) == master.pid
     assert processes.topmost([os.getpid()]) == [os.getpid()]
