@@ -34,6 +34,11 @@ struct flow {
 _Static_assert(sizeof(struct key) == SIZEOF_KEY, "struct key");
 _Static_assert(sizeof(struct flow) == SIZEOF_FLOW, "struct flow");
 
+static __always_inline bool is_open(struct stream *stream)
+{
+	return stream->next != stream->start;
+}
+
 static __always_inline void map_address(u32 *address, u32 ipv4)
 {
 	address[0] = address[1] = 0;
