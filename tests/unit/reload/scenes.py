@@ -9,7 +9,8 @@ from typing import Any
 from reuseport_tool.models import Endpoint, Reload, Strategy
 from reuseport_tool.reload import run, survey, transaction
 from reuseport_tool.reload.plan import Plan
-from tests.unit.reload.fake import OLD, OURS, WEB, FakeWorld, Killed, Pin, group
+from tests.unit.reload.fake.records import OLD, OURS, WEB, Killed, Pin, group
+from tests.unit.reload.fake.world import FakeWorld
 
 TLS, ADMIN = group("127.0.0.1:443"), group("127.0.0.1:9000")
 Behaviour = Callable[[FakeWorld, int], None]

@@ -15,7 +15,8 @@ from reuseport_tool.models import Endpoint, Strategy
 from reuseport_tool.reload import transaction
 from reuseport_tool.reload.plan import Plan, Progress
 from reuseport_tool.reload.state import decode, encode
-from tests.unit.reload.fake import FOREIGN, OLD, WEB, FakeWorld, Killed
+from tests.unit.reload.fake.records import FOREIGN, OLD, WEB, Killed
+from tests.unit.reload.fake.world import FakeWorld
 from tests.unit.reload.scenes import TLS, go, kill_at, others, scene, served_by, settled, undone
 
 ROOT = Path("/nowhere")

@@ -16,7 +16,8 @@ from reuseport_tool.models import Endpoint, Strategy
 from reuseport_tool.record import record
 from reuseport_tool.reload import transaction
 from tests.unit.reload import scenes
-from tests.unit.reload.fake import OLD, WEB, FakeWorld, Killed
+from tests.unit.reload.fake.records import OLD, WEB, Killed
+from tests.unit.reload.fake.world import FakeWorld
 from tests.unit.reload.scenes import TLS, go, opens, others, outcome, scene, served_by, settled, undone
 
 

@@ -9,7 +9,9 @@ from reuseport_tool.models import Endpoint, FlowMode
 from reuseport_tool.reload import transaction
 from reuseport_tool.reload.steps.gap import ROOM
 from tests.unit.reload import scenes
-from tests.unit.reload.fake import DEFAULT_BUFFER, OLD, FakeGap, FakeWorld, Killed, group
+from tests.unit.reload.fake.datagrams import DEFAULT_BUFFER, FakeGap
+from tests.unit.reload.fake.records import OLD, Killed, group
+from tests.unit.reload.fake.world import FakeWorld
 from tests.unit.reload.scenes import exits, go, scene, served_by, settled, silent, undone
 
 DNS = group("udp://127.0.0.1:53")

@@ -10,7 +10,8 @@ from reuseport_tool.errors import RolledBack
 from reuseport_tool.models import Endpoint, HandedOver, LastReload, parse_endpoint
 from reuseport_tool.reload import outcome
 from tests.records import some
-from tests.unit.reload.fake import WEB, FakeJournal
+from tests.unit.reload.fake.journal import FakeJournal
+from tests.unit.reload.fake.records import WEB
 from tests.unit.reload.scenes import TLS, exits, go, opens, scene
 from tests.unit.test_timeline import REPORT
 

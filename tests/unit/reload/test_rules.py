@@ -14,7 +14,8 @@ from reuseport_tool.reload import survey, transaction
 from reuseport_tool.reload.plan import Plan
 from reuseport_tool.reload.state import ReloadState, decode, encode
 from reuseport_tool.reload.thresholds import Threshold
-from tests.unit.reload.fake import FOREIGN, OLD, OPTIONS, SHELL, TOOL, WEB, FakeWorld, Pin, Proc, group
+from tests.unit.reload.fake.records import FOREIGN, OLD, OPTIONS, SHELL, TOOL, WEB, Pin, Proc, group
+from tests.unit.reload.fake.world import FakeWorld
 from tests.unit.reload.scenes import (
     ADMIN,
     TLS,
