@@ -6,6 +6,9 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
+
+from reuseport_tool.errors import ToolError
 from reuseport_tool.models import Endpoint, Reload, Strategy
 from reuseport_tool.reload import run, survey, transaction
 from reuseport_tool.reload.plan import Plan
@@ -77,6 +80,16 @@ def go(world: FakeWorld, *endpoints: Endpoint, strategy: Strategy = Strategy.MIG
     if found.refusal is not None:
         raise found.refusal
     return run.execute(transaction.begun(asked, plan, strategy, found, made), made)
+
+
+def refused(kind: type[ToolError], world: FakeWorld, *endpoints: Any, **how: Any) -> ToolError:
+    """The reload is refused before anything is started or signalled."""
+    with pytest.raises(kind) as caught:
+        go(world, *endpoints, **how)
+    assert not others(world)
+    assert not world.signals
+    assert world.journal is None
+    return caught.value
 
 
 def steps(world: FakeWorld, act: Callable[[], object]) -> int:
