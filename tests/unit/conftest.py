@@ -8,14 +8,15 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.unit.group import fake
+from tests.unit.group.fake.install import install
+from tests.unit.group.fake.kernel import Kernel
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[fake.Kernel]:
+def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kernel]:
     root = tmp_path / "bpffs"
     root.mkdir(0o700)
-    made = fake.install(monkeypatch, root)
+    made = install(monkeypatch, root)
     yield made
     assert not made.fds, f"left open: {[entry.name for entry in made.fds.values()]}"
 

@@ -18,7 +18,8 @@ from reuseport_tool.kernel.autolowat import FollowedSocket
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.program import ProgramType
 from reuseport_tool.models import AutolowatAttachment, Engine
-from tests.unit.group.fake import FakeMap, FakeProgram, Kernel
+from tests.unit.group.fake.kernel import Kernel
+from tests.unit.group.fake.objects import FakeMap, FakeProgram
 
 LO, ETH = tc.Device(index=1, name="lo", has_header=True), tc.Device(index=2, name="eth0", has_header=True)
 

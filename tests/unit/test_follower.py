@@ -22,7 +22,9 @@ from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.listen_events import ListenEvent
 from reuseport_tool.models import Endpoint, FollowEvent, Happening, Protocol
 from reuseport_tool.waiting import wait_until
-from tests.unit.group.fake import WEB, Kernel
+from tests.unit.group.fake.kernel import Kernel
+from tests.unit.group.fake.records import WEB
+from tests.unit.group.fake.sockets import Sockets
 
 ENDS_S = 30.0
 
@@ -65,7 +67,7 @@ def scene(kernel: Kernel) -> Iterator[Scene]:
     with (
         Wakeups() as wakeups,
         ChosenPolicy(None, None) as chosen,
-        kernel.listeners_of(Protocol.TCP) as listeners,
+        Sockets(kernel).listeners_of(Protocol.TCP) as listeners,
     ):
         follower = run._Follower(WEB, kernel.root, chosen, listeners, told.append, wakeups, resets)  # type: ignore[arg-type]
         yield Scene(kernel=kernel, follower=follower, wakeups=wakeups, resets=resets, told=told)

@@ -14,7 +14,8 @@ from reuseport_tool.group.policy import FlowChoice
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import netns
 from reuseport_tool.models import Attached, Endpoint, FlowMode, Group, Policy, Protocol, parse_endpoint
-from tests.unit.group.fake import DNS, WEB, Kernel
+from tests.unit.group.fake.kernel import Kernel
+from tests.unit.group.fake.records import DNS, WEB
 
 
 def attached(kernel: Kernel, endpoint: Endpoint = WEB, policy: Policy | None = None, **how: object) -> Attached:

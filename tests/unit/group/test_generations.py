@@ -17,7 +17,9 @@ from reuseport_tool.group.policy import ChosenPolicy, FlowChoice
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel.abi import FLOW_KEY, FLOW_WORD
 from reuseport_tool.models import FlowMode, Policy, parse_endpoint
-from tests.unit.group.fake import DNS, WEB, Kernel
+from tests.unit.group.fake.kernel import Kernel
+from tests.unit.group.fake.records import DNS, WEB
+from tests.unit.group.fake.sockets import Sockets
 
 
 @pytest.fixture
@@ -186,7 +188,7 @@ def pins(kernel: Kernel) -> Iterator[Pins]:
     with (
         places.locked(kernel.root, WEB) as folder,
         ChosenPolicy(None, None) as chosen,
-        kernel.listeners_of(WEB.protocol) as listeners,
+        Sockets(kernel).listeners_of(WEB.protocol) as listeners,
         Pins({WEB: folder}, chosen, listeners, chosen) as made,
     ):
         yield made
