@@ -274,7 +274,7 @@ PLANTED = {"link": "ln -s {victim}/precious {file}", "pipe": "mkfifo {file}", "f
 
 @pytest.mark.parametrize("what", PLANTED)
 def test_files_that_root_names_in_a_folder_of_everybody(
-    tool: Tool, server: Start, sticky: Path, victim: Path, what: str
+    tool: Tool, end_owners: None, server: Start, sticky: Path, victim: Path, what: str
 ) -> None:
     """Also where the kernel's own protection is off: see kernel/named_files.py."""
     server("one")
