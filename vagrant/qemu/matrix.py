@@ -190,8 +190,7 @@ kernel tests, which also compare every answer with `vagrant/kernels.toml`: a "no
 | raw sockets, on which `--run` stands | 21 passed | not run | 21 passed | 21 passed |
 | `doctor`: `--flows none`, `address`, `quic` | yes, yes, yes | yes, yes, yes | yes, yes, yes | yes, yes, yes |
 
-`check udp-reload` as a whole is too much for an emulated CPU: it has some twenty reloads under load. The two on 5.10
-took 69 and 56 s. On 6.1, 6.12 and 7.3 the machine beside the VM was busier.
+`check udp-reload` has twenty reloads under load, too much for an emulated CPU: on 5.10 each took about a minute.
 
 ## MPTCP
 
