@@ -74,7 +74,12 @@ class Load:
     """
 
     def __init__(
-        self, address: str = "127.0.0.1", ports: int = 20, gap_s: float = 0.001, patience_s: float = ANSWER_S
+        self,
+        address: str = "127.0.0.1",
+        ports: int = 20,
+        gap_s: float = 0.001,
+        patience_s: float = ANSWER_S,
+        under_way: int = UNDER_WAY,
     ) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._clients = [socket.socket(family, socket.SOCK_DGRAM) for _ in range(ports)]
@@ -83,6 +88,7 @@ class Load:
             client.setblocking(False)
         self._gap_s = gap_s
         self._patience_s = patience_s
+        self._under_way = under_way
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.sent = 0
@@ -107,7 +113,7 @@ class Load:
             with contextlib.suppress(ConnectionRefusedError):
                 self._clients[self.sent % len(self._clients)].send(b"%d" % self.sent)
             self.sent += 1
-            self._read(self._gap_s if self.lost() < UNDER_WAY else FULL_GAP_S)
+            self._read(self._gap_s if self.lost() < self._under_way else FULL_GAP_S)
         deadline = time.monotonic() + self._patience_s
         while self.lost() and time.monotonic() < deadline:
             self._read(0.1)

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from reuseport_tool.kernel.raw_udp import Datagram, RawUdp
+from reuseport_tool.waiting import wait_until
 from tests.kernel.udp.test_reload_udp import PORT, SERVER, Start, end_new_servers, endpoint, server
 from tests.tool import Done, Tool
 
@@ -25,7 +26,7 @@ __all__ = ["end_new_servers", "server"]
 
 CLIENTS, ENTRIES = 800, 1024
 MOST = 50_000
-AT_ONCE = 40  # spoofed datagrams between two answers: no receive buffer overflows
+AT_ONCE = 40  # spoofed datagrams until the servers have read them: no receive buffer overflows
 WAIT_S = 60.0
 
 pytestmark = pytest.mark.needs("TCP iterator", "detach from a group")
@@ -51,6 +52,12 @@ class Clients:
             self.ask(number)
 
 
+def all_is_read() -> bool:
+    """Whether the queues of the servers' sockets are empty."""
+    rows = [line.split() for line in Path("/proc/thread-self/net/udp").read_text().splitlines()[1:]]
+    return all(int(row[4].split(":")[1], 16) == 0 for row in rows if int(row[1].split(":")[1], 16) == PORT)
+
+
 def flood(clients: Clients, least: int) -> None:
     """Until so many clients have another server. Each is asked now and then: a flow that is used is kept longer."""
     with RawUdp() as raw:
@@ -65,7 +72,7 @@ def flood(clients: Clients, least: int) -> None:
             )
             assert raw.send(datagram)
             if number % AT_ONCE == 0:
-                clients.ask(0)  # answered behind what was sent before
+                assert wait_until(all_is_read, WAIT_S)
             if number % ENTRIES == ENTRIES - 1:
                 clients.ask_all()
             if len(clients.changed) >= least:

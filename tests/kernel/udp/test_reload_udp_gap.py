@@ -41,7 +41,7 @@ def run(tool: Tool, command: str, *options: object) -> tuple[int, Any, str]:
 def test_what_comes_in_the_gap_is_given_to_the_new_server(tool: Tool, server: Start, address: str) -> None:
     options = ("--address", address)
     old = server("old", *options, "--polite")
-    with Load(address) as load:
+    with Load(address, under_way=400) as load:
         code, report, err = run(tool, restart(old, *options), endpoint(address))
     assert code == 0, err
     assert report["result"] == "reloaded"
