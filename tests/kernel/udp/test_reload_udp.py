@@ -31,7 +31,7 @@ SERVER = [sys.executable, str(Path(__file__).parent / "udp_server.py"), str(PORT
 ADDRESSES = ["127.0.0.1", "::1"]
 ANSWER_S = 10.0
 UNDER_WAY = 200  # a receive buffer of the default size has room for 277 datagrams
-FULL_GAP_S = 0.05
+PORTS, GAP_S, FULL_GAP_S = 20, 0.001, 0.05
 
 pytestmark = [pytest.mark.needs("TCP iterator", "detach from a group"), pytest.mark.slow]
 
@@ -73,20 +73,12 @@ class Load:
     A server that gets no CPU for a while drops none: few are under way at a time.
     """
 
-    def __init__(
-        self,
-        address: str = "127.0.0.1",
-        ports: int = 20,
-        gap_s: float = 0.001,
-        patience_s: float = ANSWER_S,
-        under_way: int = UNDER_WAY,
-    ) -> None:
+    def __init__(self, address: str = "127.0.0.1", patience_s: float = ANSWER_S, under_way: int = UNDER_WAY) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._clients = [socket.socket(family, socket.SOCK_DGRAM) for _ in range(ports)]
+        self._clients = [socket.socket(family, socket.SOCK_DGRAM) for _ in range(PORTS)]
         for client in self._clients:
             client.connect((address, PORT))
             client.setblocking(False)
-        self._gap_s = gap_s
         self._patience_s = patience_s
         self._under_way = under_way
         self._stop = threading.Event()
@@ -113,7 +105,7 @@ class Load:
             with contextlib.suppress(ConnectionRefusedError):
                 self._clients[self.sent % len(self._clients)].send(b"%d" % self.sent)
             self.sent += 1
-            self._read(self._gap_s if self.lost() < self._under_way else FULL_GAP_S)
+            self._read(GAP_S if self.lost() < self._under_way else FULL_GAP_S)
         deadline = time.monotonic() + self._patience_s
         while self.lost() and time.monotonic() < deadline:
             self._read(0.1)
