@@ -27,9 +27,7 @@ class _Lab:
     def __init__(self, stack: ExitStack, mode: FlowMode) -> None:
         self._stack = stack
         self.scratch = Scratch(stack, Policy.HASH, FlowChoice(mode=mode, entries=_ENTRIES))
-        self.old = self._socket()
-        self.old.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self.old.bind((_ADDRESS, 0))
+        self.old = self._member(0)
         self.port = self.old.getsockname()[1]
         self.scratch.add_generation(1, [self.old])
         sockets.attach_program(self.old.fileno(), self.scratch.program)
@@ -40,6 +38,12 @@ class _Lab:
     def _socket(self) -> socket.socket:
         return self._stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC))
 
+    def _member(self, port: int) -> socket.socket:
+        made = self._socket()
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.bind((_ADDRESS, port))
+        return made
+
     def client(self) -> socket.socket:
         """One with a port of its own."""
         made = self._socket()
@@ -48,9 +52,7 @@ class _Lab:
 
     def replace(self) -> None:
         """From here what belongs to nobody goes to the new socket."""
-        self.new = self._socket()
-        self.new.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self.new.bind((_ADDRESS, self.port))
+        self.new = self._member(self.port)
         self.scratch.add_generation(2, [self.new])
         rcu.wait_for_readers()
 

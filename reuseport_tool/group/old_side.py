@@ -14,6 +14,7 @@ from dataclasses import replace
 from reuseport_tool.errors import ToolError
 from reuseport_tool.kernel import diag, processes
 from reuseport_tool.models import Group, OldSide, Protocol, Status, parse_endpoint
+from reuseport_tool.models.endpoint import unmapped
 
 _REST = 20.0
 _NOBODY = frozenset[int]()
@@ -64,11 +65,4 @@ def _reaches(socket: diag.AcceptedSocket, address: str | None) -> bool:
     """Whether a connection to this local address came to a listener on that one."""
     if address is None:
         return True
-    wanted = ipaddress.ip_address(address)
-    return wanted.is_unspecified or _plain(socket.address) == _plain(address)
-
-
-def _plain(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """One spelling: the IPv4 address of one that is mapped into IPv6."""
-    parsed = ipaddress.ip_address(address)
-    return parsed.ipv4_mapped or parsed if isinstance(parsed, ipaddress.IPv6Address) else parsed
+    return ipaddress.ip_address(address).is_unspecified or unmapped(socket.address) == unmapped(address)

@@ -61,7 +61,7 @@ class Endpoint:
         return (
             self.protocol is group.protocol
             and self.port in (0, group.port)
-            and (self.address is None or _unmapped(self.address) == _unmapped(group.address))
+            and (self.address is None or unmapped(self.address) == unmapped(group.address))
             and self.device in (None, group.device)
             and (group.v6only or not self.v6only)
         )
@@ -145,7 +145,7 @@ def canonical_address(text: str) -> str:
     return socket.inet_ntop(socket.AF_INET6 if parsed.version == 6 else socket.AF_INET, parsed.packed)
 
 
-def _unmapped(address: str | None) -> str | None:
+def unmapped(address: str | None) -> str | None:
     """127.0.0.1 for ::ffff:127.0.0.1: the same place for a client, two groups for the kernel."""
     head, mapped, rest = (address or "").partition("::ffff:")
     return rest if mapped and not head and "." in rest else address

@@ -46,8 +46,7 @@ class QueueLog:
             if row in found or length:
                 found[row] = found.get(row, 0) + length
         self._rows.update(dict.fromkeys(found))
-        look = self._looks.setdefault(int(at_s / self._interval_s), {})
-        look.update({row: max(length, look.get(row, 0)) for row, length in found.items()})
+        self._add(int(at_s / self._interval_s), found)
         if len(self._looks) > _LOOKS_MAX:
             self._thin()
 
@@ -63,8 +62,12 @@ class QueueLog:
         self._interval_s *= 2
         looks, self._looks = self._looks, {}
         for index, found in looks.items():
-            look = self._looks.setdefault(index // 2, {})
-            look.update({row: max(length, look.get(row, 0)) for row, length in found.items()})
+            self._add(index // 2, found)
+
+    def _add(self, index: int, found: Mapping[_Row, int]) -> None:
+        """Keep the longest queue of each row in an interval."""
+        look = self._looks.setdefault(index, {})
+        look.update({row: max(length, look.get(row, 0)) for row, length in found.items()})
 
     def series(self) -> tuple[ListenerQueue, ...]:
         """Every row, with the looks at which its length had changed."""

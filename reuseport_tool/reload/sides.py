@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+import itertools
+from collections.abc import Collection, Iterable, Mapping
 
 from reuseport_tool.group.discover import Member
 from reuseport_tool.kernel.commands import Kin
@@ -55,7 +56,12 @@ def _groups_of(state: ReloadState, cookies: Collection[int]) -> list[Endpoint]:
 
 def queues(state: ReloadState, world: World) -> dict[int, int]:
     """The accept queue of each listener of the groups, by cookie; 0 for a UDP socket."""
-    found = {entry.cookie: entry.accept_queue or 0 for entries in listening(state, world).values() for entry in entries}
+    return _noted(itertools.chain.from_iterable(listening(state, world).values()), state, world)
+
+
+def _noted(entries: Iterable[BoundSocket], state: ReloadState, world: World) -> dict[int, int]:
+    """The accept queue of each, by cookie, which the log gets, too."""
+    found = {entry.cookie: entry.accept_queue or 0 for entry in entries}
     world.queues.note(since_begin_s(state, world), found, state.old_cookies)
     return found
 
@@ -152,8 +158,7 @@ class Newcomers:
         """Log the accept queues, where these are all groups."""
         groups = [group.endpoint for group in self._state.groups]
         if len(self._state.kept) == len(groups):
-            found = {entry.cookie: entry.accept_queue or 0 for group in groups for entry in present.get(group, ())}
-            self._world.queues.note(since_begin_s(self._state, self._world), found, self._state.old_cookies)
+            _noted((entry for group in groups for entry in present.get(group, ())), self._state, self._world)
 
     def _holders(self, entries: Collection[BoundSocket]) -> dict[int, Member]:
         """All that were not there before, with their holders, which are asked once."""
