@@ -49,6 +49,8 @@ MANY, FEW = 4, 1
 ROUNDS = 3
 CLIENTS = 128
 QUEUED = 32
+# The tests restart it more often than five times in ten seconds.
+OFTEN_ON_ONE_CPU = f"[Unit]\nStartLimitIntervalSec=0\n[Service]\nCPUAffinity={restart.cpu()}\n"
 FOLLOWER = f"reuseport-tool-follow@{servers.PORT}"
 SITE = f"""
 server {{ listen {servers.ADDRESS}:{servers.PORT} reuseport; root /srv/www; gzip on; gzip_http_version 1.0;
@@ -109,9 +111,8 @@ def debian(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def configure(made: Container) -> None:
     made.write("/etc/nginx/conf.d/test.conf", SITE)
     (made.root / "etc/nginx/sites-enabled/default").unlink(missing_ok=True)
-    # The tests restart it more often than five times in ten seconds.
-    made.write("/etc/systemd/system/nginx.service.d/often.conf", "[Unit]\nStartLimitIntervalSec=0\n")
-    made.write("/srv/www/index.html", "".join(f"<p>{number**5}</p>" for number in range(40_000)))
+    made.write("/etc/systemd/system/nginx.service.d/test.conf", OFTEN_ON_ONE_CPU)
+    made.write("/srv/www/index.html", "".join(f"<p>{number**5}</p>" for number in range(20_000)))
     workers(made, MANY)
 
 
@@ -175,9 +176,11 @@ def nginx(debian: Container) -> Iterator[Container]:
 
 
 def shrink_and_grow(made: Container, once_more: Callable[[], None]) -> Ledger:
-    with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
+    with restart.on_one_cpu():
+        clients = Load(servers.ADDRESS, servers.PORT, CLIENTS)
+    with clients as load:
         for _ in range(ROUNDS):
-            restart.await_queue(QUEUED)
+            restart.await_load(QUEUED)
             for number in (FEW, MANY):
                 workers(made, number)
                 made.ok("systemctl", "reload", "nginx")
@@ -198,7 +201,7 @@ def test_the_packaged_follower_and_a_restart_lose_none(nginx: Container) -> None
     assert wait_until(lambda: "following" in nginx.ok("systemctl", "show", "--property", "StatusText", FOLLOWER), 30)
 
     def restarted() -> None:
-        restart.await_queue(QUEUED)
+        restart.await_load(QUEUED)
         command = ("reload", servers.PORT, "--listeners", MANY, "--run", "systemctl restart nginx", "--wait", "10")
         print(nginx.ok("reuseport-tool", *command))
 
@@ -225,7 +228,7 @@ def test_an_upgrade_leaves_the_group_as_it_is(nginx: Container) -> None:
     nginx.ok("systemctl", "enable", "--now", FOLLOWER)
     before, follower = program_of(nginx), main_pid(nginx)
     with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
-        restart.await_queue(QUEUED)
+        restart.await_load(QUEUED)
         nginx.ok("dpkg", "--install", PACKAGE)
         ledger = load.stop()
     print(ledger)
@@ -248,7 +251,7 @@ def programs() -> dict[str, str | None]:
 def purge(made: Container) -> Ledger:
     """Purge the package under load, and look at what is left."""
     with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
-        restart.await_queue(QUEUED)
+        restart.await_load(QUEUED)
         made.ok("apt-get", "-qq", "purge", "-y", "reuseport-tool")
         ledger = load.stop()
     print(ledger)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import tempfile
@@ -31,6 +32,29 @@ def own_bpffs() -> Iterator[Path]:
             yield Path(folder)
         finally:
             subprocess.run(["umount", folder], check=True)
+
+
+@contextlib.contextmanager
+def on_one_cpu() -> Iterator[None]:
+    """What is started inside runs on one CPU.
+
+    For servers that close listeners while handshakes still go to them, and for their clients, because of a race in the
+    kernel that nothing attached to the group can help: if a listener closes on one CPU between two looks at its state
+    on another, by tcp_v4_rcv() and by inet_csk_reqsk_queue_add(), the connection whose handshake ends there is reset
+    (inet_child_forget() below inet_csk_complete_hashdance(); seen by `perf record -g -e tcp:tcp_send_reset`, once in
+    some hundred closed listeners). A reload does not close listeners to which handshakes still go.
+    """
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu()})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def cpu() -> int:
+    """The CPU of on_one_cpu()."""
+    return min(os.sched_getaffinity(0))
 
 
 def assert_resets(ledger: Ledger) -> None:
@@ -96,6 +120,15 @@ def await_queue(length: int, staying: int = 0) -> None:
         return sum(queues[staying:]) >= length
 
     assert wait_until(queued, _DEADLINE_S, poll_s=0.002), f"no {length} connections queue"
+
+
+def await_load(length: int) -> None:
+    """Wait until so many more connections have come, and so many wait: what answers them before the next restart.
+
+    Without the first, a restart that is quicker than the server finds the connections of the one before.
+    """
+    await_traffic(length)
+    await_queue(length)
 
 
 def await_traffic(connections: int) -> None:

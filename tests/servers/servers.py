@@ -52,7 +52,7 @@ def nginx(folder: Path, name: str, workers: int = 1, daemon: str = "off") -> Ser
     """
     prefix = folder / name
     (prefix / "www").mkdir(parents=True)
-    (prefix / "www" / "index.html").write_text("".join(f"<p>{number**5}</p>" for number in range(40_000)))
+    (prefix / "www" / "index.html").write_text("".join(f"<p>{number**5}</p>" for number in range(20_000)))
     configure_nginx(prefix, workers, daemon)
     program = shutil.which("nginx") or "/usr/sbin/nginx"
     command = (program, "-p", str(prefix), "-e", f"{prefix}/error.log", "-c", str(prefix / "nginx.conf"))

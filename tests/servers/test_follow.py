@@ -8,11 +8,7 @@
    Follower and watch have the priority of the unit file.
 4. Without the tool the very same respawns must lose connections.
 
-Workers and clients share one CPU, because of a race in the kernel that nothing attached to the group can help: if
-a listener closes on one CPU between two looks at its state on another, by tcp_v4_rcv() and by
-inet_csk_reqsk_queue_add(), the connection whose handshake ends there is reset (inet_child_forget() below
-inet_csk_complete_hashdance(); seen by `perf record -g -e tcp:tcp_send_reset`, once in some hundred respawns). A
-reload does not close listeners to which handshakes still go.
+Workers and clients share one CPU (restart.on_one_cpu()).
 """
 
 from __future__ import annotations
@@ -24,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -45,24 +41,13 @@ SOON_S = 0.1
 GROUP = Endpoint(protocol=Protocol.TCP, address=servers.ADDRESS, port=servers.PORT)
 
 
-@contextmanager
-def on_one_cpu() -> Iterator[None]:
-    """What is started inside runs on one CPU."""
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)
-
-
 class Workers:
     """The server, and the pids of its workers, oldest first."""
 
     def __init__(self, folder: Path) -> None:
         self._told = folder / "told"
         command = [sys.executable, "-m", "tests.servers.prefork", servers.ADDRESS, servers.PORT, WORKERS]
-        with self._told.open("w") as out, on_one_cpu():
+        with self._told.open("w") as out, restart.on_one_cpu():
             self._process = subprocess.Popen(list(map(str, command)), stdout=out, start_new_session=True)
         self.await_listeners(WORKERS)
 
@@ -115,7 +100,7 @@ def workers(servers_end: None, tmp_path: Path) -> Iterator[Workers]:
 
 
 def test_respawned_workers_alone_lose_connections(workers: Workers) -> None:
-    with on_one_cpu():
+    with restart.on_one_cpu():
         started = Load(servers.ADDRESS, servers.PORT, CLIENTS)
     with started as load:
         for number in range(RESPAWNS):
@@ -131,7 +116,7 @@ def test_respawned_workers_with_a_follower_lose_none(tool: Tool, workers: Worker
         follower = stack.enter_context(Follower(tool, tmp_path, servers.PORT))
         watch = stack.enter_context(Watch(places.group_folder(tool.bpffs, GROUP), tmp_path / "seen"))
         assert wait_until(lambda: len(watch.seen()) == WORKERS, 10)
-        with on_one_cpu():
+        with restart.on_one_cpu():
             load = stack.enter_context(Load(servers.ADDRESS, servers.PORT, CLIENTS))
         killed_ns = back_ns = 0
         for number in range(RESPAWNS):

@@ -61,7 +61,7 @@ def test_a_reload_of_the_master_keeps_the_listener(front: Server, tmp_path: Path
     cookies = {member.cookie for member in servers.listeners()}
     with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
         for _ in range(ROUNDS):
-            restart.await_queue(QUEUED)
+            restart.await_load(QUEUED)
             before = workers()
             assert wait_until(lambda: obeys(master(tmp_path), signal.SIGUSR2), LIMIT_S)
             os.kill(master(tmp_path), signal.SIGUSR2)

@@ -34,8 +34,14 @@ QUEUED = 32
 @pytest.fixture
 def nginx(servers_end: None, tmp_path: Path) -> Server:
     server = servers.nginx(tmp_path, "nginx", MANY, "on")
-    restart.start(server)
+    with restart.on_one_cpu():
+        restart.start(server)
     return server
+
+
+def clients() -> Load:
+    with restart.on_one_cpu():
+        return Load(servers.ADDRESS, servers.PORT, CLIENTS)
 
 
 def reload(server: Server, folder: Path, workers: int) -> None:
@@ -46,9 +52,9 @@ def reload(server: Server, folder: Path, workers: int) -> None:
 
 
 def shrink_and_grow(server: Server, folder: Path) -> Ledger:
-    with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
+    with clients() as load:
         for _ in range(ROUNDS):
-            restart.await_queue(QUEUED)
+            restart.await_load(QUEUED)
             reload(server, folder, FEW)
             reload(server, folder, MANY)
         return load.stop()
@@ -77,7 +83,7 @@ def upgrade(folder: Path) -> Ledger:
     with ExitStack() as stack:
         master = Process(int(old))
         stack.callback(master.close)
-        load = stack.enter_context(Load(servers.ADDRESS, servers.PORT, CLIENTS))
+        load = stack.enter_context(clients())
         with busy_workers(int(old)):
             master.signal(signal.SIGUSR2)
             assert wait_until(lambda: pid_file.exists() and pid_file.read_text() not in ("", old), 30)

@@ -34,6 +34,7 @@ SERVER = f"""
 ExecStart=
 ExecStart={sys.prefix}/bin/python -m gunicorn --reuse-port --workers {WORKERS} --bind {ADDRESS} app:app
 User=root
+CPUAffinity={restart.cpu()}
 """
 
 
@@ -58,7 +59,7 @@ def systemd(in_netns: None, tmp_path: Path) -> Iterator[Container]:
 def test_instances_alone_lose_connections(systemd: Container) -> None:
     with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
         for old, new in (("a", "b"), ("b", "a")) * 2:
-            restart.await_queue(QUEUED)
+            restart.await_load(QUEUED)
             before = frozenset(member.cookie for member in servers.listeners())
             systemd.ok("systemctl", "start", f"web@{new}")
             servers.await_listeners(WORKERS, besides=before)
@@ -81,9 +82,11 @@ def test_the_recipe_loses_none(systemd: Container) -> None:
 
 
 def deploys(systemd: Container) -> Ledger:
-    with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
+    with restart.on_one_cpu():
+        clients = Load(servers.ADDRESS, servers.PORT, CLIENTS)
+    with clients as load:
         for turn in range(DEPLOYS):
-            restart.await_queue(QUEUED)
+            restart.await_load(QUEUED)
             print(systemd.ok("reuseport-tool", "reload", servers.PORT, "--unit", "web@"))
             replace_workers(systemd, "ba"[turn % 2])
             if turn == 0:
@@ -107,7 +110,7 @@ def test_a_new_instance_that_does_not_start_leaves_the_old_one(systemd: Containe
     systemd.write(f"{UNIT_FOLDER}/web@b.service.d/zz-broken.conf", "[Service]\nExecStart=\nExecStart=/bin/false\n")
     systemd.ok("systemctl", "daemon-reload")
     with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
-        restart.await_queue(QUEUED)
+        restart.await_load(QUEUED)
         done = systemd.run("reuseport-tool", "reload", servers.PORT, "--unit", "web@")
         ledger = load.stop()
     assert done.returncode == 1, done.stderr

@@ -50,7 +50,7 @@ def test_a_plain_restart_loses_connections(server: Server) -> None:
     restart.start(server)
     with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
         for _ in range(PLAIN_RESTARTS):
-            restart.await_queue(QUEUED)
+            restart.await_load(QUEUED)
             restart.plainly(server)
         ledger = load.stop()
     restart.assert_resets(ledger)
@@ -61,7 +61,7 @@ def test_a_reload_loses_none(tool: Tool, server: Server) -> None:
     reports = []
     with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
         for _ in range(RELOADS):
-            restart.await_queue(QUEUED)
+            restart.await_load(QUEUED)
             reports.append(restart.by_the_tool(tool, server))
         ledger = load.stop()
     lost_none(ledger, reports)
@@ -124,7 +124,7 @@ def soft_stop(front: Server) -> list[str]:
 def test_haproxy_alone_loses_connections(haproxy: Server) -> None:
     with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
         for _ in range(PLAIN_RESTARTS):
-            restart.await_queue(QUEUED)
+            restart.await_load(QUEUED)
             old = frozenset(member.cookie for member in servers.listeners())
             subprocess.run(soft_stop(haproxy), check=True)
             restart.await_gone(old)
@@ -136,7 +136,7 @@ def test_haproxy_soft_stop_by_the_tool_loses_none(tool: Tool, haproxy: Server) -
     reports = []
     with Load(servers.ADDRESS, servers.PORT, CLIENTS) as load:
         for _ in range(RELOADS):
-            restart.await_queue(QUEUED)
+            restart.await_load(QUEUED)
             reports.append(tool.ok("reload", servers.PORT, "--run", " ".join(soft_stop(haproxy))))
         ledger = load.stop()
     lost_none(ledger, reports)
