@@ -166,9 +166,9 @@ def _document(table: str, rows: Sequence[Row]) -> str:
     kernels = "\n".join(f"| {row.kernel.name} | {row.version or '–'} | {row.kernel.note} |" for row in rows)
     return f"""# What works on which kernel
 
-Written by `make vm-matrix` on {today}; do not edit. Each kernel was booted in QEMU. There
-`reuseport-tool doctor` and the proofs of `vagrant/guest/` tried each line for real. The verdict is that of the
-kernel tests, which also compare every answer with `vagrant/kernels.toml`: a "no" that it expects is a pass.
+Written by `make vm-matrix` on {today}; do not edit. Each kernel ran in QEMU, where
+`reuseport-tool doctor` and the proofs of `vagrant/guest/` tried each line for real. The verdict is "passed" if the tests
+marked `vm` passed and every proof found what `vagrant/kernels.toml` expects; an expected "no" is a pass.
 
 {table}
 
@@ -178,8 +178,9 @@ kernel tests, which also compare every answer with `vagrant/kernels.toml`: a "no
 
 ## UDP
 
-`doctor` hands over a group with real datagrams, once in each way of `--flows`. Its answers, and the tests of
-`tests/kernel/udp` that ran in emulated VMs besides:
+`doctor` hands over a UDP group once in each way of `--flows`, with real datagrams. The table has its answers, and those
+tests of `tests/kernel/udp` that also ran on Debian's kernels in emulated VMs, in November 2026. "not in 90 s" means that
+the emulated CPU did not finish the test within its limit:
 
 | | 5.10.262 | 6.1.192 | 6.12.118 | 7.3.4 |
 | --- | --- | --- | --- | --- |
@@ -187,17 +188,18 @@ kernel tests, which also compare every answer with `vagrant/kernels.toml`: a "no
 | QUIC connections with `--flows quic` | 1 passed | 12 passed | 1 passed | not run |
 | a reload under load, `none` | 0 lost | not in 90 s | not in 90 s | not in 90 s |
 | a reload under load, `address` | 0 lost | not in 90 s | not in 90 s | 0 lost |
-| raw sockets, on which `--run` stands | 21 passed | not run | 21 passed | 21 passed |
+| raw sockets, which `--run` needs | 21 passed | not run | 21 passed | 21 passed |
 | `doctor`: `--flows none`, `address`, `quic` | yes, yes, yes | yes, yes, yes | yes, yes, yes | yes, yes, yes |
 
-`check udp-reload` has twenty reloads under load, too much for an emulated CPU: on 5.10 each took about a minute.
+`check udp-reload` makes twenty reloads under load. That is too much for an emulated CPU: on 5.10 each took about a
+minute.
 
 ## MPTCP
 
-A listener made with IPPROTO_MPTCP (Go's default from 1.24 on) takes no reuseport program: the kernel answers
-EOPNOTSUPP. With net.ipv4.tcp_migrate_req=1 the kernel moves the connections of plain TCP clients: on 6.18, 20 of 20
-were answered. It also moves those of MPTCP clients and counts them as moved, but no data ever arrives on them: on
-6.18, 0 of 20 were answered, and each client was reset in the end. So the tool refuses such a group with exit code 4,
-whatever the strategy. Start the server without MPTCP: `GODEBUG=multipathtcp=0` for Go,
+No reuseport program can be attached to a listener made with IPPROTO_MPTCP (Go's default from 1.24 on): the kernel
+answers EOPNOTSUPP. With net.ipv4.tcp_migrate_req=1 the kernel moves the connections of plain TCP clients: on 6.18, 20
+of 20 were answered. It also moves those of MPTCP clients and counts them as moved, but no data ever arrives on them:
+on 6.18, 0 of 20 were answered, and each client was reset in the end. So the tool refuses such a group with exit code
+4, whatever the strategy. Start the server without MPTCP: `GODEBUG=multipathtcp=0` for Go,
 `sysctl net.mptcp.enabled=0` for any server.
 """
