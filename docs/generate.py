@@ -60,7 +60,8 @@ INTRODUCTION = """\
 # The JSON contract
 
 With `--json` a command prints one object on stdout. `attach --follow` and `status --watch` print one object after
-another. A command that fails prints an object on stderr, after everything else.
+another. A command that fails prints an object on stderr, after everything else. `metrics` and `completion` have formats
+of their own: with `--json`, only their errors are JSON.
 
 [schema.json](schema.json) is the same contract as a JSON Schema: each record is in its `$defs`. Fields are added and
 never renamed. A name ends in its unit: `_s` seconds, `_us` microseconds, `_ns` nanoseconds. Queues, counters and losses

@@ -46,9 +46,9 @@ def command() -> None:
 def attach(ctx: Context, folder: Path, framing: str, ports: tuple[int, ...], engine: Engine | None) -> None:
     """Follow the frames of connections that are made in the cgroup from now on.
 
-    Nothing is needed at the other end. The engine solo also puts a program at the network devices that are there
-    now: run attach again when others have come. Without --ports an application opts a socket in:
-    setsockopt(fd, 0xdeadbeef, 0x8badf00d, &(int){1}, 4). Each framing with an example: docs/autolowat.md.
+    The other end needs nothing. The engine solo also attaches a program to the network devices that exist now: run
+    attach again when there are new ones. Without --ports, an application opts each socket in:
+    setsockopt(fd, 0xdeadbeef, 0x8badf00d, &(int){1}, 4). docs/autolowat.md has an example of each framing.
 
     \b
     Examples:
@@ -77,7 +77,7 @@ def detach(ctx: Context, folder: Path) -> None:
 @command.command("status", short_help="Show what it follows and has saved, and why it stopped.")
 @pass_context
 def status(ctx: Context) -> None:
-    """Show where it is attached, what it follows, what it has saved, and why it stopped following sockets.
+    """Show where AutoLOWAT is attached, what it follows and has saved, and why it stopped following sockets.
 
     \b
     Examples:

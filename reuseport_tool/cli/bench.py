@@ -141,7 +141,7 @@ def speed(ctx: Context, rounds: int, workers: int, addresses: int) -> None:
 @command.command("udp", short_help="Datagrams per second, by what the program keeps together.")
 @count("--rounds", 15, "Turns of each arm.", least=2)
 @count("--datagrams", 10_000, "Datagrams of each arm in each round.", least=1, most=1_000_000)
-@counts("--flows", "flows", bench_udp.FLOWS, "This many flows; repeatable. A flow takes 220 bytes.", most=4_000_000)
+@counts("--flows", "flows", bench_udp.FLOWS, "This many flows, of up to 224 bytes each. Repeatable.", most=4_000_000)
 @pass_context
 def udp(ctx: Context, rounds: int, datagrams: int, flows: tuple[int, ...]) -> None:
     """Measure what the program costs for a UDP datagram, in a throw-away network namespace.
@@ -163,7 +163,7 @@ def udp(ctx: Context, rounds: int, datagrams: int, flows: tuple[int, ...]) -> No
 
 @command.command("rpc-framing", short_help="Wake-ups and CPU time of a frame, with and without AutoLOWAT.")
 @count("--rounds", 15, "Turns of each arm.", least=2)
-@count("--cpus", 1, "Server and client on the same CPU, or each on its own.", least=1, most=2)
+@count("--cpus", 1, "1: server and client share a CPU. 2: each has its own.", least=1, most=2)
 @pass_context
 def rpc_framing(ctx: Context, rounds: int, cpus: int) -> None:
     """Send frames in 1 to 64 segments and wait for each answer, in a throw-away network namespace.

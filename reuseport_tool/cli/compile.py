@@ -32,7 +32,8 @@ def command(ctx: Context, output: Path, own: tuple[Path, ...]) -> None:
     """Compile every program that the tool may load on this kernel into DIR.
 
     A machine with the very same kernel build needs no BCC then: copy DIR there, owned by the user that runs the tool
-    and writable by nobody else, and set REUSEPORT_TOOL_CACHE to it, or put it in the place of the cache.
+    and writable by nobody else, and set REUSEPORT_TOOL_CACHE to it, or copy it to the place of that
+    user's cache (docs/performance.md).
 
     \b
     Examples:

@@ -27,10 +27,14 @@ from reuseport_tool.record import record
 
 @record
 class _Verb:
-    """A verb: the module in this folder that has it, and what it does in a line."""
+    """A verb: the module in this folder that has it, and what it does in a line.
+
+    `prints_json` is False where the output has a format of its own, so that only errors become JSON.
+    """
 
     module: str
     short_help: str
+    prints_json: bool = True
 
 
 _VERBS = {
@@ -50,8 +54,12 @@ _VERBS = {
     "check": _Verb(module="check", short_help="Prove that it works on this kernel, in namespaces of its own."),
     "bench": _Verb(module="bench", short_help="Measure what the programs cost, side by side in one run."),
     "compile": _Verb(module="compile", short_help="Compile all programs for machines without a compiler."),
-    "metrics": _Verb(module="metrics", short_help="Print groups, listeners and counters for Prometheus."),
-    "completion": _Verb(module="completion", short_help="Print the script that completes this command in a shell."),
+    "metrics": _Verb(
+        module="metrics", short_help="Print groups, listeners and counters for Prometheus.", prints_json=False
+    ),
+    "completion": _Verb(
+        module="completion", short_help="Print the script that completes this command in a shell.", prints_json=False
+    ),
 }
 """Here, so that a list of the verbs imports none of them."""
 
@@ -76,7 +84,7 @@ class _Verbs(VerbGroup):
         command = module.command
         assert isinstance(command, click.Command)
         command.short_help = _VERBS[name].short_help
-        _take_json(command)
+        _take_json(command, f"Print {'the result' if _VERBS[name].prints_json else 'errors'} as JSON.")
         _name_variables(command, f"{_VARIABLES}_{name}")
         return command
 
@@ -103,7 +111,7 @@ class _Verbs(VerbGroup):
             return _answer(error, ctx)
 
 
-def _take_json(command: click.Command) -> None:
+def _take_json(command: click.Command, text: str) -> None:
     """Let a verb, and all below it, have --json as well, so that it may stand anywhere before --."""
     if not any("--json" in param.opts for param in command.params):
         command.params.append(
@@ -114,12 +122,12 @@ def _take_json(command: click.Command) -> None:
                 expose_value=False,
                 allow_from_autoenv=False,
                 callback=_want_json,
-                help="Print the result as JSON.",
+                help=text,
             )
         )
     if isinstance(command, click.Group):
         for below in command.commands.values():
-            _take_json(below)
+            _take_json(below, text)
 
 
 def _name_variables(command: click.Command, prefix: str) -> None:

@@ -15,8 +15,8 @@ from reuseport_tool.group import migrate_req
 def command(ctx: Context, state: str | None) -> None:
     """Read the kernel's own switch for migration in the network namespace, or set it.
 
-    With it on, and no program, the kernel moves the connections of a closing listener to any other
-    listener of the group, at random.
+    If it is on and the group has no program, the kernel moves the connections of a closing listener to other
+    listeners of the group, which it chooses by a hash.
 
     \b
     Examples:

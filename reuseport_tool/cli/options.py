@@ -19,7 +19,7 @@ wait = click.option(
     type=DURATION,
     default="0s",
     show_default=True,
-    help="How long to wait for the lock of another run.",
+    help="How long to wait for the lock of another run; a verb always waits for up to 1 s.",
 )
 
 

@@ -50,7 +50,8 @@ def _hook_options(function: Callable[..., int]) -> Callable[..., int]:
             multiple=True,
             metavar="COMMAND",
             hidden=not shown,
-            help=f"Run it after the step {name}; if it fails, so does the step. The same for {others} and {STEPS[-1]}."
+            help=f"Run this after the step {name}; if it fails, the step fails. There is such an option for each step: "
+            f"{others} and {STEPS[-1]}."
             if shown
             else None,
         )
@@ -168,7 +169,8 @@ class _Call:
     type=ThresholdType(),
     multiple=True,
     metavar="COUNTER[=N]",
-    help=f"Roll back when it grows by N, by default 1: {', '.join(thresholds.COUNTERS)}. Repeatable.",
+    help=f"Roll back when this counter grows by N (1 by default). COUNTER is one of {', '.join(thresholds.COUNTERS)}. "
+    "Repeatable.",
 )
 @click.option(
     "--flows",
@@ -187,20 +189,22 @@ class _Call:
 @click.option(
     "--force", is_flag=True, help="Go on even if socket options differ or other processes keep old listeners open."
 )
-@duration("--start-timeout", "30s", "For the new server to listen.")
-@duration("--health-timeout", "10s", "For each health check.")
+@duration("--start-timeout", "30s", "How long the new server may take to listen.")
+@duration("--health-timeout", "10s", "How long each health check may take.")
 @duration(
-    "--drain-timeout", None, "For the connections of the old server to end.  [default: 70s where they must end, else 0]"
+    "--drain-timeout",
+    None,
+    "How long the connections of the old server may take to end.  [default: 70s where they must end, else 0]",
 )
 @click.option(
     "--kill-leftovers",
     is_flag=True,
     help="After --drain-timeout, end the accepted connections that the old server still holds.",
 )
-@duration("--stop-timeout", "30s", "For the old server to close its listeners.")
+@duration("--stop-timeout", "30s", "How long the old server may take to close its listeners.")
 @wait
 @_hook_options
-@duration("--hook-timeout", "30s", "For each --on-… command.")
+@duration("--hook-timeout", "30s", "How long each --on-… command may take.")
 @TIMELINE
 @TRACE
 @click.option("--dry-run", is_flag=True, help="Only show what would be done and what would prevent it.")

@@ -28,14 +28,14 @@ class StateType(ParamType[SocketState]):
 
 
 _OPTIONS = (
-    click.option("--endpoint", type=ENDPOINT, help="The local side is bound or connected to it."),
-    click.option("--pid", "pids", type=PID, multiple=True, help="Held by this process. Repeatable."),
-    click.option("--generation", type=GENERATION, help="Of this generation of --endpoint."),
-    click.option("--state", "states", type=StateType(), multiple=True, help="In this state. Repeatable."),
-    click.option("--protocol", type=OneOf(Protocol), help="Of this protocol."),
-    click.option("--cookie", "cookies", type=COOKIE, multiple=True, help="With this cookie. Repeatable."),
-    duration("--idle", None, "TCP without data for at least this long."),
-    duration("--older-than", None, "TCP at least this old: half-open or idle for this long."),
+    click.option("--endpoint", type=ENDPOINT, help="Only sockets with this local address and port."),
+    click.option("--pid", "pids", type=PID, multiple=True, help="Only sockets that this process holds. Repeatable."),
+    click.option("--generation", type=GENERATION, help="Only sockets of this generation of --endpoint."),
+    click.option("--state", "states", type=StateType(), multiple=True, help="Only sockets in this state. Repeatable."),
+    click.option("--protocol", type=OneOf(Protocol), help="Only sockets of this protocol."),
+    click.option("--cookie", "cookies", type=COOKIE, multiple=True, help="Only this socket. Repeatable."),
+    duration("--idle", None, "Only TCP sockets without data for at least this long."),
+    duration("--older-than", None, "Only TCP sockets that have been half-open or idle for at least this long."),
 )
 
 

@@ -18,8 +18,10 @@ from reuseport_tool.models import Endpoint
 @click.command("status")
 @click.argument("endpoint", type=ENDPOINT, required=False)
 @click.option("--watch", is_flag=True, help="Show rates, shares and queues live until Ctrl-C.")
-@click.option("--check", is_flag=True, help="Exit with 1 if anything is stale, foreign or out of balance.")
-@click.option("--interval", "interval_s", type=DurationType(0.1), default="1s", show_default=True, help="Of --watch.")
+@click.option("--check", is_flag=True, help="Exit with 1 if there is a problem.")
+@click.option(
+    "--interval", "interval_s", type=DurationType(0.1), default="1s", show_default=True, help="Between two looks."
+)
 @pass_context
 def command(ctx: Context, endpoint: Endpoint | None, watch: bool, check: bool, interval_s: float) -> int:
     """Show the SO_REUSEPORT groups of the network namespace, or those that ENDPOINT means.
@@ -27,8 +29,9 @@ def command(ctx: Context, endpoint: Endpoint | None, watch: bool, check: bool, i
     Each listener has a flag: "working" (it gets new connections), "old" (of an older generation), "foreign" (in the
     group but not registered, so it gets nothing), or "-" where no program of this tool runs.
 
-    With --check the exit code is 1 if pins or a killed reload are left behind (stale), if a program or listeners are
-    not this tool's (foreign), or if one listener's queue is nearly full while others are nearly empty (imbalance).
+    With --check the exit code is 1 if there is a problem: pins are damaged, pins or a killed reload are left behind
+    (stale), a program or listeners are not this tool's (foreign), one listener's queue is nearly full while others
+    are nearly empty (imbalance), a UDP group has split, or its map of flows is too small (crowded).
 
     \b
     Examples:

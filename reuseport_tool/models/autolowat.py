@@ -14,8 +14,8 @@ class Engine(enum.StrEnum):
 
 @record
 class FailOpens:
-    """How often AutoLOWAT stopped following a socket, by reason (enum doubt of bpf/framing.h). Its reader is then
-    woken for every segment."""
+    """How often AutoLOWAT stopped following a socket, by reason (enum doubt of bpf/autolowat/framing.h). Its reader is
+    then woken for every segment."""
 
     length: int
     """A length that cannot be, or above the framing's `max`."""

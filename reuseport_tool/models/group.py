@@ -150,10 +150,10 @@ class Problem:
     """What an operator should look at."""
 
     kind: str
-    """`stale` (pins or a killed reload are left), `foreign` (a program or listeners that this tool does not know),
-    `imbalance` (the accept queue of one listener is nearly full while those of the others are nearly empty), `split`
-    (the kernel keeps the UDP sockets of this endpoint in more than one group), or `crowded` (more than half of the map
-    of flows is used)."""
+    """`damaged` (pins are lost or exchanged), `stale` (pins or a killed reload are left), `foreign` (a program or
+    listeners that this tool does not know), `imbalance` (the accept queue of one listener is nearly full while those of
+    the others are nearly empty), `split` (the kernel keeps the UDP sockets of this endpoint in more than one group),
+    or `crowded` (more than half of the map of flows is used)."""
     detail: str
     """One sentence."""
 

@@ -102,7 +102,7 @@ class Step:
     """prepare, start, compare, register, canary, switch, health, drain, confirm, stop, leftovers, prove or roll back.
     A resumed reload has the steps of both runs."""
     begin_s: float
-    """Seconds from the begin of the reload to the begin of the step."""
+    """Seconds from the start of the reload to the start of the step."""
     duration_s: float
     """Time that the step took."""
     outcome: str

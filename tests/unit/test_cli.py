@@ -330,7 +330,7 @@ RESULTS = [
     ),
     (models.MapChanges(changes=(models.MapChange(endpoint="e", change="switched", generation=9),)), ["generation 9"]),
     (models.MigrateReq(netns="net:[1]", enabled=True, changed=True), ["is on now"]),
-    (RELOAD, ["generation 2", "4.2 µs", "50 established", "0 lost"]),
+    (RELOAD, ["generation 2", "4.2 µs", "50 established", "no connection"]),
     (
         dataclasses.replace(
             RELOAD,
@@ -338,7 +338,7 @@ RESULTS = [
             balance=models.Balance(waiting=11, later=0, moved=3, old_side=1, lost=5, half_open=2),
             resets=models.Resets(never_accepted=3, handshakes=2, refused=0, accepted=4),
         ),
-        ["2 migrations failed", "5 lost", "3 to another listener", "4 connections"],
+        ["2 migrations failed", "5 connections: 3", "3 to another listener", "4 connections"],
     ),
 ]
 

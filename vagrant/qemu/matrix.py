@@ -167,8 +167,8 @@ def _document(table: str, rows: Sequence[Row]) -> str:
     return f"""# What works on which kernel
 
 Written by `make vm-matrix` on {today}; do not edit. Each kernel ran in QEMU, where
-`reuseport-tool doctor` and the proofs of `vagrant/guest/` tried each line for real. The verdict is "passed" if the tests
-marked `vm` passed and every proof found what `vagrant/kernels.toml` expects; an expected "no" is a pass.
+`reuseport-tool doctor` and the proofs of `vagrant/guest/` tried each line for real. The verdict is "passed" if the
+tests marked `vm` passed and every proof found what `vagrant/kernels.toml` expects; an expected "no" is a pass.
 
 {table}
 
@@ -178,9 +178,9 @@ marked `vm` passed and every proof found what `vagrant/kernels.toml` expects; an
 
 ## UDP
 
-`doctor` hands over a UDP group once in each way of `--flows`, with real datagrams. The table has its answers, and those
-tests of `tests/kernel/udp` that also ran on Debian's kernels in emulated VMs, in November 2026. "not in 90 s" means that
-the emulated CPU did not finish the test within its limit:
+`doctor` hands over a UDP group once in each way of `--flows`, with real datagrams. The table has its answers, and
+those tests of `tests/kernel/udp` that also ran on Debian's kernels in emulated VMs, in November 2026. "not in 90 s"
+means that the emulated CPU did not finish the test within its limit:
 
 | | 5.10.262 | 6.1.192 | 6.12.118 | 7.3.4 |
 | --- | --- | --- | --- | --- |

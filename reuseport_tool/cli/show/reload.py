@@ -120,10 +120,11 @@ def _lost(lost: models.Lost, resets: models.Resets | None) -> Text:
         return Text(known, style="bold red" if lost.migrate_failures else "yellow")
     own = _own_doing(resets.accepted)
     if not resets.lost and not lost.migrate_failures:
-        return Text(f"0 lost{own}{drops}", style="yellow" if own or drops else "bold green")
+        return Text(f"no connection{own}{drops}", style="yellow" if own or drops else "bold green")
     refused = "an unknown number of" if resets.refused is None else str(resets.refused)
     return Text(
-        f"{resets.lost} lost: {resets.never_accepted} waited for accept(), {resets.handshakes} for their final ACK, "
+        f"{counted(resets.lost, 'connection')}: {resets.never_accepted} waited for accept(), "
+        f"{resets.handshakes} for their final ACK, "
         f"{refused} SYNs were refused; {lost.migrate_failures} migrations failed{own}{drops}",
         style="bold red",
     )
