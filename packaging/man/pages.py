@@ -20,7 +20,7 @@ from reuseport_tool.cli.main import cli
 NAME = "reuseport-tool"
 EXIT_CODES = (
     (0, "Done."),
-    (1, "Failed; for status --check: something is stale, foreign or out of balance."),
+    (1, "Failed; for status --check: there is a problem."),
     (2, "The command line makes no sense."),
     (3, "A capability is missing."),
     (4, "This kernel or system does not support it."),

@@ -11,7 +11,7 @@ short_description: Show the SO_REUSEPORT groups of a host
 version_added: 0.1.0
 description:
   - Returns what C(reuseport-tool status) shows, and changes nothing.
-  - With O(check_problems=true) it fails where something is stale, foreign or out of balance.
+  - With O(check_problems=true) it fails where C(status) finds a problem.
 author: The authors of reuseport-tool (@reuseport-tool)
 options:
   endpoint:
