@@ -286,7 +286,7 @@ def _remove_filters(folder: Place, group: str) -> None:
 
 
 def detach(folder: Path, root: Path | None) -> AutolowatDetached:
-    """Give every socket SO_RCVLOWAT 1 and take the programs away. Traffic may go on.
+    """Set SO_RCVLOWAT of every followed socket to 1, then remove the programs. Traffic may go on.
 
     Raises:
         NotFound: nothing is attached to this cgroup.

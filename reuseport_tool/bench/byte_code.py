@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def make() -> None:
-    """Compile our modules, as far as that is not done; where the folder cannot be written, each process does it."""
+    """Compile those of our modules that have no byte code. Where it cannot be written, each process does it anew."""
     compileall.compile_dir(Path(__file__).resolve().parents[1], quiet=2)

@@ -68,13 +68,13 @@ class Crowd:
         self._process.communicate()
 
     def connect(self, count: int) -> None:
-        """Returns when so many connections have sent their request. Raises ToolError."""
+        """Open so many connections, and return when each has sent its request. Raises ToolError."""
         answer = self._ask(str(count))
         if answer != "ready":
             raise ToolError(f"{count} connections cannot be opened: {answer or 'their process ended'}")
 
     def ledger(self) -> Ledger:
-        """What became of them; all are closed now."""
+        """Close all connections. Returns what became of them."""
         return Ledger(**json.loads(self._ask("account") or "{}"))
 
     def _ask(self, line: str) -> str:

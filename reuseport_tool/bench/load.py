@@ -123,7 +123,7 @@ class Load(Closing):
             raise ToolError("the load gets no answers")
 
     def mark(self) -> None:
-        """From here on the longest wait is measured: of what is on its way now, and of what comes."""
+        """Measure the longest wait anew, of the connections that are under way now and of all later ones."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # stop() will tell
             self._process.stdin.write("mark\n")

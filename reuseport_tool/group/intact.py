@@ -13,8 +13,8 @@ from reuseport_tool.kernel import bpf
 def is_whole(program: bpf.Program, maps: Mapping[str, bpf.Map]) -> bool:
     """Whether these maps are the program's, and none of ours that it uses is missing.
 
-    A policy of one's own may use maps of its own. What a map is called that is not pinned, the kernel tells
-    CAP_SYS_ADMIN only; who lacks it does not see that the maps of flows are lost.
+    An operator's policy may use maps of its own. The kernel tells the name of a map that is not pinned only with
+    CAP_SYS_ADMIN; without it, lost maps of flows are not noticed.
     """
     used = set(program.map_ids())
     if not {maps[name].id for name in ("choice", "members", "generations")} <= used:

@@ -147,7 +147,7 @@ def generation_name(number: int) -> str:
 def clean(folder: Place) -> None:
     """Remove the pins of a group and what killed runs left beside them. The caller holds the lock.
 
-    They are renamed aside first: killed at any moment after that, what is left is no state any more.
+    They are renamed aside first, so that a run that is killed after that leaves no state behind.
     """
     aside = folder / f"gone_{os.getpid()}"
     _remove_leftovers(folder)

@@ -68,8 +68,8 @@ def own() -> Path:
 def service(pid: int) -> str | None:
     """The cgroup of the systemd service that a process is in, None when it is in none.
 
-    The path up to the last part that ends in `.service`; the services of a user's manager are below user@UID.service,
-    which is a service of many.
+    It is the path up to the last part that ends in `.service`: a user's manager, user@UID.service, has its services
+    below it.
     """
     with contextlib.suppress(OSError):
         return service_in(Path(f"/proc/{pid}/cgroup").read_bytes())
@@ -91,7 +91,7 @@ def service_in(content: bytes) -> str | None:
 
 @contextlib.contextmanager
 def throw_away() -> Iterator[Path]:
-    """A new cgroup with this process in it, which is back in its own at the end.
+    """Inside, this process is in a new cgroup; at the end it is back in its own.
 
     Sockets keep the cgroup that they were made in. Raises Unsupported, MissingCapability.
     """

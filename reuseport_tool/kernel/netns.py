@@ -126,7 +126,7 @@ def of(pid: int) -> str | None:
 
 @contextlib.contextmanager
 def visit(path: str) -> Iterator[None]:
-    """The calling thread in another namespace, and back in its own at the end. Raises as enter()."""
+    """Inside, the calling thread is in another namespace; at the end it is back in its own. Raises as enter()."""
     with _back_after(lambda: enter(path)):
         yield
 
@@ -156,7 +156,7 @@ def cookie() -> int:
 
 @contextlib.contextmanager
 def throw_away() -> Iterator[None]:
-    """The calling thread in a new namespace with its loopback up, and back in its own at the end."""
+    """Inside, the calling thread is in a new namespace whose loopback is up; at the end it is back in its own."""
     with _back_after(_unshare):
         _loopback_up()
         yield

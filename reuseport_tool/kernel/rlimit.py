@@ -24,7 +24,7 @@ def descriptors(wanted: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_best(wanted: int) -> Iterator[None]:
-    """The soft limit raised to so many, or as far as the hard one lets, until the end."""
+    """Inside, the soft limit is so many, or as many as the hard one permits."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
@@ -38,7 +38,7 @@ def at_best(wanted: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_high_as_may_be() -> Iterator[tuple[int, int]]:
-    """The soft limit raised to the hard one, until the end. Yields the limits from before."""
+    """Inside, the soft limit is the hard one. Yields the limits from before."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:

@@ -97,7 +97,7 @@ def roll_back(error: BaseException, state: ReloadState, world: World) -> NoRetur
 
 
 def undo(state: ReloadState, world: World) -> tuple[ReloadState, list[str]]:
-    """Each part is tried whatever becomes of the others. Returns what could not be undone, too."""
+    """Undo each part, even if others fail. Also returns what could not be undone."""
     problems: list[str] = []
     begin_s, begun_s = since_begin_s(state, world), world.clock.now_s()
     world.tell.begin(ROLL_BACK)
@@ -175,7 +175,7 @@ class _Ending:
         self._begun_s = world.clock.now_s()
 
     def left(self) -> set[int]:
-        """Those that run. The tool and what is above it are never among them."""
+        """Those that run, but neither the tool nor its ancestors."""
         tree = self._world.processes.tree()
         found = sides.new_processes(self._state, self._world, tree) - untouchable(self._world, tree)
         return found - {process.pid for process in tree.running(self._state.old_side)}

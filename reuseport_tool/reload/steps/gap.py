@@ -31,7 +31,7 @@ def make_room(state: ReloadState, world: World) -> ReloadState:
 
 
 def shrink(state: ReloadState, world: World) -> ReloadState:
-    """Give the old sockets that a server has, and may go on using, what they had."""
+    """Give the old sockets that a server still has the receive buffers that they had before."""
     if state.plan.run is None or not quiet.groups(state):
         return state
     world.datagrams.sockets()  # in a roll-back, what the others hold goes with the copies

@@ -79,7 +79,7 @@ class _Watch:
         self.counted_at = world.clock.now_s()
 
     def seen(self) -> Newcomers | None:
-        """Whom it has seen. A --run command may have passed its listeners on meanwhile: that is looked at anew."""
+        """What it has seen; None with --run, whose command may have passed its listeners on meanwhile."""
         return self._newcomers if self._state.plan.run is None else None
 
     def _look(self) -> int:
@@ -94,7 +94,8 @@ class _Watch:
         return [group for group, found in self._found.items() if len(found) < wanted]
 
     def settled(self) -> bool:
-        """As many as were asked for, or as the old side has, and they are waited on; or no further one for a while."""
+        """Whether there are as many as were asked for; or as the old side has, and a process waits on each; or none has
+        come for a while."""
         self._look()
         if self._state.plan.listeners is not None:
             return not self._missing()

@@ -22,8 +22,8 @@ _OVER_S = 2.0  # as in the step start: --run's command is over, and the server k
 def ask(state: ReloadState, world: World) -> ReloadState:
     """Tell the old side to stop.
 
-    Raises as long as nothing was sent, so that everything can still be undone. It is noted before, so that no other run
-    rolls back what may have been told, and after: a signal can be sent twice, and never not at all.
+    Raises as long as nothing was sent, so that everything can still be undone. The journal notes it before, so that no
+    other run rolls back once the signal may have been sent, and again after: so it may be sent twice but never omitted.
     """
     plan = state.plan
     queued = sides.waiting(state, world, state.old_cookies)

@@ -15,7 +15,7 @@ class ProgramWay:
     """See the protocol Way."""
 
     def prepare(self, state: ReloadState, group: GroupState, world: World) -> GroupState:
-        """Attach, unless it is. The listeners of other instances stay where they are."""
+        """Attach the program if it is not attached. The listeners of other instances stay where they are."""
         known = world.pins.counters(group.endpoint) is not None
         cookies = group.old if known else (*group.old, *group.before)
         attached = world.pins.attach(group.endpoint, sides.members_of(state, world, cookies))
@@ -103,7 +103,7 @@ class ProgramWay:
         world.pins.switch(group.endpoint, group.old_generation)
 
     def forget(self, group: GroupState, world: World) -> None:
-        """The new generation goes, and the program if it was not there before."""
+        """Remove the new generation, and the program if it was not there before."""
         if world.pins.counters(group.endpoint) is None:
             return
         if group.new_generation in world.pins.generations(group.endpoint):
@@ -112,7 +112,7 @@ class ProgramWay:
             world.pins.detach(group.endpoint)
 
     def finish(self, state: ReloadState, group: GroupState, world: World) -> GroupState:
-        """Late listeners join the working generation. A generation without listeners goes."""
+        """Late listeners join the working generation. A generation without listeners is removed."""
         if group.old_generation is None or world.pins.counters(group.endpoint) is None:
             return group
         working = world.pins.working(group.endpoint)
