@@ -35,6 +35,7 @@ from reuseport_tool.group.scratch import Scratch
 from reuseport_tool.kernel import bpf, diag, loopback, program, sockets, sysctl
 from reuseport_tool.kernel.program import AttachType, ProgramType
 from reuseport_tool.models import CloseSize, Policy, Protocol
+from reuseport_tool.waiting import readable
 
 QUEUED = (1, 16, 256, 1024, 4096)
 PROGRAM, MINIMAL, SYSCTL = "program", "minimal", "sysctl"
@@ -42,6 +43,7 @@ PROGRAM, MINIMAL, SYSCTL = "program", "minimal", "sysctl"
 _ADDRESS, _PORT, _OTHER_PORT = "127.0.0.1", 9000, 9001
 SPARE_FDS = 64
 _ANSWER = b"answered"
+_ANSWER_S = 300.0  # for thousands of connections on a busy machine
 
 
 @dataclass
@@ -82,6 +84,8 @@ class Crowd:
         assert self._process.stdout is not None
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
+        if not readable(self._process.stdout, _ANSWER_S):
+            raise ToolError("the process with the connections does not answer", hint="try again on an idle machine")
         return self._process.stdout.readline().strip()
 
 

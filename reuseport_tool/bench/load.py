@@ -131,7 +131,10 @@ class Load(Closing):
 
     def stop(self) -> Ledger:
         """No new connections; the open ones are seen to their end. Raises ToolError when the load broke down."""
-        out, _ = self._process.communicate(timeout=self._timeout_s + _END_S)
+        try:
+            out, _ = self._process.communicate(timeout=self._timeout_s + _END_S)
+        except subprocess.TimeoutExpired as error:
+            raise ToolError("the load does not end", hint="try again on an idle machine") from error
         if self._process.returncode:
             raise ToolError(f"the load ended with {self._process.returncode}", hint="its own message is above")
         return Ledger(**json.loads(out.splitlines()[-1]))
@@ -275,8 +278,8 @@ def _ends(sock: socket.socket) -> str:
     """What the kernel has of both ends, where ss is installed."""
     port = sock.getsockname()[1]
     command = ["ss", "-Htanoep", f"( sport = :{port} or dport = :{port} )"]
-    with contextlib.suppress(FileNotFoundError):
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    with contextlib.suppress(FileNotFoundError, subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, text=True, timeout=_END_S, check=False).stdout
     return f"port {port}"
 
 

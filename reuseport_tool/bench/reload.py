@@ -28,7 +28,7 @@ from reuseport_tool.bench import server as bench_server
 from reuseport_tool.bench.load import Ledger, Load
 from reuseport_tool.bench.server import END_OF_ANSWER
 from reuseport_tool.bench.spread import spread
-from reuseport_tool.check import lab
+from reuseport_tool.check import commands, lab
 from reuseport_tool.errors import ToolError
 from reuseport_tool.group import detach, discover
 from reuseport_tool.kernel import mib, netns, resets, sysctl
@@ -158,7 +158,7 @@ def _reload(stage: _Stage, old: subprocess.Popen[bytes], *options: object) -> st
     new = stage.server()
     words = ("--new-pid", new.pid, "--old-pid", old.pid, "--listeners", _LISTENERS, *options)
     command = [sys.executable, "-m", "reuseport_tool", "--bpffs", stage.pins, "reload", _ENDPOINT, *words]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    done = commands.run(list(map(str, command)))
     if done.returncode:
         shown = " ".join(map(str, options))
         raise ToolError(f"reload {shown} exited with {done.returncode}: {done.stderr.strip()}", log=done.stdout)

@@ -16,7 +16,6 @@ import shutil
 import socket
 import statistics
 import struct
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from contextlib import ExitStack
 
 from reuseport_tool.bench import byte_code
 from reuseport_tool.bench.spread import relative
+from reuseport_tool.check import commands
 from reuseport_tool.errors import ToolError, Unsupported
 from reuseport_tool.kernel import netns, sysctl
 from reuseport_tool.kernel.socket_iterator import Walker
@@ -73,7 +73,7 @@ def bench(
 def _ss_version() -> str:
     if shutil.which("ss") is None:
         raise Unsupported("ss is not installed", hint="it is in iproute2")
-    return subprocess.run(["ss", "-V"], capture_output=True, text=True, check=True).stdout.strip()
+    return commands.run(["ss", "-V"]).stdout.strip()
 
 
 def _measure(
@@ -122,12 +122,14 @@ def _arms(protocol: Protocol, walker: Walker) -> dict[str, Callable[[], object]]
 
 
 def _run(command: Sequence[str]) -> None:
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    done = commands.run(command, is_shown=False)
+    if done.returncode:
+        raise ToolError(f"{' '.join(command[-3:])} failed: {done.stderr.strip()[-500:]}", hint="try it by itself")
 
 
 def _proven_equal(protocol: Protocol, walker: Walker) -> None:
     """Raises ToolError where the arms would not do the same work."""
-    shown = subprocess.run(["ss", _SS_OPTIONS[protocol]], capture_output=True, check=True).stdout.count(b"\n")
+    shown = commands.run(["ss", _SS_OPTIONS[protocol]]).stdout.count("\n")
     walked = len(walker.read()[protocol])
     if shown != walked:
         raise ToolError(f"ss lists {shown} {protocol} sockets, and the walk {walked}")

@@ -11,12 +11,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from reuseport_tool.bench import byte_code, many_server
 from reuseport_tool.bench.spread import relative
-from reuseport_tool.check import lab
+from reuseport_tool.check import commands, lab
 from reuseport_tool.errors import ToolError
 from reuseport_tool.group import discover
 from reuseport_tool.kernel import diag, netns
@@ -75,7 +75,7 @@ class _Tool:
 
 def _timed(command: Sequence[str]) -> float:
     start = time.perf_counter()
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    done = commands.run(command, is_shown=False)
     duration_s = time.perf_counter() - start
     if done.returncode:
         raise ToolError(f"{' '.join(command[-3:])} failed: {done.stderr.strip()[-500:]}")
@@ -132,11 +132,17 @@ def _server(workers: int, addresses: int) -> Iterator[list[str]]:
     command = [sys.executable, "-m", many_server.__name__, *map(str, (_PORT, workers, addresses))]
     with ExitStack() as stack:
         process = subprocess.Popen(command)
-        stack.callback(process.wait)
-        stack.callback(process.terminate)
+        stack.callback(_end, process)
         if not wait_until(lambda: len(diag.bound_sockets(Protocol.TCP, _PORT)) == workers * addresses, _DEADLINE_S):
             raise ToolError("the server of the benchmark does not listen")
         yield command
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """It ends its children at SIGTERM."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_DEADLINE_S)
 
 
 def _end_all() -> None:

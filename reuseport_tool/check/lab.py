@@ -37,7 +37,9 @@ def listener(family: Family) -> socket.socket:
     try:
         made = socket.socket(family.socket_family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     except OSError as error:
-        raise Unsupported(f"the kernel has no {family}: {error.strerror}") from error
+        raise Unsupported(
+            f"the kernel has no {family}: {error.strerror}", hint="it needs CONFIG_IPV6, or no ipv6.disable=1"
+        ) from error
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, BACKLOG)
     made.bind((family.server, PORT))

@@ -22,19 +22,18 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from pathlib import Path
 
-from reuseport_tool.check import lab
+from reuseport_tool.check import commands, lab
 from reuseport_tool.check.quic_load import QuicLoad
 from reuseport_tool.check.udp_load import CLIENTS, Flood, UdpLoad
 from reuseport_tool.check.udp_stories import STORIES, Story
 from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
 from reuseport_tool.kernel import netns, sockets
 from reuseport_tool.models import CheckUdpReload, HandedOver, UdpCase
-from reuseport_tool.waiting import readable
+from reuseport_tool.waiting import readable, wait_until
 
 PORT = 5000
 _WORKERS = 4  # cases at a time: they wait most of their time
 _READY_S = 60.0
-_TOOL_S = 300.0
 _ADDRESSES = {"ipv4": "127.0.0.1", "ipv6": "::1"}
 _WILDCARDS = {"ipv4": "0.0.0.0", "ipv6": "::"}
 _CODES = {"survive": (0,), "reported": (1,), "refused": (2, 7), "rolled back": (8,)}
@@ -154,7 +153,8 @@ class UdpTrial:
         if self._story.options is None:
             self._start("new", *self._story.server, *self._story.new)
             old.terminate()
-            old.wait()
+            if not wait_until(lambda: old.poll() is not None, _READY_S):
+                raise ToolError("the old server does not stop", hint="try again on an idle machine")
             return
         options = (*self._story.options, "--output", "/dev/null")
         if self._story.ends:
@@ -174,12 +174,7 @@ class UdpTrial:
                 os.kill(pid, 9)
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        try:
-            return subprocess.run(
-                [*self._tool, *arguments], capture_output=True, text=True, timeout=_TOOL_S, check=False
-            )
-        except subprocess.TimeoutExpired as error:
-            raise ToolError(f"{arguments[0]} takes longer than {_TOOL_S:g} s") from error
+        return commands.run([*self._tool, *arguments])
 
     def _command(self, name: str, *options: str) -> list[str]:
         server = (

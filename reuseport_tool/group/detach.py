@@ -112,7 +112,10 @@ def _detach_group(group: Endpoint, folder: Place, load: Load) -> str:
         unseen = not infos.keys() >= set(found.cookies)
         if running is not None and running != _pinned_program(folder, running):
             if not repair.is_ours(running):
-                raise Conflict(f"{group} has a reuseport program that is not this tool's")
+                raise Conflict(
+                    f"{group} has a reuseport program that is not this tool's",
+                    hint="'status' shows it; it ends with the sockets, or by what attached it",
+                )
             repair.forget_slots(running)
         if running is not None or (unseen and places.is_attached(folder)):
             result = "detached" if take_off(found) else result

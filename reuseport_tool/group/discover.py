@@ -32,6 +32,9 @@ class Member:
         return pids[0] if pids else None
 
 
+_SHOWN = "'status' shows what listens now"
+
+
 @dataclass(frozen=True)
 class PresentGroup:
     """A group: all sockets that are bound to one endpoint. They have SO_REUSEPORT if there are several;
@@ -71,7 +74,7 @@ def present(group: Endpoint) -> PresentGroup:
     """As now(). Raises NotFound when nothing listens there any more."""
     found = now(group)
     if not found.members:
-        raise NotFound(f"nothing listens on {group} any more")
+        raise NotFound(f"nothing listens on {group} any more", hint=_SHOWN)
     return found
 
 
@@ -80,7 +83,7 @@ def all_present(endpoint: Endpoint, groups: Collection[Endpoint]) -> list[Presen
     sockets = sockets_of(endpoint)
     for group in groups:
         if group not in sockets:
-            raise NotFound(f"nothing listens on {group} any more")
+            raise NotFound(f"nothing listens on {group} any more", hint=_SHOWN)
     return with_holders({group: sockets[group] for group in groups})
 
 

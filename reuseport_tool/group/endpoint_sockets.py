@@ -45,7 +45,7 @@ def _device_index(name: str) -> int:
     try:
         return socket.if_nametoindex(name)
     except OSError as error:
-        raise NotFound(f"no network device {name!r}") from error
+        raise NotFound(f"no network device {name!r}", hint="'ip link' lists those of this network namespace") from error
 
 
 def _padded(address: str) -> bytes:

@@ -155,7 +155,7 @@ class Generations:
         """
         for old in self.numbers():
             if old == number:
-                raise Conflict(f"generation {number} exists")
+                raise Conflict(f"generation {number} exists", hint="'map list' shows the generations")
             if not self[old].slots() and old != self._choice.working:
                 self.remove(old)
             elif self[old].index == self[number].index:

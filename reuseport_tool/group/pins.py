@@ -67,7 +67,7 @@ class OpenPins(Closing):
     def _must(self, group: Endpoint) -> State:
         found = self.state(group)
         if found is None:
-            raise NotFound(f"no program of this tool is attached to {group}")
+            raise NotFound(f"no program of this tool is attached to {group}", hint=f"attach one: attach {group}")
         return found
 
     def _forget(self, group: Endpoint) -> None:

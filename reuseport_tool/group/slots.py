@@ -101,7 +101,7 @@ def _chosen(group: PresentGroup, opened: State, pid: int | None, cookie: int | N
         return members
     if pid is not None:
         if processes.command(pid) is None:
-            raise NotFound(f"no process {pid}")
+            raise processes.no_such(pid)
         members = [member for member in group.members if any(holder.pid == pid for holder in member.holders)]
         if not members:
             raise NotFound(
@@ -112,7 +112,9 @@ def _chosen(group: PresentGroup, opened: State, pid: int | None, cookie: int | N
     known = opened.generations.registered()
     members = [member for member in group.members if member.cookie not in known]
     if not members:
-        raise NotFound(f"every listener on {group.endpoint} is registered already")
+        raise NotFound(
+            f"every listener on {group.endpoint} is registered already", hint="'status' shows in which generation"
+        )
     return members
 
 

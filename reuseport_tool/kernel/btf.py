@@ -11,6 +11,7 @@ from reuseport_tool.errors import Unsupported
 from reuseport_tool.kernel import libbpf
 from reuseport_tool.kernel.btf_cache import remembered
 
+_UNKNOWN = "what needs it cannot work on this kernel; 'doctor' shows what can"
 _KIND_PTR, _KIND_STRUCT, _KIND_UNION, _KIND_TYPEDEF, _KIND_CONST, _KIND_FUNC = 2, 4, 5, 8, 10, 12
 
 
@@ -82,7 +83,7 @@ def _offset_bits(type_name: str, field: str) -> int:
     for name in field.split("."):
         found = _find(type_id, name)
         if found is None:
-            raise Unsupported(f"the kernel's struct {type_name} has no {field}")
+            raise Unsupported(f"the kernel's struct {type_name} has no {field}", hint=_UNKNOWN)
         bits, type_id = found
         total += bits
     return total
@@ -91,7 +92,7 @@ def _offset_bits(type_name: str, field: str) -> int:
 def _struct(type_name: str) -> int:
     type_id = int(libbpf.library().btf__find_by_name_kind(_vmlinux(), type_name.encode(), _KIND_STRUCT))
     if type_id < 0:
-        raise Unsupported(f"the kernel has no struct {type_name}")
+        raise Unsupported(f"the kernel has no struct {type_name}", hint=_UNKNOWN)
     return type_id
 
 
@@ -116,7 +117,7 @@ def function(name: str) -> int:
     """
     type_id = libbpf.library().btf__find_by_name_kind(_vmlinux(), name.encode(), _KIND_FUNC)
     if type_id < 0:
-        raise Unsupported(f"the kernel has no function {name}()")
+        raise Unsupported(f"the kernel has no function {name}()", hint=_UNKNOWN)
     return int(type_id)
 
 
@@ -129,7 +130,7 @@ def enumerator(name: str) -> int | None:
     """
     values = enumerators().get(name, frozenset())
     if len(values) > 1:
-        raise Unsupported(f"the kernel has several enumerators named {name}")
+        raise Unsupported(f"the kernel has several enumerators named {name}", hint=_UNKNOWN)
     return next(iter(values), None)
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
+from reuseport_tool import names
 from reuseport_tool.errors import MissingCapability, NotFound, ToolError, UsageError
 from reuseport_tool.kernel import capabilities, cgroup, libc, named_files, processes
 from reuseport_tool.kernel.folders import Place
@@ -27,6 +28,7 @@ _MARKED = re.compile(rb"^Max file locks +(\d+) ", re.MULTILINE)
 # The command waits for a line from us, so that no server ever runs that nobody wrote down.
 _GATE = 'read -r _ && exec "$@" </dev/null'
 _JOURNAL = "/run/systemd/journal/stdout"
+_JOURNAL_S = 2.0
 _LOGS = Path("/var/log/reuseport-tool")
 _GRACE_S = 1.0
 _KILL_AFTER_S = 10.0
@@ -302,11 +304,13 @@ def _log(name: str) -> tuple[int, str]:
 def _journal(program: str) -> socket.socket:
     """A stream to systemd's journal: sd_journal_stream_fd(3). Raises OSError where there is none."""
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    stream.settimeout(_JOURNAL_S)  # a journald that is stopped accepts nobody
     try:
         stream.connect(_JOURNAL)
         # The identifier, the unit, the priority (6 is info), and four switches that are all off.
-        stream.sendall(f"{program}\n\n6\n0\n0\n0\n0\n".encode(errors="replace"))
+        stream.sendall(f"{names.shown(program)}\n\n6\n0\n0\n0\n0\n".encode(errors="replace"))
         stream.shutdown(socket.SHUT_RD)
+        stream.setblocking(True)
     except OSError:
         stream.close()
         raise
@@ -318,9 +322,11 @@ def _pass_on(output: object) -> None:
     if _is_terminal():
         return
     with contextlib.suppress(Exception):
+        sys.stderr.flush()
         output.seek(0)  # type: ignore[attr-defined]
         while chunk := output.read(1 << 16):  # type: ignore[attr-defined]
-            os.write(sys.stderr.fileno(), chunk)
+            sys.stderr.buffer.write(chunk)
+        sys.stderr.buffer.flush()
 
 
 def _end_group(popen: subprocess.Popen[bytes]) -> None:
@@ -333,7 +339,8 @@ def _end_group(popen: subprocess.Popen[bytes]) -> None:
         popen.poll()
         time.sleep(0.01)
     _signal_all(members, signal.SIGKILL)
-    popen.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # a disk or a tracer may keep it from ending
+        popen.wait(_GRACE_S)
 
 
 def _signal_all(members: Sequence[ProcessIdentity], number: int) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import json
 import os
+import signal
 import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,11 +16,13 @@ from typing import Any
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import ProgramRejected, ToolError, Unsupported
 from reuseport_tool.record import record
+from reuseport_tool.waiting import readable
 
 _LIBRARY = "libbcc.so.0"
 _PT_NOTE, _NT_GNU_BUILD_ID = 4, 3
 _LOG_MAX = 1 << 22
 _CAME_TO_AN_END = 77  # no exit code of LLVM
+_LONGEST_S = 300.0
 
 
 def bpf_dir() -> Path:
@@ -97,8 +100,14 @@ def compile_apart(name: str, text: bytes, defines: Mapping[str, int], beside: Pa
                 compiled = Compiled(bpf_class(text=text, cflags=_cflags(defines, beside)))
                 os.write(result, _packed(compiled))
             os._exit(_CAME_TO_AN_END)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code = _ended(child)
         output = os.pread(log, _LOG_MAX, 0).decode(errors="replace")
+        if code is None:
+            raise ProgramRejected(
+                f"{name} does not compile within {_LONGEST_S:g} s",
+                hint="look for macros that grow without end, or try again on a machine that is less busy",
+                log=output,
+            )
         if code != _CAME_TO_AN_END:
             raise _crashed(name, code, output)
         packed = os.pread(result, os.fstat(result).st_size, 0)
@@ -108,6 +117,22 @@ def compile_apart(name: str, text: bytes, defines: Mapping[str, int], beside: Pa
     return Code(
         license=license_text.encode(), functions={name: bytes.fromhex(code) for name, code in functions.items()}
     )
+
+
+def _ended(child: int) -> int | None:
+    """The exit code of the compiler's process. One that takes too long, or is not waited for, is killed."""
+    in_time = False
+    try:
+        pidfd = os.pidfd_open(child)
+        try:
+            in_time = readable(pidfd, _LONGEST_S)
+        finally:
+            os.close(pidfd)
+    finally:
+        if not in_time:
+            os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+    return os.waitstatus_to_exitcode(status) if in_time else None
 
 
 def _close_all_but(*wanted: int) -> None:

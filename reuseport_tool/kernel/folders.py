@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from reuseport_tool.errors import Conflict, MissingCapability, ToolError
+from reuseport_tool.errors import Conflict, MissingCapability, NotFound, ToolError
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OWN_HINT = "run as its owner, or name a bpffs of your own by --bpffs (docs/rights.md)"
@@ -147,7 +147,7 @@ def _open_base(base: Path) -> int:
     except PermissionError as error:
         raise _not_permitted(str(base)) from error
     except NotADirectoryError as error:
-        raise Conflict(f"not a folder: {base}") from error
+        raise Conflict(f"not a folder: {base}", hint="name a folder of a bpffs by --bpffs") from error
     info = os.fstat(fd)
     if info.st_mode & 0o002 and not info.st_mode & stat.S_ISVTX:
         os.close(fd)
@@ -271,7 +271,9 @@ def _locked(place: Place, wait: Callable[[int], bool]) -> int:
         try:
             fd = place._walk(make=True)
         except FileNotFoundError:  # the one before us removed it
-            continue
+            if place.base.exists():
+                continue
+            raise NotFound(f"{place.base} is gone", hint="mount it again, or name another folder by --bpffs") from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             now = place.info()
@@ -289,7 +291,7 @@ def _locked(place: Place, wait: Callable[[int], bool]) -> int:
 
 
 def await_lock(place: Place) -> None:
-    """Block until nobody holds the flock(2) of a folder, or it is gone."""
+    """Block until nobody holds the flock(2) of a folder, or it is gone: for a thread that may end with its process."""
     with contextlib.suppress(FileNotFoundError), place.opened() as fd:
         fcntl.flock(fd, fcntl.LOCK_EX)
 

@@ -25,12 +25,18 @@ def _checked(result: int, what: str) -> int:
     return result
 
 
+def _unknown(call: str) -> Unsupported:
+    return Unsupported(
+        f"{call}(2) has no known number on {os.uname().machine}",
+        hint=f"the tool runs on {', '.join(_BPF_NUMBERS)}",
+    )
+
+
 def bpf(command: int, attr: ctypes.Structure, what: str) -> int:
     """bpf(2). Raises OSError with `what` in its text."""
-    machine = os.uname().machine
-    number = _BPF_NUMBERS.get(machine)
+    number = _BPF_NUMBERS.get(os.uname().machine)
     if number is None:
-        raise Unsupported(f"bpf(2) has no known number on {machine}")
+        raise _unknown("bpf")
     return _checked(_libc.syscall(number, command, ctypes.byref(attr), ctypes.sizeof(attr)), what)
 
 
@@ -43,7 +49,7 @@ def membarrier(command: int) -> int:
     """membarrier(2), Linux 4.3. Raises OSError."""
     number = _MEMBARRIER_NUMBERS.get(os.uname().machine)
     if number is None:
-        raise Unsupported(f"membarrier(2) has no known number on {os.uname().machine}")
+        raise _unknown("membarrier")
     return _checked(_libc.syscall(number, command, 0, 0), "membarrier")
 
 

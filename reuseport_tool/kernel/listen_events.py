@@ -167,7 +167,7 @@ class _Reader:
         self._callback = libbpf.RING_CALLBACK(found)  # libbpf keeps only its address
         self._reader = libbpf.pointer(self._lib.ring_buffer__new(ring.fd, self._callback, None, None))
         if self._reader is None:
-            raise Unsupported("libbpf cannot read a BPF ring buffer")
+            raise Unsupported("libbpf cannot read a BPF ring buffer", hint="raise the limits: ulimit -n, ulimit -l")
 
     def consume(self) -> None:
         self._lib.ring_buffer__consume(self._reader)

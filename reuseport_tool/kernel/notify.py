@@ -6,14 +6,19 @@ import contextlib
 import os
 import socket
 
+_FULL_S = 1.0
+"""How long a manager may leave its queue full: it would be better told than waited for."""
+
 
 def notify(*assignments: str) -> None:
     """Send READY=1, STATUS=…, STOPPING=1, WATCHDOG=1. Without a manager that listens nothing happens."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
+    name = "\0" + address[1:] if address.startswith("@") else address
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.sendto("\n".join(assignments).encode(), address.replace("@", "\0", 1))
+        manager.settimeout(_FULL_S)
+        manager.sendto("\n".join(assignments).encode(), name)
 
 
 def watchdog_s() -> float | None:

@@ -27,7 +27,9 @@ def take_fd(pid: int, fd: int) -> int:
             os.close(pidfd)
     except OSError as error:
         if error.errno in (errno.ESRCH, errno.EBADF):
-            raise NotFound(f"process {pid} or its descriptor {fd} is gone") from error
+            raise NotFound(
+                f"process {pid} or its descriptor {fd} is gone", hint="'status' shows who holds the listener now"
+            ) from error
         if error.errno == errno.EPERM:
             raise MissingCapability(
                 f"taking a descriptor of process {pid} is not permitted", hint=capabilities.hint("CAP_SYS_PTRACE")

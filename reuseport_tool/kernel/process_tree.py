@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+from reuseport_tool.kernel import processes
 from reuseport_tool.kernel.processes import ProcessIdentity
 
 
@@ -84,22 +84,12 @@ class ProcessTree:
 def _rows() -> Iterator[Row]:
     for name in os.listdir("/proc"):
         if name.isdigit():
-            with contextlib.suppress(OSError):
-                # The name of the program stands in brackets and may hold any byte.
-                fields = _read(f"/proc/{name}/stat").rpartition(b")")[2].split(None, 20)
+            stat = processes.stat_of(int(name))
+            if stat:
                 yield Row(
                     pid=int(name),
-                    parent=int(fields[1]),
-                    start_ticks=int(fields[19]),
-                    session=int(fields[3]),
-                    ended=fields[0] in (b"Z", b"X"),
+                    parent=int(stat[processes.PARENT]),
+                    start_ticks=int(stat[processes.STARTED]),
+                    session=int(stat[processes.SESSION]),
+                    ended=processes.has_ended(stat),
                 )
-
-
-def _read(path: str) -> bytes:
-    """A short file: a reload reads thousands of them, and a file object takes longer than the reading."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, 4096)
-    finally:
-        os.close(fd)

@@ -8,7 +8,7 @@ import os
 import re
 import signal
 from array import array
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from reuseport_tool import names
@@ -17,6 +17,8 @@ from reuseport_tool.kernel import capabilities
 from reuseport_tool.kernel.held_sockets import HeldSockets
 from reuseport_tool.waiting import readable
 
+STATE, PARENT, SESSION, THREADS, STARTED, STACK = 0, 1, 3, 17, 19, 25
+"""Fields of /proc/PID/stat after the name: 3, 4, 6, 20, 22 and 28 of proc(5)."""
 _SOCKET_LINK = re.compile(r"socket:\[(\d+)\]")
 
 
@@ -124,27 +126,41 @@ def _socket_fds(pid: int) -> Iterator[tuple[int, int]]:
 
 def parent(pid: int) -> int:
     """The parent's pid, 0 when the process is gone."""
-    return int(_stat_field(pid, 4) or 0)
+    return _number(pid, PARENT)
 
 
 def started(pid: int) -> int:
     """When the process started, in clock ticks since boot, so that a later one with its number is told apart; 0 when
     it is gone."""
-    return int(_stat_field(pid, 22) or 0)
+    return _number(pid, STARTED)
 
 
 def session(pid: int) -> int:
     """The session's id, 0 when the process is gone or the session began in an outer PID namespace."""
-    return int(_stat_field(pid, 6) or 0)
+    return _number(pid, SESSION)
 
 
-def _stat_field(pid: int, number: int) -> str | None:
-    """A field of /proc/PID/stat, numbered from 1 as in proc(5); the third and later. None when it is gone."""
+def stat_of(pid: int) -> list[bytes] | None:
+    """The fields of /proc/PID/stat after the name, which may hold any byte; None when the process is gone."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[number - 3].decode()
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)  # a file object takes longer than the reading
+        try:
+            return os.read(fd, 4096).rpartition(b")")[2].split()
+        finally:
+            os.close(fd)
     except OSError:
         return None
+
+
+def has_ended(stat: Sequence[bytes]) -> bool:
+    """Whether these fields are of a zombie. A process whose first thread alone has ended is shown as one, too."""
+    return stat[STATE] in (b"Z", b"X") and int(stat[THREADS]) <= 1
+
+
+def _number(pid: int, field: int) -> int:
+    """0 when the process is gone."""
+    stat = stat_of(pid)
+    return int(stat[field]) if stat else 0
 
 
 @dataclass(frozen=True)
@@ -155,8 +171,9 @@ class ProcessIdentity:
     start_ticks: int
 
     def runs(self) -> bool:
-        """Whether it has not ended; a zombie has."""
-        return identity(self.pid) == self and _stat_field(self.pid, 3) != "Z"
+        """Whether it has not ended; a zombie has, unless only its first thread ended."""
+        stat = stat_of(self.pid)
+        return stat is not None and int(stat[STARTED]) == self.start_ticks and not has_ended(stat)
 
 
 def identity(pid: int) -> ProcessIdentity | None:
@@ -177,6 +194,11 @@ def command(pid: int) -> str | None:
             return names.text(file.read().removesuffix(b"\n"))
     except OSError:
         return None
+
+
+def no_such(pid: int) -> NotFound:
+    """The error for a process that is not there."""
+    return NotFound(f"no process {pid}", hint="'sockets --state listen' shows the processes that listen")
 
 
 def topmost(candidates: Collection[int]) -> list[int]:
@@ -239,8 +261,8 @@ def _is_plain_fork(child: int, above: int) -> bool:
             return False
     except OSError:
         return False
-    place = _stat_field(child, 28)
-    return place not in (None, "0") and place == _stat_field(above, 28)
+    place = _number(child, STACK)
+    return place != 0 and place == _number(above, STACK)
 
 
 def is_descendant(pid: int, ancestor: int) -> bool:
@@ -265,7 +287,7 @@ class Process:
         try:
             self._pidfd = os.pidfd_open(pid)
         except OSError as error:
-            raise NotFound(f"no process {pid}") from error
+            raise no_such(pid) from error
 
     def signal(self, number: int) -> None:
         """Send a signal, or with 0 only try; a process that ended already is no error."""

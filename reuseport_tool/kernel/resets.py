@@ -174,7 +174,7 @@ class ResetCounter(Closing):
 def source() -> Source:
     """The program that counts. Raises Unsupported."""
     if not btf.has_tracepoint(_TRACEPOINT, "sock", "sk_buff"):
-        raise Unsupported(f"the kernel has no tracepoint {_TRACEPOINT} in a known form")
+        raise Unsupported(f"the kernel has no tracepoint {_TRACEPOINT} in a known form", hint="it came with Linux 4.16")
     defines = {**btf.offsets(_OFFSETS), **process_id.defines(), "LATE_NS": _LATE_NS}
     return Source(path=bpf_dir() / "proof" / "tcp_resets.c", defines=defines, maps=MAPS)
 

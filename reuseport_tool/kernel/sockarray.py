@@ -68,7 +68,7 @@ class SockArray:
                 "the socket is in a sockarray already", hint="a socket can be in one slot of one sockarray only"
             )
         if error.errno == errno.ENOENT:
-            return NotFound(f"slot {slot} is empty")
+            return NotFound(f"slot {slot} is empty", hint="'map show' lists the slots that are taken")
         if error.errno in (errno.EINVAL, _ENOTSUPP):
             return ToolError(
                 "the kernel does not accept this socket", hint="it must be bound, listening, and have SO_REUSEPORT set"

@@ -64,7 +64,7 @@ def detach_program(fd: int) -> None:
         _group_option(fd, SO_DETACH_REUSEPORT_BPF, 0, "detaching the program of a group")
     except OSError as error:
         if error.errno == errno.ENOENT:
-            raise NotFound("the group has no program") from error
+            raise NotFound("the group has no program", hint="'status' shows the programs of all groups") from error
         raise Unsupported("the kernel cannot detach a reuseport program", hint="it came with Linux 5.3") from error
 
 

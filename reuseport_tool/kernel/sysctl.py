@@ -17,13 +17,19 @@ def _path(name: str) -> str:
     return os.path.join("/proc/sys", name.replace(".", "/"))
 
 
+def _missing(name: str) -> Unsupported:
+    if not os.path.isdir("/proc/sys"):
+        return Unsupported("no /proc is mounted here", hint="mount -t proc proc /proc")
+    return Unsupported(f"the kernel has no sysctl {name}", hint="'doctor' shows what this kernel has")
+
+
 def read(name: str) -> str:
     """The value as text. Raises Unsupported when the kernel has no such sysctl."""
     try:
         with open(_path(name)) as file:
             return file.read().strip()
     except FileNotFoundError as error:
-        raise Unsupported(f"the kernel has no sysctl {name}") from error
+        raise _missing(name) from error
 
 
 def write(name: str, value: str) -> None:
@@ -32,7 +38,7 @@ def write(name: str, value: str) -> None:
         with open(_path(name), "w") as file:
             file.write(value)
     except FileNotFoundError as error:
-        raise Unsupported(f"the kernel has no sysctl {name}") from error
+        raise _missing(name) from error
     except PermissionError as error:
         raise MissingCapability(
             f"writing the sysctl {name} is not permitted", hint=capabilities.hint("CAP_NET_ADMIN")

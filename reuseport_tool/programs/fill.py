@@ -72,7 +72,7 @@ def _compiled(name: str, make: Callable[[], Source]) -> CompiledProgram:
 
 def _own(path: Path) -> Source:
     if not path.is_file():
-        raise ProgramRejected(f"no such file: {path}")
+        raise ProgramRejected(f"no such file: {path}", hint="give the path of a policy in C")
     return policies.policy_source(path, is_ours=False)
 
 

@@ -121,5 +121,8 @@ def _own_socket(group: Endpoint) -> Iterator[socket.socket]:
                 scope = socket.if_nametoindex(group.device)
             sock.bind((target, 0, 0, scope) if is_ipv6 else (target, 0))
         except OSError as error:
-            raise Unsupported(f"no socket can be bound at {target}: {error.strerror}") from error
+            raise Unsupported(
+                f"no socket can be bound at {target}: {error.strerror}",
+                hint="'ip address' lists the addresses of this network namespace",
+            ) from error
         yield sock

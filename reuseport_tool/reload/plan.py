@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from reuseport_tool.errors import NotFound, Unsupported, UsageError
+from reuseport_tool.errors import Unsupported, UsageError
 from reuseport_tool.group import policy as policies
 from reuseport_tool.kernel import processes
 from reuseport_tool.models import Endpoint, FlowMode, Policy, Step, Strategy
@@ -136,7 +136,7 @@ def check(plan: Plan) -> None:
         raise UsageError("--run stops the old side by itself", hint="omit --stop-command")
     for pid in (*plan.old_pids, *([plan.new_pid] if plan.new_pid else [])):
         if processes.command(pid) is None:
-            raise NotFound(f"no process {pid}")
+            raise processes.no_such(pid)
 
 
 def _check_canary(plan: Plan) -> None:

@@ -148,7 +148,9 @@ def _old_members(
     if not found:
         world.listeners.require_visible(everyone)
         whose = f"of process {', '.join(map(str, plan.old_pids))}" if plan.old_pids else "besides the new ones"
-        raise NotFound(f"{', '.join(map(str, named))} has no listeners {whose}")
+        raise NotFound(
+            f"{', '.join(map(str, named))} has no listeners {whose}", hint="'status' shows who holds each listener"
+        )
     world.listeners.require_visible([member for members in found.values() for member in members])
     return found
 

@@ -92,7 +92,7 @@ def begun(endpoints: Sequence[Endpoint], plan: Plan, strategy: Strategy, found: 
     """The first state of a reload."""
     groups = tuple(_begun_group(group, plan, strategy, world) for group in found.groups)
     if plan.new_pid and found.given is None:
-        raise NotFound(f"no process {plan.new_pid}")
+        raise NotFound(f"no process {plan.new_pid}", hint="it ended: start the new server again")
     return ReloadState(
         pid=world.processes.own_pid(),
         endpoints=tuple(endpoints),

@@ -1,4 +1,4 @@
-"""Whoever writes a command wrongly is told how to write it."""
+"""Whoever writes a command wrongly, or asks for what is not there, is told what to type next."""
 
 from __future__ import annotations
 
@@ -9,20 +9,26 @@ import pytest
 
 import reuseport_tool
 
-SOURCES = sorted(Path(reuseport_tool.__file__).parent.rglob("*.py"))
+PACKAGE = Path(reuseport_tool.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+HINTED = {"UsageError", "NotFound", "Conflict", "Unsupported", "MissingCapability"}
+# What is raised there is the answer of a probe or of a case, and shown in a table: nobody types anything next.
+ANSWERS = ("probes/", "check/")
 
 
-def without_hint(source: str) -> list[str]:
-    """The messages of usage errors that have none."""
+def without_hint(source: str, kinds: set[str]) -> list[str]:
+    """The errors of these kinds that have none."""
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    errors = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "UsageError"]
+    errors = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in kinds]
     return [ast.unparse(call) for call in errors if not any(word.arg == "hint" for word in call.keywords)]
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(SOURCES[0].parent)))
-def test_every_usage_error_has_a_hint(file: Path) -> None:
-    assert without_hint(file.read_text()) == []
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_every_error_of_these_kinds_has_a_hint(file: Path) -> None:
+    is_answer = str(file.relative_to(PACKAGE)).startswith(ANSWERS)
+    assert without_hint(file.read_text(), {"UsageError"} if is_answer else HINTED) == []
 
 
 def test_one_without_a_hint_is_found() -> None:
-    assert without_hint("raise UsageError('no')\nraise UsageError('no', hint='so')") == ["UsageError('no')"]
+    source = "raise UsageError('no')\nraise UsageError('no', hint='so')\nraise NotFound('no')"
+    assert without_hint(source, HINTED) == ["UsageError('no')", "NotFound('no')"]

@@ -66,3 +66,40 @@ def test_the_c_locale() -> None:
     done = sh(f"{TOOL} doctor", LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")
     assert "Traceback" not in done.stderr
     assert done.stdout.isascii()
+
+
+STUCK = """
+import fcntl, os, select, subprocess, sys, time
+reader, writer = os.pipe()
+fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+os.write(writer, bytes(4096))
+tool = subprocess.Popen([sys.executable, "-m", "reuseport_tool", *sys.argv[2:]], **{sys.argv[1]: writer})
+"""
+
+
+def test_nobody_reads_the_messages() -> None:
+    """A full pipe that nobody empties takes no message, and delays the exit for some seconds only."""
+    script = STUCK + "sys.exit(tool.wait(40))"
+    done = subprocess.run([sys.executable, "-c", script, "stderr", "status", "no"], timeout=60, check=False)
+    assert done.returncode == 2
+
+
+def test_a_stdout_that_does_not_block_is_waited_for() -> None:
+    """Whoever shares a terminal or a pipe can set O_NONBLOCK for all. The tool sleeps until there is room."""
+    script = (
+        STUCK
+        + """
+os.set_blocking(writer, False)
+os.close(writer)
+select.select([], [], [], 1.0)
+got = b""
+while chunk := os.read(reader, 100):
+    got += chunk
+assert got[4096:].decode().rstrip().endswith("setup;"), got[-300:]
+code = tool.wait(40)
+sys.exit(code if sum(os.times()[2:4]) < 1.5 else 99)
+"""
+    )
+    arguments = ["stdout", "completion", "bash"]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], timeout=60, check=False)
+    assert done.returncode == 0

@@ -7,12 +7,14 @@ import contextlib
 import errno
 import io
 import os
+import select
 import sys
 from typing import Any, TextIO
 
 from reuseport_tool.errors import ToolError
 
 _REPLACE = "reuseport-tool"
+_STUCK_S = 5.0
 _PLAIN = {"✓": "y", "✗": "n", "→": ">", "±": "~", "×": "x", "µ": "u", "…": "...", "–": "-"}
 """What our own signs become where the encoding of the output has none."""
 
@@ -27,6 +29,12 @@ class NotWritten(ToolError):
         self.quiet = error.errno == errno.EPIPE
 
 
+def _ready(file: io.FileIO, timeout_s: float | None) -> bool:
+    poll = select.poll()
+    poll.register(file, select.POLLOUT)
+    return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
+
+
 class _Result(io.FileIO):
     """A descriptor for results. After the first failure, which is raised, what is written is dropped."""
 
@@ -36,19 +44,35 @@ class _Result(io.FileIO):
         if self._failed:
             return len(data)
         try:
-            return super().write(data) or 0
+            written = super().write(data)
+            while written is None:  # somebody who shares the descriptor has set O_NONBLOCK
+                _ready(self, None)
+                written = super().write(data)
+            return written
         except OSError as error:
             self._failed = True
             raise NotWritten(error) from error
 
 
 class _Message(io.FileIO):
-    """A descriptor for messages, which are dropped where they cannot be written."""
+    """A descriptor for messages, which are dropped where they cannot be written.
+
+    Nor do they wait for ever for a reader: for a pipe that nobody empties, or a terminal that is stopped by Ctrl-S.
+    """
+
+    _is_stuck = False
 
     def write(self, data: Any) -> int:
+        size = min(len(data), select.PIPE_BUF)  # what a pipe takes at once when it is ready
         with contextlib.suppress(OSError):
-            return super().write(data) or 0
+            if self._is_ready():
+                return super().write(memoryview(data)[:size]) or 0
         return len(data)
+
+    def _is_ready(self) -> bool:
+        """Whether it takes something now, or soon unless it did not before."""
+        self._is_stuck = not _ready(self, 0 if self._is_stuck else _STUCK_S)
+        return not self._is_stuck
 
 
 def guard() -> None:
