@@ -55,6 +55,10 @@ class NotFound(ToolError, exit_code=6):
     """No such group, listener, generation, process or namespace."""
 
 
+class Closed(NotFound):
+    """A socket closed after it was seen."""
+
+
 class Conflict(ToolError, exit_code=7):
     """Locked by another run, attached already, a foreign program, a slot or socket in use."""
 

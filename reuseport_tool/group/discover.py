@@ -7,12 +7,14 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from reuseport_tool.errors import MissingCapability, NotFound, ToolError, Unsupported
+from reuseport_tool.errors import Closed, MissingCapability, NotFound, ToolError, Unsupported
 from reuseport_tool.kernel import capabilities, diag, netns, pidfd, processes, rlimit, sockets
 from reuseport_tool.kernel.processes import Holder
 from reuseport_tool.models import Endpoint, Identity, Protocol
+from reuseport_tool.waiting import wait_until
 
 _OTHER_FILES = 256  # that may be open beside the listeners
+_CLOSING_S = 1.0  # from the end of a process to that of its sockets
 
 
 @dataclass(frozen=True)
@@ -155,17 +157,22 @@ def _elsewhere(endpoint: Endpoint) -> str:
 def descriptors(members: Sequence[Member]) -> Iterator[dict[int, int]]:
     """Our own copies of listeners, cookie → fd, closed at the end.
 
-    While this lasts the listeners cannot be closed by their servers, so it is to be short.
+    While this lasts the listeners cannot be closed by their servers, so it is to be short. Listeners that closed after
+    they were seen are left out.
 
     Raises:
-        NotFound: a listener closed meanwhile, or no process holds it.
+        Closed: every one has closed.
+        NotFound: no process holds a listener.
         MissingCapability, Unsupported: from pidfd_getfd(2).
     """
     fds: dict[int, int] = {}
     with rlimit.at_best(len(members) + _OTHER_FILES):
         try:
             for member in members:
-                fds[member.cookie] = take(member)
+                with contextlib.suppress(Closed):
+                    fds[member.cookie] = take(member)
+            if members and not fds:
+                raise Closed(f"the listeners on {members[0].socket.endpoint} have closed")
             yield fds
         finally:
             for fd in fds.values():
@@ -175,7 +182,28 @@ def descriptors(members: Sequence[Member]) -> Iterator[dict[int, int]]:
 def take(member: Member) -> int:
     """A copy of a listener, which the caller closes. Raises as descriptors()."""
     refuse_mptcp([member])
-    for holder in member.holders:
+    fd = _copy(member, member.holders)
+    if fd is None:  # another process may hold it by now
+        fd = _copy(member, processes.holders([member.socket.inode])[member.socket.inode])
+    if fd is not None:
+        return fd
+    # A process that ends is seen to hold nothing a moment before its sockets are closed.
+    if wait_until(lambda: not _is_bound(member), _CLOSING_S):
+        raise Closed(f"the listener with cookie {member.cookie} on {member.socket.endpoint} has closed")
+    require_visible([member])
+    raise NotFound(
+        f"no process holds the listener with cookie {member.cookie} on {member.socket.endpoint}",
+        hint="a process of another PID namespace may hold it",
+    )
+
+
+def _is_bound(member: Member) -> bool:
+    return any(entry.cookie == member.cookie for entry in sockets_in(member.socket.endpoint))
+
+
+def _copy(member: Member, holders: Iterable[Holder]) -> int | None:
+    """A copy from the first of these that has it still."""
+    for holder in holders:
         with contextlib.suppress(NotFound):
             fd = pidfd.take_fd(holder.pid, holder.fd)
             # The number may mean another file by now: the cookie tells.
@@ -183,11 +211,7 @@ def take(member: Member) -> int:
                 if sockets.cookie(fd) == member.cookie:
                     return fd
             os.close(fd)
-    require_visible([member])
-    raise NotFound(
-        f"no process holds the listener with cookie {member.cookie} on {member.socket.endpoint}",
-        hint="it has closed, or a process of another PID namespace holds it",
-    )
+    return None
 
 
 def require_visible(members: Sequence[Member]) -> None:

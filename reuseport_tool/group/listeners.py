@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from reuseport_tool.closing import Closing
-from reuseport_tool.errors import ToolError
+from reuseport_tool.errors import Closed, ToolError
 from reuseport_tool.group import discover
 from reuseport_tool.group.discover import Member
 from reuseport_tool.kernel import processes, sockets
@@ -78,17 +78,18 @@ class Listeners(Closing):
         return is_tcp
 
     def options(self, member: Member) -> ListenerOptions:
-        """Raises NotFound when it is closed."""
+        """Raises Closed when it is closed."""
         if member.cookie in self._copies:
             return sockets.listener_options(self._copies[member.cookie])
         with discover.descriptors([member]) as fds:
             return sockets.listener_options(fds[member.cookie])
 
     def keep(self, members: Sequence[Member]) -> None:
-        """Hold copies of listeners: whoever closes them, they stay open. Raises as discover.descriptors()."""
+        """Hold copies of listeners: whoever closes them, they stay open. Raises as discover.take(), not Closed."""
         for member in members:
             if member.cookie not in self._copies:
-                self._copies[member.cookie] = discover.take(member)
+                with contextlib.suppress(Closed):
+                    self._copies[member.cookie] = discover.take(member)
 
     def copy(self, cookie: int) -> int | None:
         """The descriptor that keep() has of a listener."""

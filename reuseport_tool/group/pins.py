@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 
 from reuseport_tool.closing import Closing
-from reuseport_tool.errors import NotFound
+from reuseport_tool.errors import Closed, NotFound
 from reuseport_tool.group import attach, choice, discover, places
 from reuseport_tool.group import policy as policies
 from reuseport_tool.group.detach import take_off
@@ -178,13 +178,22 @@ class Pins(OpenPins):
         return infos_of(self._iterator(group), cookies)
 
     def put(self, group: Endpoint, generation: int, members: Sequence[Member]) -> None:
-        """Register listeners, one descriptor at a time; a follower may have registered them elsewhere."""
+        """Register listeners, one descriptor at a time; a follower may have registered them elsewhere.
+
+        Raises Closed when every one has closed.
+        """
         opened = self._must(group)
         infos = self._infos(group, [member.cookie for member in members]) if len(members) > 1 else {}
+        closed: list[Closed] = []
         for member in attach.in_order(members, infos):
-            with discover.descriptors([member]) as fds:
-                opened.generations.release(member.cookie)
-                opened.generations[generation].add(fds[member.cookie])
+            try:
+                with discover.descriptors([member]) as fds:
+                    opened.generations.release(member.cookie)
+                    opened.generations[generation].add(fds[member.cookie])
+            except Closed as error:
+                closed.append(error)
+        if closed and len(closed) == len(members):
+            raise closed[0]
 
     def detach(self, group: Endpoint) -> None:
         """Give the group back to the kernel, unless the program is another one by now, and remove the pins."""

@@ -89,7 +89,7 @@ class Listeners(Protocol):
         """Whether it has SO_REUSEPORT."""
 
     def options(self, member: Member) -> ListenerOptions:
-        """Raises NotFound when it is closed."""
+        """Raises Closed when it is closed."""
 
     def keep(self, members: Sequence[Member]) -> None:
         """Hold copies of listeners: whoever closes them, they stay open."""

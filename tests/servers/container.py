@@ -72,7 +72,10 @@ class Container:
     def _init(self) -> int | None:
         """The pid of its systemd."""
         assert self._nspawn is not None
-        children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split()
+        try:
+            children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split()
+        except FileNotFoundError:  # it has ended
+            return None
         return int(children[0]) if children else None
 
     def inside(self, path: str) -> str:
@@ -119,6 +122,8 @@ def container(folder: Path, name: str, base: Path | None = None) -> Iterator[Con
         for part in ("upper", "work", "root"):
             (folder / part).mkdir()
         root = folder / "root"
+        # Two at a time must not have one name: systemd-nspawn mounts a folder by it.
+        name = f"{name}-{os.getpid()}"
         options = f"lowerdir={base or '/'},upperdir={folder}/upper,workdir={folder}/work"
         subprocess.run(["mount", "-t", "overlay", "-o", options, name, root], check=True)
         stack.callback(subprocess.run, ["umount", "--lazy", root], check=True)

@@ -25,6 +25,7 @@ EXIT_CODES = {
     "Unsupported": 4,
     "ProgramRejected": 5,
     "NotFound": 6,
+    "Closed": 6,
     "Conflict": 7,
     "RolledBack": 8,
     "Interrupted": 130,

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from reuseport_tool.errors import ToolError
+import contextlib
+from collections.abc import Sequence
+
+from reuseport_tool.errors import Closed, ToolError
+from reuseport_tool.group.discover import Member
+from reuseport_tool.kernel.sockets import ListenerOptions
 from reuseport_tool.reload import preflight, sides
 from reuseport_tool.reload.preflight import Differences
 from reuseport_tool.reload.saving import warn
@@ -37,7 +42,16 @@ def _differences(state: ReloadState, group: GroupState, world: World) -> Differe
     old = sides.members_of(state, world, group.old)
     queued = sum(member.socket.accept_queue or 0 for member in old)
     capacity = preflight.compare_capacity(queued, [member.socket.backlog or 0 for member in new])
-    if not old:
+    before, after = _options(old, world), _options(new, world)
+    if before is None or after is None:
         return capacity
-    options = preflight.compare(world.listeners.options(old[0]), world.listeners.options(new[0]))
+    options = preflight.compare(before, after)
     return Differences(unsafe=options.unsafe + capacity.unsafe, harmless=options.harmless + capacity.harmless)
+
+
+def _options(members: Sequence[Member], world: World) -> ListenerOptions | None:
+    """Of the first that is still open."""
+    for member in members:
+        with contextlib.suppress(Closed):
+            return world.listeners.options(member)
+    return None

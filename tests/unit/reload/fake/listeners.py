@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from reuseport_tool.errors import NotFound
+from reuseport_tool.errors import Closed
 from reuseport_tool.group.discover import Member
 from reuseport_tool.kernel.diag import BoundSocket
 from reuseport_tool.kernel.iterator import ListenerInfo, Snapshot
@@ -88,7 +88,7 @@ class FakeListeners(Part):
 
     def options(self, member: Member) -> ListenerOptions:
         if member.cookie not in self._world.socks:
-            raise NotFound("closed")
+            raise Closed("closed")
         return self._world.socks[member.cookie].options
 
     def keep(self, members: Sequence[Member]) -> None:
