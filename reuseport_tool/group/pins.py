@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -139,15 +140,22 @@ class Pins(OpenPins):
         return self._listeners[group.protocol]
 
     def attach(self, group: Endpoint, members: Sequence[Member]) -> AttachedProgram:
-        """Attach our program and register the members, as far as that is not done. Raises as attach_group()."""
+        """Attach our program and register the members, as far as that is not done and they are open.
+
+        Raises as attach_group(); Closed when every member has closed and nothing is attached.
+        """
         self._looks.clear()
         if members:
             self._forget(group)
             found = PresentGroup(group, tuple(members))
             infos = self._infos(group, found.cookies)
-            self._open[group], _, _ = attach.attach_group(
-                found, self._chosen[group.protocol], self._folders[group], infos=infos
-            )
+            try:
+                self._open[group], _, _ = attach.attach_group(
+                    found, self._chosen[group.protocol], self._folders[group], infos=infos
+                )
+            except Closed:
+                if self.state(group) is None:
+                    raise
         opened = self._must(group)
         return AttachedProgram(working=opened.choice.working, counters=opened.counters())
 
@@ -178,22 +186,13 @@ class Pins(OpenPins):
         return infos_of(self._iterator(group), cookies)
 
     def put(self, group: Endpoint, generation: int, members: Sequence[Member]) -> None:
-        """Register listeners, one descriptor at a time; a follower may have registered them elsewhere.
-
-        Raises Closed when every one has closed.
-        """
+        """Register listeners that are open, one descriptor at a time; a follower may have registered them elsewhere."""
         opened = self._must(group)
         infos = self._infos(group, [member.cookie for member in members]) if len(members) > 1 else {}
-        closed: list[Closed] = []
         for member in attach.in_order(members, infos):
-            try:
-                with discover.descriptors([member]) as fds:
-                    opened.generations.release(member.cookie)
-                    opened.generations[generation].add(fds[member.cookie])
-            except Closed as error:
-                closed.append(error)
-        if closed and len(closed) == len(members):
-            raise closed[0]
+            with contextlib.suppress(Closed), discover.descriptors([member]) as fds:
+                opened.generations.release(member.cookie)
+                opened.generations[generation].add(fds[member.cookie])
 
     def detach(self, group: Endpoint) -> None:
         """Give the group back to the kernel, unless the program is another one by now, and remove the pins."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from reuseport_tool.errors import Conflict, NotFound, UsageError
+from reuseport_tool.errors import Closed, Conflict, NotFound, UsageError
 from reuseport_tool.group import attach, discover, flows, layout, places, slots
 from reuseport_tool.group.choice import Element
 from reuseport_tool.group.discover import PresentGroup
@@ -222,6 +222,26 @@ def test_the_verbs_of_a_reload(kernel: Kernel, pins: Pins) -> None:
     assert (kernel.chosen(), pins.generations(WEB)) == ({new}, (1,))
     pins.detach(WEB)
     assert kernel.running == {}
+    assert pins.counters(WEB) is None
+
+
+def test_listeners_that_close_after_they_were_seen(kernel: Kernel, pins: Pins) -> None:
+    old, new = kernel.listen(7), kernel.listen(8)
+    seen_old, seen_new = members({old}).members, members({new}).members
+    pins.attach(WEB, seen_old)
+    pins.make(WEB, 2)
+    kernel.close(old)
+    assert pins.attach(WEB, seen_old).working == 1
+    kernel.close(new)
+    pins.put(WEB, 2, seen_new)
+    assert pins.cookies(WEB, 2) == frozenset()
+
+
+def test_nothing_is_attached_to_listeners_that_have_closed(kernel: Kernel, pins: Pins) -> None:
+    seen = members({kernel.listen(7)}).members
+    kernel.close(*(member.cookie for member in seen))
+    with pytest.raises(Closed):
+        pins.attach(WEB, seen)
     assert pins.counters(WEB) is None
 
 
