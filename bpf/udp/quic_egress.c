@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Reads the source connection IDs that QUIC servers put into the long headers of their answers (cgroup_skb/egress).
+ * Reads the source connection IDs that QUIC servers put into their Handshake packets (cgroup_skb/egress).
  *
- * Only these headers tell how long an ID is, and the client uses it in every packet from then on. Only answers to a
+ * Only long headers tell how long an ID is, and the client uses it in every packet from then on. Only answers to a
  * recorded flow count, so that nobody else can say. A server that answers from a socket that it connected to the client
  * takes the connection out of the reuseport group's sight: then the ID itself is learnt here as well.
  */
@@ -65,20 +65,58 @@ static __always_inline void learn_id(struct __sk_buff *skb, u32 offset, u32 leng
 	bpf_map_update_elem(MAP(CONNECTIONS_FD), &id, &connection, BPF_ANY);
 }
 
-/* A long header at an offset, in an answer to a flow that belongs to `word`. */
-static __always_inline void read_header(struct __sk_buff *skb, u32 offset, struct flow_word word)
+/* Read an integer of variable length (RFC 9000, section 16), and skip it. Returns 0, or a negative error. */
+static __always_inline int read_integer(struct __sk_buff *skb, u32 *offset, u64 *value)
 {
-	struct bpf_sock *sk = skb->sk;
+	u64 bytes;
+	u32 size;
+
+	if (bpf_skb_load_bytes(skb, *offset, &bytes, sizeof(bytes)))
+		return -1;
+	bytes = bpf_ntohll(bytes);
+	size = 1 << (bytes >> 62);
+	*value = (bytes & (~0ULL >> 2)) >> (64 - 8 * size);
+	*offset += size;
+	return 0;
+}
+
+/*
+ * Where the source ID of a Handshake packet is, with its length before it: of the first packet of a datagram, or of the
+ * one behind an Initial packet. 0 for none.
+ *
+ * An Initial packet alone does not count. A server that refuses a connection answers with one whose source ID is the one
+ * that the client made up (nginx does, for an invalid token).
+ */
+static __always_inline u32 source_id(struct __sk_buff *skb, u32 offset)
+{
 	u8 head[LONG_HEAD], length;
-	u32 type, *known;
+	u64 token, rest;
 
 	if (bpf_skb_load_bytes(skb, offset, head, sizeof(head)) || !(head[0] & LONG_HEADER))
-		return;
-	type = packet_type(head);
-	if (type != TYPE_INITIAL && type != TYPE_HANDSHAKE)
-		return;
-	offset += DESTINATION_ID + head[DESTINATION_LENGTH];
-	if (bpf_skb_load_bytes(skb, offset, &length, 1) || length > CONNECTION_ID_MAX)
+		return 0;
+	if (packet_type(head) == TYPE_INITIAL) {
+		offset += DESTINATION_ID + head[DESTINATION_LENGTH];
+		if (bpf_skb_load_bytes(skb, offset, &length, 1))
+			return 0;
+		offset += 1 + length;
+		if (read_integer(skb, &offset, &token) || token || read_integer(skb, &offset, &rest))
+			return 0;
+		offset += rest;
+		if (bpf_skb_load_bytes(skb, offset, head, sizeof(head)) || !(head[0] & LONG_HEADER))
+			return 0;
+	}
+	return packet_type(head) == TYPE_HANDSHAKE ? offset + DESTINATION_ID + head[DESTINATION_LENGTH] : 0;
+}
+
+/* The packets at an offset, in an answer to a flow that belongs to `word`. */
+static __always_inline void read_packets(struct __sk_buff *skb, u32 offset, struct flow_word word)
+{
+	struct bpf_sock *sk = skb->sk;
+	u32 *known;
+	u8 length;
+
+	offset = source_id(skb, offset);
+	if (!offset || bpf_skb_load_bytes(skb, offset, &length, 1) || length > CONNECTION_ID_MAX)
 		return;
 	known = quic_element(word.generation % GENERATIONS);
 	if (known && *known != length)
@@ -106,6 +144,6 @@ int quic_egress(struct __sk_buff *skb)
 	if (!word)
 		return PASS;
 	*(u64 *)&found = *(volatile u64 *)word;
-	read_header(skb, offset + UDP_SIZE, found);
+	read_packets(skb, offset + UDP_SIZE, found);
 	return PASS;
 }

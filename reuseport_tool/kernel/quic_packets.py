@@ -23,6 +23,14 @@ def initial(destination: bytes, source: bytes = b"client", *, version: int = VER
     return long(INITIAL, destination, source, version=version, size=size)
 
 
+def answer(destination: bytes, source: bytes, *, version: int = VERSION_1, size: int = 100) -> bytes:
+    """A server's first datagram: an Initial packet of this size, and a Handshake packet behind it."""
+    head = long(INITIAL, destination, source, version=version, size=0)
+    length = (size - len(head) - 3) | 0x4000  # RFC 9000, section 16: an integer of two bytes
+    first = (head + b"\0" + length.to_bytes(2, "big")).ljust(size, b"\x5a")
+    return first + long(HANDSHAKE, destination, source, version=version)
+
+
 def short(destination: bytes, size: int = 50) -> bytes:
     """A packet of an established connection."""
     return (b"\x40" + destination).ljust(size, b"\x5a")

@@ -239,6 +239,36 @@ def test_only_the_server_says_how_long_an_id_is(at: Lab) -> None:
     assert at.reach(at.client(), quic.short(chosen)) is member
 
 
+@pytest.mark.parametrize("version", [quic.VERSION_1, quic.VERSION_2])
+@pytest.mark.parametrize("length", [8, 20])
+def test_a_handshake_packet_behind_an_initial_one_says_how_long_an_id_is(at: Lab, length: int, version: int) -> None:
+    """A short certificate lets all that the server has to say fit into one datagram."""
+    client, chosen = at.client(), connection_id(length)
+    member, source = at.receive(client, quic.initial(connection_id(8), version=version))
+    member.sendto(quic.answer(b"client", chosen, version=version), source)
+    at.reach(client, quic.short(chosen))
+    new = [at.join() for _ in range(2)]
+    at.switch(new)
+    assert at.reach(at.client(), quic.short(chosen)) is member
+    counters = at.table()["counters"]
+    assert (counters["learnt"], counters["moved"], counters["older"]) == (1, 1, 0)
+
+
+def test_a_refusal_says_nothing_of_ids(at: Lab) -> None:
+    """nginx refuses an invalid token by an Initial packet with the ID that the client made up as the source."""
+    client, member, chosen = at.connect(8)
+    liar, made_up = at.client(), connection_id(18)
+    _, source = at.receive(liar, quic.initial(made_up))
+    member.sendto(quic.long(quic.INITIAL, b"client", made_up), source)
+    member.sendto(quic.answer(b"client", made_up)[:100], source)
+    for number in range(10):
+        assert at.reach(client, quic.short(chosen, 50 + number)) is member
+    assert at.table()["connection_ids"] == 1
+    at.switch([at.join()])
+    assert at.reach(at.client(), quic.short(chosen)) is member
+    assert at.table()["counters"]["older"] == 0
+
+
 def test_retry_and_version_negotiation_say_nothing_of_ids(at: Lab) -> None:
     _, member, chosen = at.connect(8)
     asking = at.client()
@@ -259,7 +289,7 @@ def test_a_connected_socket_teaches_its_id_when_it_answers(lab: Callable[[str], 
     _, source = at.receive(client, quic.initial(connection_id(8)))
     answering = at.join()
     answering.connect(source)
-    answering.send(quic.long(quic.INITIAL, b"client", chosen))
+    answering.send(quic.answer(b"client", chosen))
     client.recv(4096)
     assert at.reach(client, quic.short(chosen)) is answering
     at.members.remove(answering)
