@@ -75,7 +75,7 @@ struct flow_key {
 
 /* Where a flow belongs. Read as one word, so that it is never seen half written. */
 struct flow_word {
-	u32 seen; /* CLOCK_MONOTONIC in 2^20 ns */
+	u32 seen; /* CLOCK_MONOTONIC in 2^UNIT_SHIFT ns (kernel/flow_map.py) */
 	u16 slot;
 	u16 generation;
 } __attribute__((aligned(8)));

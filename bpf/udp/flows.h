@@ -26,9 +26,8 @@ enum flow_counter {
 };
 
 enum {
-	UNIT_SHIFT = 20,     /* of `seen`: 2^20 ns, about a millisecond */
-	UNITS_FRESH = 954,   /* about a second: how often `seen` is written */
-	IPV4_ADDRESSES = 12, /* offset of the source address, which the destination follows */
+	UNITS_FRESH = 1000000000 >> UNIT_SHIFT, /* about a second: how often `seen` is written */
+	IPV4_ADDRESSES = 12,			/* offset of the source address, which the destination follows */
 	IPV6_ADDRESSES = 8,
 };
 

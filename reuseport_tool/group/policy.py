@@ -15,7 +15,8 @@ from reuseport_tool.models import FlowMode, Policy
 from reuseport_tool.record import record
 
 _NAME_MAX = 15  # BPF_OBJ_NAME_LEN - 1
-_FLOW_DEFINES = {FlowMode.NONE: {}, FlowMode.ADDRESS: {"FLOWS": 1}, FlowMode.QUIC: {"FLOWS": 1, "QUIC": 1}}
+_FLOWS = {"FLOWS": 1, "UNIT_SHIFT": flow_map.UNIT_SHIFT}
+_FLOW_DEFINES = {FlowMode.NONE: {}, FlowMode.ADDRESS: _FLOWS, FlowMode.QUIC: {**_FLOWS, "QUIC": 1}}
 
 
 @record

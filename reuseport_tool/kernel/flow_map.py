@@ -13,8 +13,9 @@ from reuseport_tool.record import record
 
 ENTRIES = 65536
 """By default: 7 MB."""
+UNIT_SHIFT = 26
+"""`seen` counts in 2^26 ns (67 ms), so that its 32 bits last for nine years: a flow can stay in the map for as long."""
 _BATCH = 8192
-_UNIT_SHIFT = 20  # of `seen`: 2^20 ns
 _SEEN_MASK = 0xFFFFFFFF
 
 
@@ -47,11 +48,11 @@ def create(entries: int) -> bpf.Map:
 
 def flows(map_: bpf.Map) -> Iterator[RawFlow]:
     """Every flow that is recorded; those that come or go meanwhile may be missed."""
-    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> _UNIT_SHIFT
+    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> UNIT_SHIFT
     for key, word in _elements(map_):
         seen, slot, generation = FLOW_WORD.unpack(word)
         units = (now - seen) & _SEEN_MASK
-        idle_s = 0.0 if units > _SEEN_MASK >> 1 else units * (1 << _UNIT_SHIFT) / 1e9  # seen while we look
+        idle_s = 0.0 if units > _SEEN_MASK >> 1 else units * (1 << UNIT_SHIFT) / 1e9  # seen while we look
         yield RawFlow(key=key, generation=generation, slot=slot, idle_s=idle_s)
 
 

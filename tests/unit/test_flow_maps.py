@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from reuseport_tool.cli.show.group import _flow_table
 from reuseport_tool.group import layout, policy, problems
+from reuseport_tool.kernel import flow_map
+from reuseport_tool.kernel.abi import FLOW_KEY, FLOW_WORD
 from reuseport_tool.kernel.program import bpf_dir
 from reuseport_tool.models import FlowCounters, FlowMode, FlowTable
 from tests.records import some
@@ -37,7 +41,19 @@ def test_a_plain_program_is_compiled_without_flows() -> None:
 def test_a_program_with_flows_has_their_maps(mode: FlowMode) -> None:
     source = policy.policy_source(bpf_dir() / "policy" / "hash.c", flows=mode)
     assert ("QUIC" in source.defines) is (mode is FlowMode.QUIC)
+    assert source.defines["UNIT_SHIFT"] == flow_map.UNIT_SHIFT
     assert source.maps == (*layout.MAPS, *layout.FLOW_MAPS[mode])
+
+
+@pytest.mark.parametrize("days", [0, 1, 30, 365])
+def test_a_flow_of_long_ago_does_not_look_alive(monkeypatch: pytest.MonkeyPatch, days: int) -> None:
+    """A drain waits for flows that are alive, and --flow-timeout may be a year."""
+    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    seen = (now - days * 86_400 * 10**9 >> flow_map.UNIT_SHIFT) & 0xFFFFFFFF
+    monkeypatch.setattr(flow_map, "_elements", lambda _: [(bytes(FLOW_KEY.size), FLOW_WORD.pack(seen, 0, 1))])
+    unused: Any = None
+    [flow] = flow_map.flows(unused)
+    assert abs(flow.idle_s - days * 86_400) < 60
 
 
 @pytest.mark.parametrize(

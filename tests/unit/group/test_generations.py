@@ -15,6 +15,7 @@ from reuseport_tool.group.layout import GENERATIONS
 from reuseport_tool.group.pins import Pins
 from reuseport_tool.group.policy import ChosenPolicy, FlowChoice
 from reuseport_tool.group.state import State
+from reuseport_tool.kernel import flow_map
 from reuseport_tool.kernel.abi import FLOW_KEY, FLOW_WORD
 from reuseport_tool.models import FlowMode, Policy, parse_endpoint
 from tests.unit.group.fake.kernel import Kernel
@@ -167,7 +168,7 @@ def test_flows_are_listed_last_seen_first(kernel: Kernel, monkeypatch: pytest.Mo
     with pytest.raises(NotFound, match="keeps flows"):
         flows.list_flows(DNS, kernel.root, None, 10)
     attach.attach(DNS, None, None, kernel.root, flows=FlowChoice(mode=FlowMode.ADDRESS, entries=16))
-    monkeypatch.setattr("time.clock_gettime_ns", lambda _clock: 1000 << 20)
+    monkeypatch.setattr("time.clock_gettime_ns", lambda _clock: 1000 << flow_map.UNIT_SHIFT)
     (recorded,) = (entry for entry in kernel.objects.values() if entry.name == "flows")
     recorded.values[flow(b"\x0a\0\0\1", 4000)] = FLOW_WORD.pack(100, 3, 1)
     recorded.values[flow(b"\x0a\0\0\2", 5000)] = FLOW_WORD.pack(990, 0, 2)
@@ -179,7 +180,7 @@ def test_flows_are_listed_last_seen_first(kernel: Kernel, monkeypatch: pytest.Mo
         ("10.0.0.1:4000", 1, 3),
     ]
     assert listed[0].idle_s == 0.0, "seen while we look"
-    assert listed[2].idle_s == pytest.approx(900 * (1 << 20) / 1e9, abs=0.001)
+    assert listed[2].idle_s == pytest.approx(900 * (1 << flow_map.UNIT_SHIFT) / 1e9, abs=0.001)
     assert [entry.source for entry in flows.list_flows(DNS, kernel.root, 2, 1).flows] == ["10.0.0.3:6000"]
 
 
