@@ -170,8 +170,8 @@ class HandedOver:
     drops_new: int | None
     """Datagrams that the new sockets dropped; null as `unread`."""
     cut: int
-    """Flows that were alive when the old server was stopped, because `--drain-timeout` was over; also sockets that it
-    had connected to one client each."""
+    """Flows that were alive when the old server was stopped, because `--drain-timeout` was over, or when it closed
+    their socket before that; also sockets that it had connected to one client each."""
     evicted: int | None
     """Flows of the old server that the kernel forgot, because the map was too small: their datagrams went to the new
     server. Null where the reload was killed after the switch and resumed: what was forgotten between is not known."""

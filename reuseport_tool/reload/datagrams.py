@@ -82,6 +82,13 @@ class Datagrams(Closing):
         opened = self._pins.state(group)
         return opened.flows.recorded() if opened is not None else iter(())
 
+    def open_slots(self, group: Endpoint, generation: int) -> frozenset[int]:
+        """The slots of a generation whose sockets are open."""
+        opened = self._pins.state(group)
+        if opened is None or generation not in opened.generations.numbers():
+            return frozenset()
+        return frozenset(slot for slot, _ in opened.generations[generation].slots())
+
     def keep_flows(self, group: Endpoint, now_s: float) -> None:
         """Look at the flows, and keep for kept_flows() what was seen."""
         self._kept[group] = KeptFlows(seen_s=now_s, flows=tuple(self.flows(group)))

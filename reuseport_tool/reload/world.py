@@ -272,6 +272,9 @@ class Datagrams(Protocol):
     def flows(self, group: Endpoint) -> Iterable[RawFlow]:
         """The recorded flows of a group."""
 
+    def open_slots(self, group: Endpoint, generation: int) -> Collection[int]:
+        """The slots of a generation whose sockets are open: a recorded flow names its slot."""
+
     def keep_flows(self, group: Endpoint, now_s: float) -> None:
         """Look at the flows, and keep for kept_flows() what was seen."""
 

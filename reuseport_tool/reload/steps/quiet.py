@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 
 from reuseport_tool.errors import MissingCapability, Unsupported
+from reuseport_tool.kernel.flow_map import RawFlow
 from reuseport_tool.kernel.iterator import UdpInfo
 from reuseport_tool.kernel.processes import ProcessIdentity
 from reuseport_tool.models import FlowMode
@@ -80,7 +81,10 @@ def _cut(state: ReloadState, watches: list[_Flows], timeout_s: float, world: Wor
 def _written(state: ReloadState, watches: list[_Flows], world: World) -> ReloadState:
     for watch in watches:
         group = next(group for group in state.groups if group.endpoint == watch.endpoint)
-        changed = dataclasses.replace(group, cut=watch.left, evicted=watch.forgotten)
+        if watch.closed:
+            text = f"{len(watch.closed)} flows on {group.endpoint} are cut: the old server closed their sockets"
+            state = warn(state, world, text)
+        changed = dataclasses.replace(group, cut=watch.left + len(watch.closed), evicted=watch.forgotten)
         state = state.with_group(changed)
     return save(state, world)
 
@@ -127,12 +131,18 @@ class _Flows:
     """The flows of the old generation that are alive, and the sockets that the old side connected to one client.
 
     The program does not see what reaches a connected socket. The server closes it when its connection has ended.
+
+    Attributes:
+        alive, evicted: flows by their keys.
+        closed: flows that were alive when the old server closed their socket.
+        connected: cookies.
     """
 
     def __init__(self, group: GroupState, state: ReloadState, world: World) -> None:
         self.endpoint = group.endpoint
         self.alive: set[bytes] = set()
         self.evicted: set[bytes] = set()
+        self.closed: set[bytes] = set()
         self.connected: set[int] = set()
         self._held: dict[int, bool] = {}
         self._state = state
@@ -142,12 +152,12 @@ class _Flows:
         self._world = world
         self._looked_s: float | None = None
         self._told_s = world.clock.now_s()
-        self._seen: dict[bytes, float] = {}
+        self._seen: dict[bytes, RawFlow] = {}
         kept = world.datagrams.kept_flows(group.endpoint)
         self._seen_at_switch = kept is not None
         if kept is not None:
             self._looked_s = kept.seen_s
-            self._note({flow.key: flow.idle_s for flow in kept.flows if flow.generation == self._generation})
+            self._note({flow.key: flow for flow in kept.flows if flow.generation == self._generation})
 
     def look(self) -> int:
         """How many there are. One that was alive a moment ago, and is not recorded any more, was evicted.
@@ -160,17 +170,25 @@ class _Flows:
             return self.left
         found, taken = self._recorded()
         passed_s = 0.0 if self._looked_s is None else now_s - self._looked_s
-        gone = self.alive - found.keys() - taken
-        self.evicted |= {key for key in gone if self._seen[key] + passed_s < self._timeout_s}
+        gone = {key for key in self.alive - found.keys() if self._seen[key].idle_s + passed_s < self._timeout_s}
+        self._note_closed(gone, found)
+        self.evicted |= gone - self.closed - taken
         self.evicted -= found.keys()
         self._looked_s = now_s
         self._note(found)
         self.connected = self._connected()
         return self.left
 
-    def _note(self, found: dict[bytes, float]) -> None:
+    def _note_closed(self, gone: set[bytes], found: dict[bytes, RawFlow]) -> None:
+        """Whoever lost its socket is recorded anew, or has not come back yet."""
+        assert self._generation is not None
+        open_slots = self._world.datagrams.open_slots(self.endpoint, self._generation)
+        left = {flow.key for flow in found.values() if flow.slot not in open_slots and flow.idle_s < self._timeout_s}
+        self.closed |= left | {key for key in gone if self._seen[key].slot not in open_slots}
+
+    def _note(self, found: dict[bytes, RawFlow]) -> None:
         self._seen = found
-        self.alive = {key for key, idle_s in found.items() if idle_s < self._timeout_s}
+        self.alive = {flow.key for flow in found.values() if flow.idle_s < self._timeout_s} - self.closed
 
     @property
     def forgotten(self) -> int | None:
@@ -187,13 +205,13 @@ class _Flows:
         both = ((len(self.alive), "flows"), (len(self.connected), "connected sockets"))
         return " and ".join(f"{count} {what}" for count, what in both if count)
 
-    def _recorded(self) -> tuple[dict[bytes, float], set[bytes]]:
-        """The idle seconds of the old generation's flows, and of QUIC those that are another generation's by now."""
-        found: dict[bytes, float] = {}
+    def _recorded(self) -> tuple[dict[bytes, RawFlow], set[bytes]]:
+        """The old generation's flows, and of QUIC those that are another generation's by now."""
+        found: dict[bytes, RawFlow] = {}
         taken: set[bytes] = set()
         for flow in self._world.datagrams.flows(self.endpoint):
             if flow.generation == self._generation:
-                found[flow.key] = flow.idle_s
+                found[flow.key] = flow
             elif self._mode is FlowMode.QUIC and flow.key in self.alive:
                 taken.add(flow.key)
         return found, taken

@@ -24,10 +24,16 @@ class Scene:
         self.now_s = 100.0
         self.flows: dict[bytes, tuple[int, float]] = {}
         self.connected: dict[int, int] = {}
+        self.open_slots = {0}
         tree = SimpleNamespace(running=lambda side: side, below=lambda pids: pids)
         world: Any = SimpleNamespace(
             clock=SimpleNamespace(now_s=lambda: self.now_s),
-            datagrams=SimpleNamespace(flows=self._flows, connected=self._connected, kept_flows=lambda _: kept),
+            datagrams=SimpleNamespace(
+                flows=self._flows,
+                connected=self._connected,
+                kept_flows=lambda _: kept,
+                open_slots=lambda _group, _generation: self.open_slots,
+            ),
             processes=SimpleNamespace(tree=lambda: tree),
             listeners=SimpleNamespace(with_holders=self._with_holders),
         )
@@ -106,6 +112,20 @@ def test_an_address_that_a_newer_connection_has_taken_is_not_evicted() -> None:
     scene = Scene(FlowMode.QUIC)
     scene.look({b"a": (OLD, 1.0)})
     assert (scene.look({b"a": (NEW, 0.0)}), len(scene.watch.evicted)) == (0, 0)
+
+
+@pytest.mark.parametrize("mode", [FlowMode.ADDRESS, FlowMode.QUIC])
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_flows_of_a_socket_that_the_old_server_closed_are_lost_and_not_awaited(
+    mode: FlowMode, comes_back: bool
+) -> None:
+    scene = Scene(mode)
+    scene.look({b"a": (OLD, 1.0), b"b": (OLD, TIMEOUT_S + 5)})
+    scene.open_slots = set()
+    left = (NEW, 0.0) if comes_back else (OLD, 2.0)
+    assert scene.look({b"a": left, b"b": (OLD, TIMEOUT_S + 6)}) == 0
+    assert scene.look() == 0
+    assert (scene.watch.closed, scene.watch.evicted) == ({b"a"}, set())
 
 
 def test_connected_sockets_of_the_old_side_are_waited_for() -> None:

@@ -42,6 +42,9 @@ class FakeDatagrams(Part):
     def flows(self, endpoint: Endpoint) -> Iterable[RawFlow]:
         return ()
 
+    def open_slots(self, endpoint: Endpoint, generation: int) -> Collection[int]:
+        return ()
+
     def keep_flows(self, endpoint: Endpoint, now_s: float) -> None:
         pass
 
