@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 from reuseport_tool.errors import ToolError
 
-_LONGEST_S = 300.0
+LONGEST_S = 300.0
 
 
-def run(command: Sequence[str], *, is_shown: bool = True) -> subprocess.CompletedProcess[str]:
+def run(
+    command: Sequence[str], *, is_shown: bool = True, longest_s: float = LONGEST_S
+) -> subprocess.CompletedProcess[str]:
     """A command that has ended, with what it wrote; its stdout goes nowhere unless it `is_shown`.
 
-    Raises ToolError when it takes longer than five minutes, and it is killed then.
+    Raises ToolError when it takes longer than `longest_s`, and it is killed then.
     """
     try:
         return subprocess.run(
@@ -21,10 +23,10 @@ def run(command: Sequence[str], *, is_shown: bool = True) -> subprocess.Complete
             stdout=subprocess.PIPE if is_shown else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=_LONGEST_S,
+            timeout=longest_s,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise ToolError(
-            f"{' '.join(command[-4:])} takes longer than {_LONGEST_S:g} s", hint="try again on an idle machine"
+            f"{' '.join(command[-4:])} takes longer than {longest_s:g} s", hint="try again on an idle machine"
         ) from error

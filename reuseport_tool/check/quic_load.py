@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import ExitStack, suppress
 
+from reuseport_tool.check.pace import USUAL, Pace
 from reuseport_tool.check.udp_load import CLIENTS, Asking, Background
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import ToolError
@@ -24,8 +25,9 @@ _ROUNDS_AFTER = 10
 class QuicClient(Closing):
     """One connection. Its datagrams have the ID that the server chose for it, and after a number that grows."""
 
-    def __init__(self, address: str, port: int) -> None:
+    def __init__(self, address: str, port: int, pace: Pace = USUAL) -> None:
         self._server = address, port
+        self._pace = pace
         self._socket = self._connected()
         self._id = self._handshake()
         self._number = 0
@@ -62,7 +64,8 @@ class QuicClient(Closing):
     def _handshake(self) -> bytes:
         """Returns the ID that the server chose. Raises ToolError."""
         begun = quic_packets.initial(os.urandom(8))
-        deadline = time.monotonic() + _DEADLINE_S
+        patience_s = self._pace.seconds(_DEADLINE_S)
+        deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
             self._send(begun)
             answer = self._answer(_AGAIN_S)
@@ -70,7 +73,7 @@ class QuicClient(Closing):
                 chosen = quic_packets.source(answer)
                 self._send(quic_packets.long(quic_packets.HANDSHAKE, chosen))
                 return chosen
-        raise ToolError(f"the server does not answer a handshake within {_DEADLINE_S:g} s")
+        raise ToolError(f"the server does not answer a handshake within {patience_s:g} s")
 
     def _answer(self, wait_s: float) -> bytes | None:
         try:
@@ -92,12 +95,12 @@ class QuicLoad(Asking):
         ToolError: nobody answers a handshake.
     """
 
-    def __init__(self, address: str, port: int, *, renewed: bool) -> None:
-        super().__init__()
+    def __init__(self, address: str, port: int, *, renewed: bool, pace: Pace = USUAL) -> None:
+        super().__init__(pace)
         self._renewed = renewed
         self.lost = 0
         with ExitStack() as clients:
-            self._clients = [clients.enter_context(QuicClient(address, port)) for _ in range(CLIENTS)]
+            self._clients = [clients.enter_context(QuicClient(address, port, pace)) for _ in range(CLIENTS)]
             self._background = Background(self._ask_all)
             self._owned = clients.pop_all()
 
@@ -121,8 +124,8 @@ class QuicLoad(Asking):
         """Whether all were answered."""
         for client in self._clients:
             self.sent += 1
-            if not client.ask(_ANSWER_S):
+            if not client.ask(self._pace.seconds(_ANSWER_S)):
                 self.lost += 1
                 return False
-            stop.wait(_GAP_S)
+            stop.wait(self._pace.seconds(_GAP_S))
         return True

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from reuseport_tool.check.pace import USUAL, Pace
 from reuseport_tool.check.udp_server import FENCE, HELLO
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import ToolError
@@ -71,8 +72,9 @@ class Asking(Closing):
 
     _background: Background
 
-    def __init__(self) -> None:
+    def __init__(self, pace: Pace) -> None:
         self.sent = 0
+        self._pace = pace
         self._switched: Path | None = None
 
     def end_after(self, switched: Path) -> None:
@@ -83,7 +85,7 @@ class Asking(Closing):
         """Return when so many more datagrams were sent, or no more are."""
         wanted = self.sent + count
         while self._background.runs and self.sent < wanted:
-            time.sleep(_GAP_S)
+            time.sleep(self._pace.seconds(_GAP_S))
 
     def _has_switched(self) -> bool:
         return self._switched is not None and self._switched.exists()
@@ -100,8 +102,8 @@ class UdpLoad(Asking):
         ToolError: nobody answers.
     """
 
-    def __init__(self, address: str, port: int) -> None:
-        super().__init__()
+    def __init__(self, address: str, port: int, pace: Pace = USUAL) -> None:
+        super().__init__(pace)
         self._clients = [_socket(address, port) for _ in range(CLIENTS)]
         self._by_fd = {client.fileno(): client for client in self._clients}
         self._poll = select.poll()
@@ -143,10 +145,11 @@ class UdpLoad(Asking):
     def _greet(self, payload: bytes) -> None:
         """Send this from every client until each has an answer."""
         self._greeted.clear()
-        deadline = time.monotonic() + _DEADLINE_S
+        patience_s = self._pace.seconds(_DEADLINE_S)
+        deadline = time.monotonic() + patience_s
         while waiting := self._by_fd.keys() - self._greeted:
             if time.monotonic() > deadline:
-                raise ToolError(f"{len(waiting)} of {CLIENTS} clients get no answer within {_DEADLINE_S:g} s")
+                raise ToolError(f"{len(waiting)} of {CLIENTS} clients get no answer within {patience_s:g} s")
             for fd in waiting:
                 _send(self._by_fd[fd], payload)
             again = time.monotonic() + _AGAIN_S
@@ -163,7 +166,7 @@ class UdpLoad(Asking):
             if self._under_way >= _UNDER_WAY_MAX:
                 self._greet(FENCE)
                 self._known_lost = self.lost
-            gap_s = _GAP_S if self._under_way < _UNDER_WAY else _FULL_GAP_S
+            gap_s = self._pace.seconds(_GAP_S if self._under_way < _UNDER_WAY else _FULL_GAP_S)
             due_s = max(due_s + gap_s, time.monotonic())  # a stall is not made up for by a burst
             while (left_s := due_s - time.monotonic()) > 0:
                 self._read(left_s)

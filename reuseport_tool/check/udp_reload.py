@@ -5,6 +5,8 @@ Each case is a story of its own, in a network namespace of its own:
 1. An old server serves, and clients send to it at a steady rate.
 2. It is replaced: plainly (the new one starts, then the old one gets SIGTERM), or by this tool, as an operator runs it.
 3. Every datagram that a client sent must have been answered, or the case must end as its line says.
+
+What a call of the tool takes at the start says how fast the clients send, and how long anything may take.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from reuseport_tool.check import commands, lab
+from reuseport_tool.check.pace import Pace, measure
 from reuseport_tool.check.quic_load import QuicLoad
 from reuseport_tool.check.udp_load import CLIENTS, Flood, UdpLoad
 from reuseport_tool.check.udp_stories import STORIES, Story
@@ -49,7 +52,9 @@ def check(root: Path | None, progress: Callable[[int, int], None] = lambda done,
     cells = [(story, family) for story in STORIES for family in _ADDRESSES]
     cases: dict[tuple[Story, str], UdpCase] = {}
     with lab.private_pins(root) as pins, ThreadPoolExecutor(_WORKERS) as pool:
-        running = {pool.submit(_run, story, family, str(pins)): (story, family) for story, family in cells}
+        with netns.throw_away():
+            pace = measure([*_tool(str(pins)), "status"], _WORKERS)
+        running = {pool.submit(_run, story, family, str(pins), pace): (story, family) for story, family in cells}
         try:
             for done in as_completed(running):
                 cases[running[done]] = done.result()
@@ -66,9 +71,13 @@ def check(root: Path | None, progress: Callable[[int, int], None] = lambda done,
     )
 
 
-def _run(story: Story, family: str, pins: str) -> UdpCase:
+def _tool(pins: str) -> list[str]:
+    return [sys.executable, "-m", "reuseport_tool", "--json", "--bpffs", pins]
+
+
+def _run(story: Story, family: str, pins: str, pace: Pace) -> UdpCase:
     begun = time.perf_counter()
-    trial = UdpTrial(story, family, pins)
+    trial = UdpTrial(story, family, pins, pace)
     try:
         with netns.throw_away():
             trial.play()
@@ -101,13 +110,14 @@ class UdpTrial:
         handed_over: what the tool's report says of the group; None where there is none.
     """
 
-    def __init__(self, story: Story, family: str, pins: str) -> None:
+    def __init__(self, story: Story, family: str, pins: str, pace: Pace) -> None:
         self._story = story
+        self._pace = pace
         self._address = _ADDRESSES[family]
         self._bound = _WILDCARDS[family] if story.wildcard else self._address
         shown = f"[{self._bound}]" if ":" in self._bound else self._bound
         self._endpoint = f"udp://{shown}:{PORT}"
-        self._tool = [sys.executable, "-m", "reuseport_tool", "--json", "--bpffs", pins]
+        self._tool = _tool(pins)
         self._stack = ExitStack()
         self.sent = self.lost = 0
         self.code = 0
@@ -146,17 +156,17 @@ class UdpTrial:
 
     def _load(self) -> UdpLoad | QuicLoad:
         if self._story.quic:
-            return QuicLoad(self._address, PORT, renewed=self._story.renewed)
-        return UdpLoad(self._address, PORT)
+            return QuicLoad(self._address, PORT, renewed=self._story.renewed, pace=self._pace)
+        return UdpLoad(self._address, PORT, self._pace)
 
     def _replace(self, old: subprocess.Popen[str], load: UdpLoad | QuicLoad) -> None:
         if self._story.options is None:
             self._start("new", *self._story.server, *self._story.new)
             old.terminate()
-            if not wait_until(lambda: old.poll() is not None, _READY_S):
+            if not wait_until(lambda: old.poll() is not None, self._pace.seconds(_READY_S)):
                 raise ToolError("the old server does not stop", hint="try again on an idle machine")
             return
-        options = (*self._story.options, "--output", "/dev/null")
+        options = (*map(self._pace.option, self._story.options), "--output", "/dev/null")
         if self._story.ends:
             switched = Path(self._stack.enter_context(tempfile.TemporaryDirectory())) / "switched"
             options = (*options, "--on-switch", f"touch {switched}")
@@ -174,7 +184,7 @@ class UdpTrial:
                 os.kill(pid, 9)
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return commands.run([*self._tool, *arguments])
+        return commands.run([*self._tool, *arguments], longest_s=self._pace.seconds(commands.LONGEST_S))
 
     def _command(self, name: str, *options: str) -> list[str]:
         server = (
@@ -189,7 +199,7 @@ class UdpTrial:
         self._stack.enter_context(process)
         self._stack.callback(process.kill)
         assert process.stdout is not None
-        if not readable(process.stdout, _READY_S) or process.stdout.readline() != "ready\n":
+        if not readable(process.stdout, self._pace.seconds(_READY_S)) or process.stdout.readline() != "ready\n":
             raise ToolError(f"the server {name} does not start")
         return process
 

@@ -49,7 +49,8 @@ def main() -> None:
     late: collections.deque[tuple[float, socket.socket, bytes, tuple[object, ...]]] = collections.deque()
     known: set[object] = set()
     while True:
-        for sock in select.select([] if options.deaf else workers, [], [], 0.005)[0]:
+        wait_s = max(0.0, late[0][0] - time.monotonic()) if late else None
+        for sock in select.select([] if options.deaf else workers, [], [], wait_s)[0]:
             with contextlib.suppress(BlockingIOError):
                 data, source = sock.recvfrom(2048)
                 known |= {source} if data == HELLO else set()

@@ -13,7 +13,7 @@ class Story:
 
     Attributes:
         server: options of udp_server.py, for both servers; `new` for the new one alone.
-        options: of `reload`; None reloads plainly.
+        options: of `reload`; None reloads plainly. A number is a time in seconds, of which a slow machine gets more.
         expected: `survive`, `lose`, or what the tool must say by its exit code: `reported` (1), `refused` (2, 7),
             `rolled back` (8). In the two last nothing may be lost.
         entries: of the map of flows, where the group is attached before.
@@ -26,7 +26,7 @@ class Story:
     name: str
     way: str
     expected: str
-    options: tuple[str, ...] | None = None
+    options: tuple[str | float, ...] | None = None
     server: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
     entries: int | None = None
@@ -39,7 +39,7 @@ class Story:
 
 
 # A healthy server is given as long as it needs, however busy the machine is.
-_PATIENT = ("--health-timeout", "60s", "--start-timeout", "60s", "--stop-timeout", "60s")
+_PATIENT = ("--health-timeout", 60.0, "--start-timeout", 60.0, "--stop-timeout", 60.0)
 _NONE = ("--flows", "none", *_PATIENT)
 _LATE = ("--delay", "0.3")
 _SESSION = ("--session",)
@@ -47,7 +47,7 @@ _SESSION = ("--session",)
 
 def _kept(name: str, way: str, expected: str, **more: Any) -> Story:
     """The group is attached before and keeps flows, which end soon after the switch."""
-    options = ("--flows", way, *_PATIENT, "--flow-timeout", "2s")
+    options = ("--flows", way, *_PATIENT, "--flow-timeout", 2.0)
     return Story(name=name, way=way, expected=expected, options=options, entries=4096, ends=True, **more)
 
 
@@ -56,15 +56,13 @@ STORIES = (
         name="map too small",
         way="address",
         expected="reported",
-        options=("--flows", "address", *_PATIENT, "--drain-timeout", "4s"),
+        options=("--flows", "address", *_PATIENT, "--flow-timeout", 30.0, "--drain-timeout", 4.0),
         entries=1024,
         flood=True,
     ),
     Story(name="fast answers", way="none", expected="survive", options=_NONE),
     Story(name="answers after 300 ms", way="plain", expected="lose", server=_LATE),
-    Story(
-        name="answers after 300 ms", way="none", expected="survive", options=(*_NONE, "--settle", "2s"), server=_LATE
-    ),
+    Story(name="answers after 300 ms", way="none", expected="survive", options=(*_NONE, "--settle", 2.0), server=_LATE),
     Story(name="flows with state", way="plain", expected="lose", server=_SESSION),
     Story(name="flows with state", way="none", expected="lose", options=_NONE, server=_SESSION),
     _kept("flows with state", "address", "survive", server=_SESSION),
@@ -72,7 +70,7 @@ STORIES = (
         name="new server is deaf",
         way="none",
         expected="rolled back",
-        options=("--flows", "none", "--health-timeout", "1s"),
+        options=("--flows", "none", "--health-timeout", 1.0),
         new=("--deaf",),
     ),
     Story(name="QUIC", way="plain", expected="lose", quic=True),

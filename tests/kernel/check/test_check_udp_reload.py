@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from reuseport_tool.check import udp_reload
+from reuseport_tool.check.pace import USUAL
 from reuseport_tool.check.udp_load import CLIENTS, Background, UdpLoad
 from reuseport_tool.check.udp_reload import UdpTrial
 from reuseport_tool.check.udp_server import FENCE, HELLO
@@ -66,7 +67,7 @@ def _handed_over(evicted: int, drops_new: int) -> HandedOver:
     ],
 )
 def test_a_verdict(expected: str, code: int, lost: int, evicted: int, dropped: int, said: str) -> None:
-    trial = UdpTrial(Story(name="a story", way="none", expected=expected), "ipv4", "/nowhere")
+    trial = UdpTrial(Story(name="a story", way="none", expected=expected), "ipv4", "/nowhere", USUAL)
     trial.sent, trial.lost, trial.code, trial.handed_over = 10, lost, code, _handed_over(evicted, dropped)
     verdict = trial.verdict()
     assert said in verdict
