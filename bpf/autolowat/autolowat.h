@@ -8,6 +8,14 @@
 #include "fields.h"
 #include "autolowat/framing.h"
 
+/*
+ * By the helper's number: where /proc/kallsyms hides addresses (without CAP_SYSLOG), BCC makes bpf_probe_read_kernel() the
+ * older bpf_probe_read(), which SOCK_OPS programs may not call.
+ */
+#undef READ
+#define READ(to, from, offset) \
+	((long (*)(void *, u32, const void *))BPF_FUNC_probe_read_kernel)(&(to), sizeof(to), (void *)(from) + (offset))
+
 #define sockets_map MAP(SOCKETS_FD)   /* what an engine keeps of each socket */
 #define settings_map MAP(SETTINGS_FD) /* by enum setting */
 #define counters_map MAP(COUNTERS_FD) /* by enum counter */

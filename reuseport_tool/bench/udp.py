@@ -24,7 +24,7 @@ from reuseport_tool.bench.spread import relative
 from reuseport_tool.errors import ToolError
 from reuseport_tool.group.policy import FlowChoice
 from reuseport_tool.group.scratch import Scratch
-from reuseport_tool.kernel import flow_map, netns, sockets
+from reuseport_tool.kernel import flow_map, netns, raw_udp, sockets
 from reuseport_tool.models import BenchUdp, FlowMode, Policy, Spread, UdpArm
 
 FLOWS = (1, 1_000, 100_000, 1_000_000)
@@ -88,7 +88,7 @@ def bench(
         stack.enter_context(netns.throw_away())
         run_statistics().close()  # fail now rather than after the rounds
         arms = _arms(stack, flows)
-        sender = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW))
+        sender = stack.enter_context(raw_udp.opened(socket.AF_INET))
         sender.connect(("127.0.0.1", 0))
         stack.enter_context(steady())
         for arm in arms:

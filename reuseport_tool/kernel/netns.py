@@ -126,9 +126,18 @@ def of(pid: int) -> str | None:
 
 @contextlib.contextmanager
 def visit(path: str) -> Iterator[None]:
-    """Inside, the calling thread is in another namespace; at the end it is back in its own. Raises as enter()."""
-    with _back_after(lambda: enter(path)):
+    """Inside, the calling thread is in another namespace; at the end it is back in its own. Raises as enter().
+
+    Its own namespace needs no right.
+    """
+    with contextlib.nullcontext() if _is_own(path) else _back_after(lambda: enter(path)):
         yield
+
+
+def _is_own(path: str) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.stat(path), os.stat(_CURRENT))
+    return False
 
 
 @contextlib.contextmanager

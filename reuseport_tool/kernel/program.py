@@ -46,6 +46,14 @@ class ProgramType(enum.IntEnum):
     TRACING = 26
 
 
+_OF_THE_NETWORK = (
+    ProgramType.SCHED_CLS,
+    ProgramType.SOCK_OPS,
+    ProgramType.CGROUP_SOCK,
+    ProgramType.CGROUP_SOCKOPT,
+)
+
+
 class AttachType(enum.IntEnum):
     NONE = 0  # the kernel takes none, or its default, for the type of program
     CGROUP_INET_INGRESS = 0
@@ -275,13 +283,13 @@ def load_code(code: bytes, kind: ProgramType, attach_type: AttachType, *, name: 
     except OSError as error:
         if error.errno == errno.EPERM:
             raise MissingCapability(
-                "loading a BPF program is not permitted", hint=capabilities.hint("CAP_BPF", "CAP_PERFMON")
+                "loading a BPF program is not permitted", hint=capabilities.hint(*_needed(kind))
             ) from error
         log = ctypes.create_string_buffer(_LOG_BYTES)
         try:
             return load_instructions(code, kind, int(attach_type), name=name, license_text=license_text, log=log)
         except OSError as again:
-            raise _rejected(name, again, log.value.decode(errors="replace")) from again
+            raise _rejected(name, kind, again, log.value.decode(errors="replace")) from again
 
 
 def load_instructions(
@@ -335,7 +343,15 @@ def _iterated(name: str) -> int:
         ) from error
 
 
-def _rejected(name: str, error: OSError, log: str) -> ToolError:
+def _needed(kind: ProgramType) -> tuple[str, ...]:
+    """The capabilities that loading a program of this type takes (is_net_admin_prog_type() in kernel/bpf/syscall.c)."""
+    return ("CAP_BPF", "CAP_PERFMON", *(("CAP_NET_ADMIN",) if kind in _OF_THE_NETWORK else ()))
+
+
+def _rejected(name: str, kind: ProgramType, error: OSError, log: str) -> ToolError:
+    if kind in _OF_THE_NETWORK and capabilities.missing(_needed(kind)):
+        # Without CAP_PERFMON the verifier knows no helper that reads the kernel's memory.
+        return MissingCapability(f"loading {name} is not permitted", hint=capabilities.hint(*_needed(kind)), log=log)
     lines = [line for line in log.splitlines() if line.strip() and not re.match(r"processed \d+ insns", line)]
     last = lines[-1].strip() if lines else os.strerror(error.errno or 0)
     omitted = f" ({len(lines) - 1} lines omitted)" if len(lines) > 1 else ""

@@ -128,7 +128,7 @@ class RawUdp(Closing):
         self._sockets: dict[int, socket.socket] = {}
         with ExitStack() as stack:
             for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)):
-                self._sockets[version] = stack.enter_context(_raw(family))
+                self._sockets[version] = stack.enter_context(opened(family))
                 if device is not None:
                     self._sockets[version].setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
             self._owned = stack.pop_all()
@@ -157,9 +157,10 @@ class RawUdp(Closing):
         return self._local[asked]
 
 
-def _raw(family: int) -> socket.socket:
+def opened(family: int) -> socket.socket:
+    """A raw socket for packets that have their IP headers. Raises MissingCapability."""
     try:
-        return socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)  # the packets have their IP headers
+        return socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
     except PermissionError as error:
         raise MissingCapability("not permitted to open a raw socket", hint=capabilities.hint("CAP_NET_RAW")) from error
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from reuseport_tool.kernel import libc
+from reuseport_tool.kernel import cgroup, libc
 from tests.kernel.conftest import PORT, SERVER, Clients, ask, server_command
 from tests.kernel.readable import READABLE
 from tests.tool import Tool
@@ -54,6 +54,11 @@ VERBS: dict[str, tuple[tuple[object, ...], tuple[str, ...], tuple[str, ...]]] = 
         (),
     ),
     "bench select": (("bench", "select", "--rounds", 2, "--connections", 8), ("sys_admin", "net_admin"), ()),
+    "bench udp": (
+        ("bench", "udp", "--rounds", 2, "--datagrams", 20, "--flows", 1),
+        ("sys_admin", "net_admin", "net_raw"),
+        (),
+    ),
     "bench sockets": (
         ("bench", "sockets", "--sockets", 20, "--rounds", 2, "--protocol", "tcp"),
         ("sys_admin", "net_admin"),
@@ -142,6 +147,25 @@ def test_a_server_of_another_user(name: str, pins: Path, start: Start, end_owner
         assert f"CAP_{missing.upper()}" in error["hint"]
         assert ask() in ("one", "two")
     Capable(pins, needed).ok(*arguments)
+
+
+def test_autolowat(pins: Path, in_netns: None) -> None:
+    """It also works where BCC cannot read the kernel's symbols, and so takes an older helper than it was told to."""
+    needed = (*BPF, "net_admin")
+    with cgroup.throw_away() as folder:
+        attach = ("autolowat", "attach", "--cgroup", folder, "--framing", "rpc", "--ports", "80")
+        for missing in needed:
+            error = Capable(pins, tuple({*needed} - {missing})).fails(3, *attach)
+            assert error["hint"] == f"run as root, or grant CAP_{missing.upper()}"
+        Capable(pins, needed).ok(*attach)
+        for verb in (("autolowat", "status"), ("autolowat", "detach", "--cgroup", folder)):
+            Capable(pins, ()).fails(3, *verb)
+            Capable(pins, BPF).ok(*verb)
+
+
+def test_metrics_needs_none(pins: Path, in_netns: None) -> None:
+    done = Capable(pins, ()).run("metrics")
+    assert done.code == 0, done.err
 
 
 def test_it_works_without_roots_rights(pins: Path, start: Start, clients: Clients, end_owners: None) -> None:
