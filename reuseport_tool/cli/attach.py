@@ -126,9 +126,12 @@ def _repair(ctx: Context, endpoint: Endpoint, wait_s: float) -> None:
 
 
 def _follow(ctx: Context, endpoint: Endpoint, call: _Call) -> None:
+    from reuseport_tool.cli.show import streams
     from reuseport_tool.follow import run as follow
 
-    def tell(event: FollowEvent) -> None:
-        show.event(dataclasses.replace(event, at=round(time.time(), 6)), ctx.json)
+    with streams.events() as stream:
 
-    follow.follow(endpoint, call.policy, call.program, ctx.bpffs, tell)
+        def tell(event: FollowEvent) -> None:
+            show.event(dataclasses.replace(event, at=round(time.time(), 6)), ctx.json, stream)
+
+        follow.follow(endpoint, call.policy, call.program, ctx.bpffs, tell)

@@ -6,11 +6,13 @@ import contextlib
 import signal
 import socket
 
+from reuseport_tool.kernel.interrupts import not_ignored
+
 _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Wakeups:
-    """A context manager for the main thread. `stop` is true after SIGTERM, SIGINT or SIGHUP."""
+    """A context manager for the main thread. `stop` is true after SIGTERM, SIGINT or SIGHUP, unless that is ignored."""
 
     def __init__(self) -> None:
         self.stop = False
@@ -19,7 +21,7 @@ class Wakeups:
             end.setblocking(False)
 
     def __enter__(self) -> Wakeups:
-        self._before = {number: signal.signal(number, self._stopped) for number in _STOP}
+        self._before = {number: signal.signal(number, self._stopped) for number in not_ignored(_STOP)}
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         return self
 

@@ -7,14 +7,34 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
+from typing import NoReturn
 
 _FIRST_S = 0.001
 _POLL_S = 0.01
 _TOLD_S = 0.1
 # All whose default is to end the process and that a process may catch, but for the ones of a fault in its own code.
 _NAMES = ("INT", "TERM", "HUP", "QUIT", "ALRM", "USR1", "USR2", "VTALRM", "PROF", "POLL", "PWR", "STKFLT", "XCPU")
+_INTERRUPTS = [getattr(signal, f"SIG{name}") for name in _NAMES if hasattr(signal, f"SIG{name}")]
+
+
+def not_ignored(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """Those that the process was not started to ignore: nohup(1) and a shell's & mean that they do not end it."""
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+@contextlib.contextmanager
+def raising() -> Iterator[None]:
+    """Inside, and outside of a Clock, each interrupt raises KeyboardInterrupt at once. For the main thread."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    with contextlib.ExitStack() as stack:
+        for number in not_ignored(_INTERRUPTS):
+            stack.callback(signal.signal, number, signal.signal(number, interrupt))
+        yield
 
 
 class Clock:
@@ -32,7 +52,7 @@ class Clock:
         self._events: dict[int, Callable[[], object]] = {}
 
     def __enter__(self) -> Clock:
-        for number in (getattr(signal, f"SIG{name}") for name in _NAMES if hasattr(signal, f"SIG{name}")):
+        for number in not_ignored(_INTERRUPTS):
             self._stack.callback(signal.signal, number, signal.signal(number, self._note))
         self._stack.callback(signal.signal, signal.SIGCHLD, signal.signal(signal.SIGCHLD, lambda *_: None))
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)

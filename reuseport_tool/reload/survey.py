@@ -91,7 +91,7 @@ def survey(endpoints: Sequence[Endpoint], plan: Plan, world: World) -> Survey:
         owners=tree.identities(pid for pid in masters if pid not in forbidden),
         side=tree.identities(side),
         given=tree.identity(plan.new_pid) if plan.new_pid else None,
-        warnings=(*warnings, *_shared(old)),
+        warnings=(*warnings, *_shared(old), *_services(plan, masters, world)),
         refusal=refusal,
     )
 
@@ -186,6 +186,28 @@ def _other_groups(
 def _shared(old: Groups) -> list[str]:
     what = "the kernel gives each datagram to every socket there: both servers get them until the old one has stopped"
     return [f"{group}: {what}" for group in old if group.is_shared]
+
+
+def _services(plan: Plan, masters: Sequence[int], world: World) -> list[str]:
+    """What systemd will make of the reload, where it started one of the sides and is not the one to replace it."""
+    own = world.processes.kin(world.processes.own_pid()).unit
+    units = {world.processes.kin(pid).unit for pid in masters}
+    warnings = []
+    for name in sorted(_unit_name(unit) for unit in units - {own, None} if plan.signals):
+        warnings.append(
+            f"the old server is {name}: systemd does not know the new one, and may start the old one again; "
+            f"--run 'systemctl restart {name}' or --unit replaces it by systemd"
+        )
+    if plan.command is not None and own is not None and own not in units:
+        warnings.append(
+            f"the new server becomes a part of {_unit_name(own)}, as the tool is, and systemd may end it with that "
+            "unit; --run 'systemctl restart UNIT' or --unit starts it in a unit of its own"
+        )
+    return warnings
+
+
+def _unit_name(unit: str | None) -> str:
+    return (unit or "").rpartition("/")[2]
 
 
 def _is_udp_group(members: Sequence[Member], world: World) -> bool:

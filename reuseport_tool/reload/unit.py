@@ -7,7 +7,8 @@ import shlex
 from collections.abc import Iterator
 
 from reuseport_tool.errors import Conflict, NotFound, ToolError, UsageError
-from reuseport_tool.kernel import systemd
+from reuseport_tool.kernel import interrupts, systemd
+from reuseport_tool.kernel.interrupts import Clock
 from reuseport_tool.models import Reload
 from reuseport_tool.record import record
 
@@ -32,6 +33,8 @@ class Twin:
 def started(template: str, start_timeout_s: float, stop_timeout_s: float) -> Iterator[Twin]:
     """The new instance, started and ready where its type tells. It is stopped when the reload does not go through.
 
+    For the main thread: an interrupt while systemd starts it is one of the reload.
+
     Raises:
         UsageError: not the name of a template.
         NotFound: no instance runs, or there is no systemd.
@@ -40,15 +43,20 @@ def started(template: str, start_timeout_s: float, stop_timeout_s: float) -> Ite
     """
     old, new = turn(template)
     was_enabled = systemd.is_enabled(old)
-    try:
-        systemd.start(new, start_timeout_s)
-        yield Twin(old=old, new=new, pid=systemd.main_pid(new))
-    except BaseException as error:
-        if not serves_anew(error):
-            systemd.stop(new, stop_timeout_s)
-        raise
-    if was_enabled:
-        systemd.enable_instead(new, old)
+    with interrupts.raising():
+        try:
+            systemd.start(new, start_timeout_s)
+            yield Twin(old=old, new=new, pid=systemd.main_pid(new))
+        except BaseException as error:
+            with Clock():  # a further interrupt changes nothing
+                if not serves_anew(error):
+                    systemd.stop(new, stop_timeout_s)
+                elif was_enabled:
+                    systemd.enable_instead(new, old)
+            raise
+        if was_enabled:
+            with Clock():
+                systemd.enable_instead(new, old)
 
 
 def turn(template: str) -> tuple[str, str]:

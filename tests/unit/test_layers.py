@@ -1,4 +1,4 @@
-"""Imports only go down: cli → jobs → group → probes → kernel; errors, models, records, closing and waiting are leaves.
+"""Imports only go down: cli → jobs → group → probes → kernel; the modules of LEAVES may be imported anywhere.
 
 A job imports no other job, but `check` and `bench` may run them, and `programs` compiles for all.
 """
@@ -15,13 +15,14 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "reuseport_tool"
 
 # Which of our layers, and which of the third-party modules, a layer may import.
-LEAVES = {"errors", "models", "names", "record", "record_json", "closing", "waiting"}
+LEAVES = {"errors", "models", "names", "record", "record_json", "closing", "patience", "waiting"}
 BELOW_JOBS = LEAVES | {"kernel", "probes", "group"}
 JOBS = {"reload", "follow", "sockets", "autolowat", "check", "bench", "programs"}
 OURS = {
     "errors": set(),
     "closing": set(),
     "names": set(),
+    "patience": set(),
     "record": set(),
     "record_json": set(),
     "waiting": set(),

@@ -7,9 +7,12 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 
+from reuseport_tool.follow.wakeups import Wakeups
 from reuseport_tool.kernel import interrupts
 from reuseport_tool.kernel.interrupts import Clock
 from reuseport_tool.waiting import wait_until
@@ -49,6 +52,35 @@ def test_an_interrupt_that_is_held_back_arrives_later() -> None:
             assert clock.wait(lambda: True, 0)
         with pytest.raises(KeyboardInterrupt):
             clock.check()
+
+
+@pytest.fixture
+def ignored() -> Iterator[signal.Signals]:
+    """As nohup(1) does it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    yield signal.SIGHUP
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("inside", [Clock, interrupts.raising, Wakeups])
+def test_what_the_tool_was_started_to_ignore_does_not_interrupt(
+    inside: Callable[[], AbstractContextManager[object]], ignored: signal.Signals
+) -> None:
+    with inside() as made:
+        os.kill(os.getpid(), ignored)
+        os.kill(os.getpid(), ignored)
+        if isinstance(made, Clock):
+            made.check()
+        assert not isinstance(made, Wakeups) or not made.stop
+    assert signal.getsignal(ignored) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_outside_of_a_clock_an_interrupt_can_raise_at_once(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), interrupts.raising():
+        signal.raise_signal(number)
+    assert signal.getsignal(number) is before
 
 
 def test_the_handlers_come_back() -> None:

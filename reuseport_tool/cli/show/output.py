@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 from reuseport_tool import models, names
 from reuseport_tool.cli.show.streams import NotWritten
@@ -28,12 +28,15 @@ def outcome(model: Any, as_json: bool) -> None:
         warn(failure.message)
 
 
-def event(happened: models.FollowEvent, as_json: bool) -> None:
-    """Print one event as one line on stdout, at once."""
+def event(happened: models.FollowEvent, as_json: bool, stream: TextIO) -> None:
+    """Print one event as one line, at once."""
     if as_json:
-        print(to_json(happened, indent=None), flush=True)
+        print(to_json(happened, indent=None), file=stream)
     else:
-        result(happened, as_json)
+        from reuseport_tool.cli.show import console, tables
+
+        tables.show(happened, console.make_console(stream))
+    stream.flush()
 
 
 def to_json(model: Any, indent: int | None = 2) -> str:

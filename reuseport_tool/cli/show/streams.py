@@ -12,9 +12,9 @@ import sys
 from typing import Any, TextIO
 
 from reuseport_tool.errors import ToolError
+from reuseport_tool.patience import Patient
 
 _REPLACE = "reuseport-tool"
-_STUCK_S = 5.0
 _PLAIN = {"✓": "y", "✗": "n", "→": ">", "±": "~", "×": "x", "µ": "u", "…": "...", "–": "-"}
 """What our own signs become where the encoding of the output has none."""
 
@@ -55,24 +55,18 @@ class _Result(io.FileIO):
 
 
 class _Message(io.FileIO):
-    """A descriptor for messages, which are dropped where they cannot be written.
+    """A descriptor for messages: they go out by Patient, which nothing holds up."""
 
-    Nor do they wait for ever for a reader: for a pipe that nobody empties, or a terminal that is stopped by Ctrl-S.
-    """
-
-    _is_stuck = False
+    def __init__(self, fd: int, *, closefd: bool = True) -> None:
+        super().__init__(fd, "w", closefd=closefd)
+        self._patient = Patient(fd)
 
     def write(self, data: Any) -> int:
-        size = min(len(data), select.PIPE_BUF)  # what a pipe takes at once when it is ready
-        with contextlib.suppress(OSError):
-            if self._is_ready():
-                return super().write(memoryview(data)[:size]) or 0
-        return len(data)
+        return self._patient.write(data)
 
-    def _is_ready(self) -> bool:
-        """Whether it takes something now, or soon unless it did not before."""
-        self._is_stuck = not _ready(self, 0 if self._is_stuck else _STUCK_S)
-        return not self._is_stuck
+    def close(self) -> None:
+        self._patient.close()
+        super().close()
 
 
 def guard() -> None:
@@ -87,12 +81,20 @@ def guard() -> None:
             os.dup2(opened, fd)
             os.close(opened)
     sys.stdout = _text(_Result(1, "w", closefd=False), sys.stdout)
-    sys.stderr = _text(_Message(2, "w", closefd=False), sys.stderr)
+    sys.stderr = _text(_Message(2, closefd=False), sys.stderr)
 
 
 def messages() -> TextIO:
-    """A stream to what is stderr now, whatever descriptor 2 is captured for later. The caller closes it."""
-    return _text(_Message(os.dup(2), "w"), sys.stderr)
+    """A stream to what is stderr now, whatever descriptor 2 is captured for later. The caller closes it.
+
+    For what is told while something goes on that must not wait for a reader.
+    """
+    return _text(_Message(os.dup(2)), sys.stderr)
+
+
+def events() -> TextIO:
+    """The same to stdout."""
+    return _text(_Message(os.dup(1)), sys.stdout)
 
 
 def _text(raw: io.FileIO, like: TextIO | None) -> TextIO:

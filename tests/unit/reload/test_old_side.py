@@ -68,6 +68,27 @@ def test_a_holder_that_comes_later_is_found_before_the_stop() -> None:
     assert any("110" in warning for warning in report.warnings)
 
 
+def test_what_systemd_will_make_of_it_is_told() -> None:
+    world = scene()
+    world.procs[OLD].unit = "/system.slice/web.service"
+    (warning,) = go(world).warnings
+    assert "systemctl restart web.service" in warning
+    world = scene()
+    world.procs[world.tool].unit = "/system.slice/deploy.service"
+    (warning,) = go(world).warnings
+    assert "part of deploy.service" in warning
+
+
+@pytest.mark.parametrize("option", [{"stop_command": "systemctl stop web"}, {}])
+def test_a_server_in_the_unit_of_the_tool_is_no_warning(option: dict[str, str]) -> None:
+    """ExecReload= of the server's unit; and systemd stops a server by --stop-command."""
+    world = scene()
+    world.procs[OLD].unit = "/system.slice/web.service"
+    world.procs[world.tool].unit = None if option else "/system.slice/web.service"
+    world.on_hook = lambda command: world.end(OLD)
+    assert go(world, **option).warnings == ()
+
+
 def test_workers_that_outlive_their_master_are_stopped_as_well() -> None:
     world = scene()
     world.socks[1].holders.add(world.process(110, parent=OLD))
