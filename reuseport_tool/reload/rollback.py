@@ -92,8 +92,13 @@ def roll_back(error: BaseException, state: ReloadState, world: World) -> NoRetur
     if isinstance(error, KeyboardInterrupt):
         raise Interrupted(text, report=done) from error
     if isinstance(error, ToolError):
-        raise RolledBack(text, hint=error.hint, log=error.log, report=done) from error
+        raise RolledBack(text, hint=error.hint or _where_to_look(state), log=error.log, report=done) from error
     raise RolledBack(text, hint="--verbose shows where", log=trace(error), report=done) from error
+
+
+def _where_to_look(state: ReloadState) -> str | None:
+    """For a new server that was not well, nobody says why but itself."""
+    return f"the new server's output is in {state.output}" if state.output else None
 
 
 def undo(state: ReloadState, world: World) -> tuple[ReloadState, list[str]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from reuseport_tool.errors import ToolError
 from reuseport_tool.models import Reload, Step
 from reuseport_tool.record import record
-from reuseport_tool.reload import outcome, report, rollback, sides
+from reuseport_tool.reload import outcome, report, rollback, sides, ways
 from reuseport_tool.reload.saving import save, since_begin_s
 from reuseport_tool.reload.state import NO_WAY_BACK, ReloadState
 from reuseport_tool.reload.steps import canary as canary_step
@@ -197,6 +197,9 @@ def _go_forward(error: BaseException, state: ReloadState, world: World) -> Reloa
     errors: list[BaseException] = [ToolError(text, hint=hint, log=log)]
     with _noted(errors):
         state = save(sides.find_new(state, world), world, forward=True)
+    for group in state.kept:
+        with _noted(errors):
+            ways.of(group).revive(group, world)
     for act in (register, switch):
         with _noted(errors):
             state = act(state, world)

@@ -48,11 +48,9 @@ def started(template: str, start_timeout_s: float, stop_timeout_s: float) -> Ite
             systemd.start(new, start_timeout_s)
             yield Twin(old=old, new=new, pid=systemd.main_pid(new))
         except BaseException as error:
-            with Clock():  # a further interrupt changes nothing
-                if not serves_anew(error):
+            if not serves_anew(error):
+                with Clock():  # a further interrupt does not leave it running
                     systemd.stop(new, stop_timeout_s)
-                elif was_enabled:
-                    systemd.enable_instead(new, old)
             raise
         if was_enabled:
             with Clock():

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from reuseport_tool.bench.load import Ledger, Load
+from reuseport_tool.kernel.resets import ResetCounter
 from tests.recipes.conftest import Figures
 from tests.recipes.servers import RECIPES, Recipe
 from tests.servers import restart, servers
@@ -22,7 +23,7 @@ from tests.tool import Tool
 pytestmark = pytest.mark.usefixtures("servers_end")
 
 RESTARTS = 5
-QUICK_RESTARTS = 20  # of a server whose queue is nearly empty: not each of them loses
+QUICK_RESTARTS, MOST_RESTARTS = 20, 400  # of a server whose queue is nearly empty: not each of them loses
 CLIENTS = 256
 QUEUED = 32
 ANSWERED = 100
@@ -62,11 +63,15 @@ def await_load(recipe: Recipe) -> None:
 
 
 def test_plain_restarts_lose_connections(recipe: Recipe, server: Server, figures: Figures) -> None:
-    with load_of(recipe) as load:
-        for _ in range(RESTARTS if recipe.queues else QUICK_RESTARTS):
+    restarts = 0
+    with load_of(recipe) as load, ResetCounter([servers.PORT]) as resets:
+        while restarts < (RESTARTS if recipe.queues else QUICK_RESTARTS) or not resets.total().lost:
+            assert restarts < MOST_RESTARTS
             await_load(recipe)
             restart.plainly(server)
+            restarts += 1
         ledger = load.stop()
+    print(f"{server.name}: {restarts} restarts")
     figures.add(server.name, "plain", ledger)
     assert ledger.answered > ANSWERED
     assert ledger.lost

@@ -289,7 +289,7 @@ def test_a_dry_run_exits_as_the_reload_would(
     CONTRACT.validate(json.loads(capsys.readouterr().out))
 
 
-def test_a_follower_prints_each_event(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_follower_prints_each_event(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     def follow(endpoint: object, policy: object, program: object, root: object, tell: Callable[..., None]) -> None:
         asked.append((endpoint, policy, program, root))
         tell(some(models.FollowEvent, event=models.Happening.DETACHED))
@@ -298,6 +298,6 @@ def test_a_follower_prints_each_event(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr("reuseport_tool.follow.run.follow", follow)
     assert main.run(["attach", "80", "--follow", "--policy", "hash", "--json"]) == 0
     assert asked == [(WEB, Policy.HASH, None, None)]
-    event = json.loads(capsys.readouterr().out)
+    event = json.loads(capfd.readouterr().out)
     CONTRACT.validate(event)
     assert event["at"] > 0

@@ -46,7 +46,7 @@ def _give(state: ReloadState, world: World, percent: float) -> None:
 def _do_share(state: ReloadState, world: World, percent: float) -> ReloadState:
     before, start = _counts(state, world), world.clock.now_s()
     _give(state, world, percent)
-    world.tell.note(f"{percent:g} % of the new connections go to the new generation")
+    world.tell.note(f"{percent:g} % of the new connections go to the new generation for {state.plan.step_s:g} s")
     state = save(state, world, share_until=world.clock.wall_s() + state.plan.step_s)
     _watch(state, world)
     ask_new(state, world, steered=True)

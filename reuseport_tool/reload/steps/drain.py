@@ -32,11 +32,17 @@ def _drain_connections(state: ReloadState, world: World) -> ReloadState:
     if world.listeners.kernel(cookies) is None:
         raise Unsupported("half-open connections cannot be seen here", hint="draining needs BTF and Linux 5.9")
     timeout_s = state.plan.queue_drain_timeout_s
+    left = sides.waiting(state, world, cookies)
+    if left != _EMPTY:
+        world.tell.note(f"the old listeners still hold {_held(left)}; waiting up to {timeout_s:g} s")
     if not world.clock.wait(lambda: sides.waiting(state, world, cookies) == _EMPTY, timeout_s):
         left = sides.waiting(state, world, cookies)
         raise ToolError(
-            f"the old listeners still hold {left.accept_queue} queued and {left.half_open} half-open connections "
-            f"after {timeout_s:g} s",
+            f"the old listeners still hold {_held(left)} after {timeout_s:g} s",
             hint="allow more time with --drain-timeout; SYN+ACK retries take 63 s by default",
         )
     return state
+
+
+def _held(left: Queues) -> str:
+    return f"{left.accept_queue} queued and {left.half_open} half-open connections"

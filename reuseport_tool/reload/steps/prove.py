@@ -15,7 +15,7 @@ def prove(state: ReloadState, world: World) -> ReloadState:
     state = save(sides.find_new(state, world), world)
     for group in state.kept:
         state = state.with_group(ways.of(group).finish(state, group, world))
-    state = _warn_of_others(save(state, world), world)
+    state = _warn_of_others(_warn_of_fewer(save(state, world), world), world)
     _check_end(state, world)
     return state
 
@@ -31,6 +31,19 @@ def restore_sysctl(state: ReloadState, world: World) -> ReloadState:
     if world.traffic.migrate_req() != state.migrate_req_before:  # where it could not be set there is no need
         world.traffic.set_migrate_req(state.migrate_req_before)
     return save(state, world, migrate_req_before=None)
+
+
+def _warn_of_fewer(state: ReloadState, world: World) -> ReloadState:
+    """A worker that listens after the end is registered by nobody, and gets nothing."""
+    for group in state.kept if state.plan.listeners is None else ():
+        if 0 < len(group.new) < len(group.old):
+            found = f"{len(group.new)} listener{'' if len(group.new) == 1 else 's'}"
+            text = (
+                f"{group.endpoint}: the new server has {found}, the old one had {len(group.old)}; those that it opens"
+            )
+            text += " later get no connections until 'attach' or a follower registers them (--listeners N waits for N)"
+            state = warn(state, world, text)
+    return state
 
 
 def _warn_of_others(state: ReloadState, world: World) -> ReloadState:

@@ -14,6 +14,7 @@ from reuseport_tool.reload.survey import held_by
 from reuseport_tool.reload.world import World
 
 _SETTLE_S = 0.3  # no further listener for so long: the new side has all it opens, where nobody knows how many
+_FEWER_S = 1.0  # the same while it has fewer than the old side: its workers may come one after the other
 _WRONG_S = 0.03  # a server opens all its groups within so long: until then a wrong one may be just the first
 _OVER_S = 2.0  # a --run command is over for so long and nothing changed: the server kept its listeners
 
@@ -56,8 +57,9 @@ def _begin(state: ReloadState, world: World) -> ReloadState:
         state = save(state, world, started=started.identity, new_side=(started.identity,), output=started.output)
         world.processes.release()
     world.tell.note(f"started process {started.identity.pid}: {shown(state)}")
-    if started.output and state.plan.output is None:
-        world.tell.note(f"its output goes to {started.output}")
+    if state.plan.output is None:
+        where = started.output or "this terminal, and fails when you close that: --output FILE keeps it"
+        world.tell.note(f"its output goes to {where}")
     return state
 
 
@@ -99,15 +101,16 @@ class _Watch:
         self._look()
         if self._state.plan.listeners is not None:
             return not self._missing()
-        return self._world.clock.now_s() - self.counted_at >= _SETTLE_S or self._replace_all()
+        quiet_s = self._world.clock.now_s() - self.counted_at
+        if any(len(self._found[group.endpoint]) < len(group.old) for group in self._state.kept):
+            return quiet_s >= _FEWER_S
+        return quiet_s >= _SETTLE_S or self._all_accept()
 
-    def _replace_all(self) -> bool:
-        """Whether the new side accepts by as many listeners as the old one.
+    def _all_accept(self) -> bool:
+        """Whether the new side accepts by all its listeners.
 
         A program that only tries its configuration, as `nginx -t` does, opens them too, and closes them at once.
         """
-        if any(len(self._found[group.endpoint]) < len(group.old) for group in self._state.kept):
-            return False
         cookies = {cookie for found in self._found.values() for cookie in found}
         return cookies <= sides.accepting(self._state, self._world, cookies)
 

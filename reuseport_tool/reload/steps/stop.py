@@ -26,6 +26,9 @@ def ask(state: ReloadState, world: World) -> ReloadState:
     other run rolls back once the signal may have been sent, and again after: so it may be sent twice but never omitted.
     """
     plan = state.plan
+    for group in state.kept if plan.run is None else ():
+        if not sides.serving(state, world, group):  # hooks had their time since the last look
+            raise ToolError(f"the new listeners on {group.endpoint} are gone")
     queued = sides.waiting(state, world, state.old_cookies)
     targets = _targets(state.owners, world) if plan.signals else ()
     state = save(state, world, step="stop", queued=queued)

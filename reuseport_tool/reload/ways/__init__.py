@@ -20,6 +20,9 @@ class Way(Protocol):
     def check(self, group: GroupState, world: World) -> None:
         """Raises ToolError when somebody else decides about the group's connections by now."""
 
+    def revive(self, group: GroupState, world: World) -> None:
+        """Decide again for a group that the kernel has made anew, because the old side's last listener had closed."""
+
     def number(self, group: GroupState, world: World) -> GroupState:
         """Choose what the new generation will be called; it is written down before it is made."""
 

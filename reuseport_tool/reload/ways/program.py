@@ -32,11 +32,22 @@ class ProgramWay:
     def check(self, group: GroupState, world: World) -> None:
         """Raises Conflict when the group runs another program than ours."""
         running = world.pins.running(group.endpoint)
+        if running.known and running.program_id is None:
+            raise Conflict(
+                f"{group.endpoint}: our program ended with the last listener of the group",
+                hint=f"when a server listens there: attach {group.endpoint}",
+            )
         if running.known and not running.ours:
             raise Conflict(
                 f"{group.endpoint}: {_described(running)}; the new server may have attached one of its own",
                 hint="switch that off in the server, or use --strategy sysctl, which leaves the server's program alone",
             )
+
+    def revive(self, group: GroupState, world: World) -> None:
+        """The program of a group ends with its last listener. Another one in its place stays."""
+        running = world.pins.running(group.endpoint)
+        if running.known and running.program_id is None and world.pins.counters(group.endpoint) is not None:
+            world.pins.attach_again(group.endpoint)
 
     def number(self, group: GroupState, world: World) -> GroupState:
         """The number above all that there are."""
@@ -128,8 +139,6 @@ class ProgramWay:
 
 
 def _described(running: Running) -> str:
-    if running.program_id is None:
-        return "our program does not run any more"
     if not running.program_id:
         return "a classic BPF filter has taken the place of our program"
     return f"the program {running.program_id} has taken the place of ours"

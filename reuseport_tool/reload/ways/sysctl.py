@@ -23,6 +23,9 @@ class SysctlWay:
     def check(self, group: GroupState, world: World) -> None:
         """Whatever program there is, the kernel migrates by the sysctl."""
 
+    def revive(self, group: GroupState, world: World) -> None:
+        """There is nothing of ours in the group."""
+
     def number(self, group: GroupState, world: World) -> GroupState:
         """There are no generations."""
         return group

@@ -19,6 +19,31 @@ def test_a_daemon_is_ours() -> None:
     settled(world, 5)
 
 
+def staggered(world: FakeWorld, pid: int) -> None:
+    """Its workers begin to listen one after the other."""
+    for number in range(3):
+        world.later(0.2 + 0.7 * number, lambda: pid in world.procs and world.listen(pid) and None)
+
+
+def test_workers_that_come_one_after_the_other_are_all_registered() -> None:
+    world = scene(behaviour=staggered)
+    for _ in range(2):
+        world.listen(OLD)
+    report = go(world)
+    assert len(report.new.listeners) == 3
+    assert report.warnings == ()
+
+
+@pytest.mark.parametrize(("listeners", "is_told"), [(None, True), (1, False)])
+def test_fewer_listeners_than_before_are_told(listeners: int | None, is_told: bool) -> None:
+    """A worker that comes after the end gets no connections: an operator who did not say how many there are knows."""
+    world = scene()
+    world.listen(OLD)
+    warnings = go(world, listeners=listeners).warnings
+    assert [text for text in warnings if "1 listener, the old one had 2" in text] == list(warnings)
+    assert bool(warnings) is is_told
+
+
 @pytest.mark.parametrize("behaviour", [daemon, silent, opens(after_s=9.0)])
 def test_a_slow_new_side_is_ended_with_all_that_it_started(behaviour: Any) -> None:
     world = scene(behaviour=behaviour)

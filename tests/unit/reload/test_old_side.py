@@ -8,8 +8,9 @@ import pytest
 
 from reuseport_tool.errors import Conflict, NotFound, RolledBack, ToolError
 from reuseport_tool.models import Strategy
-from tests.unit.reload.fake.records import OLD, WEB, Proc
-from tests.unit.reload.scenes import go, outcome, refused, scene, served_by
+from reuseport_tool.reload.plan import Hook
+from tests.unit.reload.fake.records import OLD, OURS, WEB, Proc
+from tests.unit.reload.scenes import go, opens, outcome, refused, scene, served_by
 
 
 def test_one_instance_of_several() -> None:
@@ -87,6 +88,24 @@ def test_a_server_in_the_unit_of_the_tool_is_no_warning(option: dict[str, str]) 
     world.procs[world.tool].unit = None if option else "/system.slice/web.service"
     world.on_hook = lambda command: world.end(OLD)
     assert go(world, **option).warnings == ()
+
+
+def test_a_group_that_ended_with_the_old_side_is_attached_again() -> None:
+    """The kernel makes a new group for the new listener, and that has no program."""
+    world = scene(behaviour=opens(after_s=0.5))
+    world.later(0.2, lambda: world.end(OLD))
+    with pytest.raises(ToolError, match="our program ended with the last listener of the group; the old side is gone"):
+        go(world)
+    assert world.programs[WEB] == OURS
+    assert served_by(world) == {200}
+
+
+def test_a_new_server_that_ends_in_the_last_hook_before_the_stop() -> None:
+    world = scene(queue=0)
+    world.on_hook = lambda _command: world.end(200)
+    with pytest.raises(RolledBack, match="are gone"):
+        go(world, hooks=(Hook(step="confirm", command="test"),))
+    assert served_by(world) == {OLD}
 
 
 def test_workers_that_outlive_their_master_are_stopped_as_well() -> None:

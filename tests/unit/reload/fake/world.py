@@ -129,6 +129,8 @@ class FakeWorld:
             for members in pin.generations.values():
                 members.discard(cookie)
         self._move(sock)
+        if all(other.endpoint != sock.endpoint for other in self.socks.values()):
+            self.programs.pop(sock.endpoint, None)  # the kernel keeps it with the group
 
     def _move(self, sock: Sock) -> None:
         if not sock.queue:
