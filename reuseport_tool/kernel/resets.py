@@ -64,6 +64,11 @@ class ResetCount:
     pid: int | None
     count: int
 
+    @property
+    def is_own(self) -> bool:
+        """Whether this process did it by --kill-leftovers, and not as the last to close a listener."""
+        return self.pid == os.getpid() and self.kind is ResetKind.ACCEPTED
+
 
 class Counts(Closing):
     """The map of counts. A context manager; it may be pinned, and opened by another process."""
@@ -96,8 +101,8 @@ class Counts(Closing):
         return tuple(found)
 
     def of(self, port: int) -> Resets:
-        """The sums of one port. What this process ended itself is left out: that is nobody's loss."""
-        sums = _sums(row for row in self.rows() if row.port == port and row.pid != os.getpid())
+        """The sums of one port. The accepted connections that this process ended on purpose are nobody's loss."""
+        sums = _sums(row for row in self.rows() if row.port == port and not row.is_own)
         return Resets(
             never_accepted=sums[ResetKind.NEVER_ACCEPTED],
             handshakes=sums[ResetKind.HANDSHAKE],

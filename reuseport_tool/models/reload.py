@@ -207,7 +207,7 @@ class Reload:
     groups: tuple[str, ...] = ()
     """All groups that were handed over, or given up by `--drop`."""
     result: str
-    """`reloaded` or `rolled-back`."""
+    """`reloaded`, `rolled-back`, or `failed` when the new server failed after the old one had ended."""
     strategy: str
     """`migrate`, `sysctl` or `drain`."""
     old: Side

@@ -11,7 +11,7 @@ from reuseport_tool.reload.world import World
 
 def keep(done: Reload, state: ReloadState, world: World, failure: str | None = None) -> None:
     """Nothing that fails here changes the reload. A group that was given up keeps no record."""
-    groups = state.groups if done.result == "rolled-back" else state.kept
+    groups = state.kept if done.result == "reloaded" else state.groups
     for group in groups:
         with contextlib.suppress(Exception):
             world.journal.leave(group.endpoint, of_group(done, group.endpoint, world.clock.wall_s(), failure))

@@ -56,6 +56,16 @@ def made(state: ReloadState, world: World, result: str) -> Reload:
     )
 
 
+def losses(done: Reload | None) -> list[str]:
+    """For the message of a failure, which may be all that is read: what was lost meanwhile, if anything is known."""
+    resets = done.resets if done is not None else None
+    if resets is None or not resets.lost:
+        return []
+    waiting = resets.never_accepted + resets.handshakes
+    counts = {"waiting connections were reset": waiting, "connections were refused": resets.refused or 0}
+    return [" and ".join(f"{count} {what}" for what, count in counts.items() if count)]
+
+
 def _new_side(state: ReloadState, world: World) -> tuple[ProcessIdentity, ...]:
     """All processes that are known to be the new server's, also those that it has started since."""
     with contextlib.suppress(Exception):

@@ -75,25 +75,47 @@ def old_serves_alone(state: ReloadState, world: World) -> bool:
 
 
 def roll_back(error: BaseException, state: ReloadState, world: World) -> NoReturn:
-    """Undo everything, then raise what to tell: the plain error if nothing had begun, or how the roll-back ended."""
+    """Undo everything, then raise what to tell: the plain error if nothing had begun, or how the roll-back ended.
+
+    Raises:
+        RolledBack, Interrupted: the old side works as before.
+        ToolError: it has ended as well.
+    """
     begun = state.started is not None or bool(state.new_cookies)
     state, problems = undo(state, world)
     if isinstance(error, ToolError) and not begun and not problems:
         raise error
+    gone, nobody = _who_serves(state, world)
     text = f"{described(error)}; rolled back, the old side is working as before"
-    with contextlib.suppress(Exception):
-        if old_is_gone(state, world):
-            text = f"{described(error)}; rolled back, but the old side has ended by itself and nobody serves"
-    text = "; ".join((text, *problems))
+    if gone:
+        text = f"{described(error)}; the old side has ended, too"
+        text += f", and nobody serves {', '.join(nobody)}" if nobody else ", but another server listens"
     done = None
     with contextlib.suppress(Exception):
-        done = report.made(state, world, "rolled-back")
+        done = report.made(state, world, "failed" if gone else "rolled-back")
+    text = "; ".join((text, *problems, *report.losses(done)))
+    if done is not None:
         outcome.keep(done, state, world, text)
+    if gone:
+        hint = "start a server there" if nobody else "'status' shows which"
+        raise ToolError(text, hint=hint, log=_log(error), report=done) from error
     if isinstance(error, KeyboardInterrupt):
         raise Interrupted(text, report=done) from error
     if isinstance(error, ToolError):
         raise RolledBack(text, hint=error.hint or _where_to_look(state), log=error.log, report=done) from error
     raise RolledBack(text, hint="--verbose shows where", log=trace(error), report=done) from error
+
+
+def _who_serves(state: ReloadState, world: World) -> tuple[bool, list[str]]:
+    """Whether the old side is gone, and the groups in which nobody listens any more. Where that cannot be seen: no."""
+    with contextlib.suppress(Exception):
+        present = sides.listening(state, world)
+        return old_is_gone(state, world), [str(group) for group, entries in present.items() if not entries]
+    return False, []
+
+
+def _log(error: BaseException) -> str | None:
+    return error.log if isinstance(error, ToolError) else trace(error)
 
 
 def _where_to_look(state: ReloadState) -> str | None:

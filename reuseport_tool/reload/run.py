@@ -209,6 +209,7 @@ def _go_forward(error: BaseException, state: ReloadState, world: World) -> Reloa
 
 def _failed(error: BaseException, done: Reload | None) -> ToolError:
     """The error of a run that went to the end, with its report."""
+    text = "; ".join((rollback.described(error), *report.losses(done)))
     if isinstance(error, ToolError):
-        return ToolError(error.message, hint=error.hint, log=error.log, report=done)
-    return ToolError(rollback.described(error), log=rollback.trace(error), report=done)
+        return ToolError(text, hint=error.hint, log=error.log, report=done)
+    return ToolError(text, log=rollback.trace(error), report=done)

@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.usefixtures("end_owners"),
 ]
 DEADLINE_S = 20.0
+QUEUED = 7
 
 # Accepts and never reads: whoever ends it has the kernel reset what it holds.
 UNREAD = f"""
@@ -97,6 +98,22 @@ def test_a_loss_that_no_counter_of_the_kernel_shows_ends_with_exit_code_1(
     assert report["lost"]["migrate_failures"] == 0
     assert report["resets"]["never_accepted"] == 5
     assert done.code == 1
+
+
+def test_what_is_lost_as_the_tool_lets_go_of_the_last_copies_is_counted(
+    tool: Tool, server: Callable[..., subprocess.Popen[str]], clients: Clients
+) -> None:
+    """--run stops the old server, and then fails: nobody is left to answer what waits at the copies."""
+    old = server("old", "--deaf")
+    clients.connect(QUEUED)
+    done = tool.run("reload", PORT, "--run", f"kill {old.pid}; exit 3")
+    assert done.code == 1, done.err
+    assert done.json["result"] == "failed"
+    assert done.json["resets"]["never_accepted"] == QUEUED
+    message = done.error["message"]
+    assert f"nobody serves tcp://127.0.0.1:{PORT}" in message
+    assert f"{QUEUED} waiting connections were reset" in message
+    assert clients.answers() == {"reset": QUEUED}
 
 
 def test_what_the_tool_ends_itself_is_not_the_servers_doing(
