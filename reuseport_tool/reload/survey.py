@@ -84,6 +84,7 @@ def survey(endpoints: Sequence[Endpoint], plan: Plan, world: World) -> Survey:
         warnings, others = [*told, *warnings], {}
     old = dict(old) | others
     forbidden = untouchable(world, tree)
+    refusal = refusal or _forked_new(plan, masters, world)
     if plan.signals:
         refusal = refusal or _refusal(plan, tree, masters, forbidden, old, world)
     return Survey(
@@ -186,6 +187,18 @@ def _other_groups(
 def _shared(old: Groups) -> list[str]:
     what = "the kernel gives each datagram to every socket there: both servers get them until the old one has stopped"
     return [f"{group}: {what}" for group in old if group.is_shared]
+
+
+def _forked_new(plan: Plan, masters: Collection[int], world: World) -> Conflict | None:
+    """A worker of the new server was named: its master and the other workers would be taken for old ones."""
+    chiefs = set(world.processes.masters([plan.new_pid])) - {plan.new_pid} if plan.new_pid else set()
+    if chiefs.isdisjoint(masters):
+        return None
+    (chief,) = chiefs
+    return Conflict(
+        f"process {plan.new_pid} is a worker of {describe([chief], world)}, which would be stopped as an old one",
+        hint=f"give the master: --new-pid {chief}",
+    )
 
 
 def _services(plan: Plan, masters: Sequence[int], world: World) -> list[str]:

@@ -215,6 +215,9 @@ def never_listened(state: ReloadState, world: World, group: Endpoint, what: str)
             f"{what}: it listens on {', '.join(elsewhere)} and not on {group}",
             hint="give the new server the same address and port, or drop the group with --drop",
         )
+    if state.given is not None:
+        hint = f"process {state.given.pid} or one below it must listen there; 'status' shows who holds each listener"
+        return ToolError(f"{what} on {group}", hint=hint)
     strangers = _strangers(state, world, group, processes)
     if strangers:
         return Conflict(

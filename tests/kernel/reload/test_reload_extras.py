@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,21 @@ def test_a_hook_that_fails_after_the_stop_is_told(tool: Tool, server: Start) -> 
     assert done.code == 1
     assert done.json["result"] == "reloaded"
     assert old.wait(10) is not None
+
+
+def test_a_worker_is_not_taken_for_the_new_server(
+    tool: Tool, server: Start, spawn: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """The other workers, and the master, which would be stopped, are as new."""
+    server("old")
+    new = spawn(*(sys.executable, "-m", "tests.servers.prefork", "127.0.0.1", PORT, 2), stdout=subprocess.PIPE)
+    assert new.stdout is not None
+    workers = [new.stdout.readline().split()[0] for _ in range(2)]
+    before = snapshot(tool)
+    error = tool.fails(7, "reload", PORT, "--new-pid", workers[1])
+    assert str(new.pid) in error["hint"]
+    assert snapshot(tool) == before
+    assert len(tool.ok("reload", PORT, "--new-pid", new.pid)["new"]["listeners"]) == 2
 
 
 def test_the_picture_and_the_trace(tool: Tool, server: Start, tmp_path: Path) -> None:
