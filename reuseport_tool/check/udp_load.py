@@ -19,6 +19,7 @@ CLIENTS = 10
 KNOWN_FLOWS = 900
 _GAP_S = 0.002
 _FULL_GAP_S = 0.02
+_FLOOD_GAP_S = 0.0005
 _UNDER_WAY, _UNDER_WAY_MAX = 200, 250  # a receive buffer of the default size has room for 277 datagrams
 _AGAIN_S = 1.0
 _DEADLINE_S = 60.0
@@ -202,8 +203,9 @@ def _send(client: socket.socket, payload: bytes) -> None:
 class Flood(Closing):
     """Many flows of one datagram each, the next one when the one before was answered; KNOWN_FLOWS of them at first."""
 
-    def __init__(self, address: str, port: int) -> None:
+    def __init__(self, address: str, port: int, pace: Pace) -> None:
         self._address, self._port = address, port
+        self._gap_s = pace.seconds(_FLOOD_GAP_S)
         for number in range(KNOWN_FLOWS):
             self._pass(_FIRST_PORT + number)
         self._passing = Background(self._pass_all)
@@ -213,7 +215,7 @@ class Flood(Closing):
         self._passing.close()
 
     def _pass_all(self, stop: threading.Event) -> None:
-        while not stop.is_set():
+        while not stop.wait(self._gap_s):
             self._pass(0)
 
     def _pass(self, source_port: int) -> None:

@@ -136,7 +136,7 @@ class UdpTrial:
                 )
             with self._load() as load:
                 load.go_on(CLIENTS * 10)
-                with Flood(self._address, PORT) if self._story.flood else contextlib.nullcontext():
+                with Flood(self._address, PORT, self._pace) if self._story.flood else contextlib.nullcontext():
                     self._replace(old, load)
                 load.go_on(CLIENTS * 10)
             self.sent, self.lost = load.sent, load.lost

@@ -102,6 +102,14 @@ class Datagrams(Closing):
         opened = self._pins.state(group)
         return opened.flows.connection_ids() if opened is not None else None
 
+    def is_crowded(self, group: Endpoint) -> bool:
+        """Whether so many flows or connection IDs are known that the kernel may forget some that are in use."""
+        opened = self._pins.state(group)
+        if opened is None:
+            return False
+        most = opened.flows.capacity // 2
+        return (opened.flows.connection_ids() or 0) > most or sum(1 for _ in opened.flows.recorded()) > most
+
     def connected(self, group: Endpoint) -> tuple[BoundSocket, ...]:
         """The sockets of the group's address and port that are connected to one client, whoever holds them."""
         found = diag.connected_sockets(group.port)

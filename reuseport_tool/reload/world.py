@@ -284,6 +284,9 @@ class Datagrams(Protocol):
     def connection_ids(self, group: Endpoint) -> int | None:
         """How many QUIC connection IDs are known; None where the group keeps none."""
 
+    def is_crowded(self, group: Endpoint) -> bool:
+        """Whether so many flows or connection IDs are known that the kernel may forget some that are in use."""
+
     def connected(self, group: Endpoint) -> Collection[BoundSocket]:
         """The sockets of the group's address and port that are connected to one client, whoever holds them."""
 

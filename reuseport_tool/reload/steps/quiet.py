@@ -81,6 +81,9 @@ def _cut(state: ReloadState, watches: list[_Flows], timeout_s: float, world: Wor
 def _written(state: ReloadState, watches: list[_Flows], world: World) -> ReloadState:
     for watch in watches:
         group = next(group for group in state.groups if group.endpoint == watch.endpoint)
+        if group.flows is FlowMode.QUIC and world.datagrams.is_crowded(group.endpoint):
+            text = "its maps are more than half full: a connection whose ID was forgotten is lost if its client moves"
+            state = warn(state, world, f"{group.endpoint}: {text}")
         if watch.closed:
             text = f"{len(watch.closed)} flows on {group.endpoint} are cut: the old server closed their sockets"
             state = warn(state, world, text)
@@ -133,7 +136,8 @@ class _Flows:
     The program does not see what reaches a connected socket. The server closes it when its connection has ended.
 
     Attributes:
-        alive, evicted: flows by their keys.
+        alive: flows by their keys.
+        evicted: the slots of flows by their keys.
         closed: flows that were alive when the old server closed their socket.
         connected: cookies.
     """
@@ -141,7 +145,7 @@ class _Flows:
     def __init__(self, group: GroupState, state: ReloadState, world: World) -> None:
         self.endpoint = group.endpoint
         self.alive: set[bytes] = set()
-        self.evicted: set[bytes] = set()
+        self.evicted: dict[bytes, int] = {}
         self.closed: set[bytes] = set()
         self.connected: set[int] = set()
         self._held: dict[int, bool] = {}
@@ -162,8 +166,9 @@ class _Flows:
     def look(self) -> int:
         """How many there are. One that was alive a moment ago, and is not recorded any more, was evicted.
 
-        A QUIC connection is recorded again by its ID. And an address that one has left may be that of a newer one: its
-        flow is another generation's then, and no eviction. Without IDs, only what was evicted is recorded anew.
+        A QUIC connection is recorded again by its ID, unless that was evicted as well: then another worker may get it.
+        And an address that one has left may be that of a newer one: its flow is another generation's then, and no
+        eviction. Without IDs, only what was evicted is recorded anew.
         """
         now_s = self._world.clock.now_s()
         if self._looked_s is not None and now_s - self._looked_s < _LOOK_S:
@@ -172,8 +177,8 @@ class _Flows:
         passed_s = 0.0 if self._looked_s is None else now_s - self._looked_s
         gone = {key for key in self.alive - found.keys() if self._seen[key].idle_s + passed_s < self._timeout_s}
         self._note_closed(gone, found)
-        self.evicted |= gone - self.closed - taken
-        self.evicted -= found.keys()
+        self.evicted |= {key: self._seen[key].slot for key in (gone - self.closed - taken) | self._dealt_anew(found)}
+        self.evicted = {key: slot for key, slot in self.evicted.items() if not _is_back(found.get(key), slot)}
         self._looked_s = now_s
         self._note(found)
         self.connected = self._connected()
@@ -185,6 +190,15 @@ class _Flows:
         open_slots = self._world.datagrams.open_slots(self.endpoint, self._generation)
         left = {flow.key for flow in found.values() if flow.slot not in open_slots and flow.idle_s < self._timeout_s}
         self.closed |= left | {key for key in gone if self._seen[key].slot not in open_slots}
+
+    def _dealt_anew(self, found: dict[bytes, RawFlow]) -> set[bytes]:
+        """Flows that another worker has by now: forgotten and recorded anew since the last look.
+
+        While the kernel forgets none it is another connection, with the address of one that has left.
+        """
+        both = self.alive & found.keys()
+        changed = {key for key in both if found[key].slot != self._seen[key].slot}
+        return changed if changed and self._world.datagrams.is_crowded(self.endpoint) else set()
 
     def _note(self, found: dict[bytes, RawFlow]) -> None:
         self._seen = found
@@ -234,3 +248,8 @@ class _Flows:
             self._world.tell.note(
                 f"{self.endpoint}: {self.shown()} are left on the old server; waiting up to {left_s:.0f} s more"
             )
+
+
+def _is_back(found: RawFlow | None, slot: int) -> bool:
+    """Whether a flow that was evicted belongs to its old socket again."""
+    return found is not None and found.slot == slot

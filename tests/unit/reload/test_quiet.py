@@ -23,8 +23,10 @@ class Scene:
     def __init__(self, mode: FlowMode, kept: KeptFlows | None = None) -> None:
         self.now_s = 100.0
         self.flows: dict[bytes, tuple[int, float]] = {}
+        self.slot = 0
+        self.is_crowded = False
         self.connected: dict[int, int] = {}
-        self.open_slots = {0}
+        self.open_slots = {0, 1}
         tree = SimpleNamespace(running=lambda side: side, below=lambda pids: pids)
         world: Any = SimpleNamespace(
             clock=SimpleNamespace(now_s=lambda: self.now_s),
@@ -32,6 +34,7 @@ class Scene:
                 flows=self._flows,
                 connected=self._connected,
                 kept_flows=lambda _: kept,
+                is_crowded=lambda _: self.is_crowded,
                 open_slots=lambda _group, _generation: self.open_slots,
             ),
             processes=SimpleNamespace(tree=lambda: tree),
@@ -45,7 +48,7 @@ class Scene:
 
     def _flows(self, _group: object) -> list[RawFlow]:
         return [
-            RawFlow(key=key, generation=generation, slot=0, idle_s=idle_s)
+            RawFlow(key=key, generation=generation, slot=self.slot, idle_s=idle_s)
             for key, (generation, idle_s) in self.flows.items()
         ]
 
@@ -108,6 +111,26 @@ def test_a_connection_that_its_id_brought_back_is_not_evicted() -> None:
     assert (scene.look({b"a": (OLD, 0.0)}), len(scene.watch.evicted)) == (1, 0)
 
 
+def test_a_connection_that_came_back_to_another_worker_is_evicted() -> None:
+    scene = Scene(FlowMode.QUIC)
+    scene.look({b"a": (OLD, 1.0)})
+    scene.look({})
+    scene.slot = 1
+    assert (scene.look({b"a": (OLD, 0.0)}), scene.watch.forgotten) == (1, None)
+    assert len(scene.watch.evicted) == 1
+
+
+@pytest.mark.parametrize("is_crowded", [False, True])
+def test_between_two_looks_another_worker_may_get_an_address(is_crowded: bool) -> None:
+    """Of a connection that was forgotten, if the map is crowded, else of another one."""
+    scene = Scene(FlowMode.QUIC)
+    scene.is_crowded = is_crowded
+    scene.look({b"a": (OLD, 1.0)})
+    scene.slot = 1
+    assert scene.look({b"a": (OLD, 0.0)}) == 1
+    assert len(scene.watch.evicted) == is_crowded
+
+
 def test_an_address_that_a_newer_connection_has_taken_is_not_evicted() -> None:
     scene = Scene(FlowMode.QUIC)
     scene.look({b"a": (OLD, 1.0)})
@@ -125,7 +148,7 @@ def test_flows_of_a_socket_that_the_old_server_closed_are_lost_and_not_awaited(
     left = (NEW, 0.0) if comes_back else (OLD, 2.0)
     assert scene.look({b"a": left, b"b": (OLD, TIMEOUT_S + 6)}) == 0
     assert scene.look() == 0
-    assert (scene.watch.closed, scene.watch.evicted) == ({b"a"}, set())
+    assert (scene.watch.closed, scene.watch.evicted) == ({b"a"}, {})
 
 
 def test_connected_sockets_of_the_old_side_are_waited_for() -> None:

@@ -54,6 +54,9 @@ class FakeDatagrams(Part):
     def connection_ids(self, endpoint: Endpoint) -> int | None:
         return None
 
+    def is_crowded(self, endpoint: Endpoint) -> bool:
+        return False
+
     def connected(self, endpoint: Endpoint) -> tuple[BoundSocket, ...]:
         return ()
 
