@@ -50,7 +50,13 @@ class Journal:
             step=state.step,
             share_until=state.share_until,
         )
-        journals.write(self._folders.values(), header, encode(state))
+        try:
+            journals.write(self._folders.values(), header, encode(state))
+        except FileNotFoundError as error:
+            raise ToolError(
+                "a folder with the state of the group is gone",
+                hint=f"is the bpffs still mounted? It holds {', '.join(map(str, self._folders.values()))}",
+            ) from error
 
     def last(self) -> ReloadState | None:
         """The state that was last given to write(), whether that failed or not."""

@@ -125,7 +125,7 @@ def check(plan: Plan) -> None:
     if sum(forms) != 1:
         raise UsageError(
             "say in exactly one way how the new server starts",
-            hint="-- COMMAND…, or --new-pid PID, or --run 'COMMAND'",
+            hint="-- COMMAND…, or --new-pid PID, or --run 'COMMAND', or --unit NAME@",
         )
     if plan.canary:
         _check_canary(plan)

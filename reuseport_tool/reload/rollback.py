@@ -120,7 +120,9 @@ def _log(error: BaseException) -> str | None:
 
 def _where_to_look(state: ReloadState) -> str | None:
     """For a new server that was not well, nobody says why but itself."""
-    return f"the new server's output is in {state.output}" if state.output else None
+    if state.started is None:
+        return None
+    return f"the new server's output is {f'in {state.output}' if state.output else 'above'}"
 
 
 def undo(state: ReloadState, world: World) -> tuple[ReloadState, list[str]]:

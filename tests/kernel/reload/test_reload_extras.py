@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import PORT, Clients, server_command, snapshot
+from tests.kernel.conftest import PORT, Clients, ask, server_command, snapshot
 from tests.tool import Tool
 
 pytestmark = [
@@ -48,6 +48,16 @@ def test_a_hook_that_fails_after_the_stop_is_told(tool: Tool, server: Start) -> 
     assert done.code == 1
     assert done.json["result"] == "reloaded"
     assert old.wait(10) is not None
+
+
+def test_state_that_somebody_removes_meanwhile(tool: Tool, server: Start) -> None:
+    """As an unmounted bpffs does it."""
+    server("old")
+    hook = ("--on-register", f"rm -r {tool.bpffs}/* || true")
+    error = tool.fails(8, "reload", PORT, *hook, "--", *server_command("new"))
+    assert "a folder with the state of the group is gone; rolled back" in error["message"]
+    assert str(tool.bpffs) in error["hint"]
+    assert ask() == "old"
 
 
 def test_a_worker_is_not_taken_for_the_new_server(
