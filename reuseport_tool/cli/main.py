@@ -69,6 +69,16 @@ _GC_THRESHOLD = 50_000
 _WORDS = "reuseport_tool.words"
 _VARIABLES = "REUSEPORT_TOOL"
 _JSON_VARIABLE = f"{_VARIABLES}_JSON"
+_LIMITS = {
+    errno.EMFILE: "raise the limit: ulimit -n",
+    errno.ENFILE: "the whole machine has too many open files: sysctl fs.file-max",
+    errno.ENOMEM: "raise the limits: ulimit -v, ulimit -l; 'free' shows the memory",
+    errno.EAGAIN: "raise the limit of processes: ulimit -u",
+    errno.ENOSPC: "'df' shows which disk is full",
+    errno.EFBIG: "raise the limit: ulimit -f",
+    errno.EROFS: "it is on a read-only file system: 'findmnt' shows which",
+}
+"""What to do where the kernel refuses something for want of room."""
 
 
 class _Verbs(VerbGroup):
@@ -254,9 +264,16 @@ def _translated(error: BaseException) -> ToolError:
     if isinstance(error, PermissionError) and error.filename is not None:
         hint = "run as its owner or as root, or name a bpffs of your own by --bpffs"
         return MissingCapability(f"not permitted: {error.filename}", hint=hint)
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        return ToolError("too many open files", hint="raise the limit: ulimit -n")
+    if isinstance(error, OSError) and error.errno in _LIMITS:
+        return ToolError(f"{error.filename or 'a system call'}: {error.strerror}", hint=_LIMITS[error.errno])
+    if isinstance(error, MemoryError):
+        return ToolError("out of memory", hint=_LIMITS[errno.ENOMEM])
     raise error
+
+
+def _hint_of(cause: BaseException | None) -> str | None:
+    """What to do where a limit of the system is the reason."""
+    return _LIMITS.get(cause.errno or 0) if isinstance(cause, OSError) else None
 
 
 def _shown(error: ToolError, *, as_json: bool, verbose: bool) -> int:
@@ -268,7 +285,10 @@ def _shown(error: ToolError, *, as_json: bool, verbose: bool) -> int:
     if error.report is not None and as_json:
         show.outcome(error.report, as_json)
     report = ErrorReport(
-        code=error.exit_code, message=error.message, hint=error.hint, log=error.log if verbose else None
+        code=error.exit_code,
+        message=error.message,
+        hint=error.hint or _hint_of(error.__cause__),
+        log=error.log if verbose else None,
     )
     show.error(report, as_json)
     return error.exit_code

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from reuseport_tool.errors import MissingCapability, NotFound, ToolError
-from reuseport_tool.kernel import bpf, libc, netns
+from reuseport_tool.kernel import bpf, folders, libc, netns
 from reuseport_tool.kernel.folders import Foreign, Place
 
 HOME = "reuseport-tool"
@@ -119,7 +119,7 @@ def _mounts_last() -> bool:
 
 def pin(handle: bpf.Handle, place: Place) -> None:
     """Give an object a name, so that it outlives the process. Raises ToolError, also where the name is taken."""
-    with place.parent.opened() as folder:
+    with place.parent.opened() as folder, folders.for_its_owner():
         handle.pin(f"/proc/self/fd/{folder}/{place.name}", str(place))
 
 

@@ -179,6 +179,9 @@ def _refusal(folder: int, name: str, place: Place) -> ToolError:
         return _not_permitted(str(place.parent))
     if info.st_uid != os.geteuid():
         return _foreign(place, info)
+    if stat.S_ISDIR(info.st_mode):
+        mode = stat.S_IMODE(info.st_mode)
+        return Conflict(f"{place} has the mode {mode:04o}, which is closed to us", hint=f"open it: chmod 0700 {place}")
     return Conflict(f"not a folder: {place}", hint=_LOOK_HINT)
 
 
@@ -195,9 +198,20 @@ def _not_permitted(path: str) -> MissingCapability:
     return MissingCapability(f"not permitted to look into {path}", hint=_OWN_HINT)
 
 
+@contextlib.contextmanager
+def for_its_owner() -> Iterator[None]:
+    """Inside, what is made is open to its owner, whatever the umask: with 0777 he could not use it again."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def _make(folder: int, place: Place) -> None:
     try:
-        os.mkdir(place.name, 0o700, dir_fd=folder)
+        with for_its_owner():
+            os.mkdir(place.name, 0o700, dir_fd=folder)
     except FileExistsError:
         pass
     except PermissionError as error:

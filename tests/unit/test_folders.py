@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def victim(tmp_path: Path) -> Path:
     return made
 
 
-@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o277, 0o777])
 def test_folders_are_made_closed(base: Place, umask: int) -> None:
     before = os.umask(umask)
     try:
@@ -36,6 +37,29 @@ def test_folders_are_made_closed(base: Place, umask: int) -> None:
         info = place.info()
         assert info is not None
         assert info.st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_is_closed_to_its_owner(base: Place) -> None:
+    """What an older version made with such a umask is named as what it is. Root may look into it all the same."""
+    (base / "a").make()
+    os.chmod(base.base / "a", 0)
+    as_user = "import os; os.setresuid(4242, 4242, 4242); " if os.geteuid() == 0 else ""
+    script = f"""
+import os, pathlib
+from reuseport_tool.errors import Conflict
+from reuseport_tool.kernel.folders import Place
+{as_user}
+try:
+    (Place(pathlib.Path(".")) / "a").names()
+except Conflict as error:
+    print(error.message, error.hint)
+"""
+    if as_user:
+        for folder in (base.base, base.base / "a"):
+            os.chown(folder, 4242, 4242)
+    done = subprocess.run([sys.executable, "-c", script], cwd=base.base, capture_output=True, text=True, check=True)
+    assert "has the mode 0000, which is closed to us" in done.stdout
+    assert "chmod 0700" in done.stdout
 
 
 @pytest.mark.parametrize("mode", [0o701, 0o710, 0o707, 0o750, 0o755, 0o777])

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 import reuseport_tool
+from reuseport_tool.cli import main
+from reuseport_tool.errors import ToolError
 
 PACKAGE = Path(reuseport_tool.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -32,3 +36,14 @@ def test_every_error_of_these_kinds_has_a_hint(file: Path) -> None:
 def test_one_without_a_hint_is_found() -> None:
     source = "raise UsageError('no')\nraise UsageError('no', hint='so')\nraise NotFound('no')"
     assert without_hint(source, HINTED) == ["UsageError('no')", "NotFound('no')"]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.ENOSPC, errno.EFBIG, errno.EROFS])
+def test_what_there_is_no_room_for(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """By itself, or as the cause of an error of ours that has no hint."""
+    failure = OSError(number, os.strerror(number), "a file")
+    assert main._answer(failure, None) == 1
+    own = ToolError("making a map failed")
+    own.__cause__ = failure
+    assert main._answer(own, None) == 1
+    assert capsys.readouterr().err.count("hint:") == 2

@@ -176,3 +176,47 @@ def on_terminal(command: list[str], wanted: bytes, times: int) -> bytes:
     finally:
         os.close(terminal)
     return shown
+
+
+HEADLESS = """
+import ctypes, socket, sys, threading
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])), reuse_port=True)
+def serve():
+    while True:
+        client, _ = listener.accept()
+        client.recv(100)
+        client.sendall(b"headless")
+        client.close()
+threading.Thread(target=serve).start()
+print("ready", flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def has_pidfds_of_threads() -> bool:
+    """Linux 6.9."""
+    try:
+        os.close(os.pidfd_open(os.getpid(), os.O_EXCL))
+    except OSError:
+        return False
+    return True
+
+
+def test_a_server_whose_first_thread_has_ended(
+    tool: Tool, spawn: Start, in_netns: None, end_owners: None, tmp_path: Path
+) -> None:
+    """The kernel shows a zombie without descriptors, and it serves. It is replaced and stopped as any other."""
+    old = spawn(sys.executable, "-c", HEADLESS, str(PORT), stdout=subprocess.PIPE)
+    assert old.stdout is not None
+    assert old.stdout.readline() == "ready\n"
+    status = Path(f"/proc/{old.pid}/status")
+    assert wait_until(lambda: "State:\tZ" in status.read_text(), TIMEOUT_S)
+    if not has_pidfds_of_threads():
+        assert tool.fails(4, "attach", PORT)["message"].startswith("the first thread")
+        assert ask() == "headless"
+        return
+    assert len(tool.ok("attach", PORT)["attached"][0]["registered"]) == 1
+    assert ask() == "headless"
+    tool.ok("reload", PORT, "--output", tmp_path / "log", "--", *server_command("two"))
+    assert ask() == "two"
+    assert old.wait(TIMEOUT_S) == -signal.SIGTERM
