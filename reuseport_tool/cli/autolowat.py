@@ -34,7 +34,7 @@ def command() -> None:
 @command.command("attach", short_help="Follow the frames of a cgroup's connections from now on.")
 @_CGROUP
 @click.option("--framing", required=True, metavar="SPEC", help="rpc, thrift, kafka, postgres, dns, http2, or length:…")
-@click.option("--ports", type=PORTS, default="", help="Follow every connection on these ports.")
+@click.option("--ports", type=PORTS, default=(), help="Follow every connection on these ports.")
 @click.option(
     "--engine",
     type=OneOf(Engine, none="auto"),

@@ -54,7 +54,8 @@ def _replace(file: Path, text: bytes) -> None:
         hint = "it must be the folder of node_exporter's --collector.textfile.directory; make it first"
         raise ToolError(f"{file} was not written: there is no folder {file.parent}", hint=hint) from error
     except OSError as error:
-        raise ToolError(f"{file} was not written: {error.strerror}") from error
+        owner = f"run as the owner of {file.parent}" if isinstance(error, PermissionError) else None
+        raise ToolError(f"{file} was not written: {error.strerror}", hint=owner) from error
 
 
 def _rename_into(file: Path, text: bytes) -> None:

@@ -141,6 +141,8 @@ def parse_ports(text: str) -> tuple[int, ...]:
         if last < first:
             raise UsageError(f"not a range of ports: {part!r}", hint=f"write the lower one first: {last}-{first}")
         found.update(range(first, last + 1))
+    if not found:  # an empty variable, perhaps: without any port the programs follow the sockets that opt in
+        raise UsageError(f"no port: {text!r}", hint="write --ports 443,8080-8090, or omit --ports")
     return tuple(sorted(found))
 
 

@@ -16,6 +16,7 @@ import pytest
 from reuseport_tool import errors, models
 from reuseport_tool.cli import main, show
 from reuseport_tool.cli.types import DURATION, OneOf, SignalType, parse_ports
+from reuseport_tool.errors import UsageError
 from tests.records import NGINX, some
 
 EXIT_CODES = {
@@ -259,7 +260,9 @@ def test_members_of_an_enum() -> None:
 
 def test_ports() -> None:
     assert parse_ports("443,80-82,81") == (80, 81, 82, 443)
-    assert parse_ports("") == ()
+    for text in ("", ",", " , "):
+        with pytest.raises(UsageError, match=r"no port|not a port"):
+            parse_ports(text)
 
 
 LISTENER = some(
