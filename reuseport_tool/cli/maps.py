@@ -24,7 +24,7 @@ def command() -> None:
     """
 
 
-@command.command("list")
+@command.command("list", short_help="List the maps of all attached groups.")
 @pass_context
 def list_(ctx: Context) -> None:
     """List the maps of all attached groups of the network namespace.
@@ -36,7 +36,7 @@ def list_(ctx: Context) -> None:
     show.result(maps.list_maps(None, ctx.bpffs), ctx.json)
 
 
-@command.command("show")
+@command.command("show", short_help="Show the maps of some groups.")
 @click.argument("endpoint", type=ENDPOINT)
 @pass_context
 def show_(ctx: Context, endpoint: Endpoint) -> None:

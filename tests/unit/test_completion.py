@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 
+import click
 import pytest
 
+from reuseport_tool.cli import main
 from reuseport_tool.models import Policy
 
 NAME = "reuseport-tool"
@@ -43,6 +45,16 @@ def test_verbs_and_policies() -> None:
     assert {"reload", "status", "metrics"} <= set(completed(""))
     assert completed("attach 8080 --policy ") == [policy.value for policy in Policy]
     assert completed("check h") == ["hot-reload"]
+
+
+@pytest.mark.parametrize("verb", ["map", "autolowat", "check", "bench"])
+def test_no_summary_is_cut_short(verb: str) -> None:
+    """Shells show them beside the words."""
+    group = main.cli.get_command(click.Context(main.cli), verb)
+    assert isinstance(group, click.Group)
+    summaries = [command.get_short_help_str() for command in group.commands.values()]
+    assert summaries
+    assert not [text for text in summaries if text.endswith("...")]
 
 
 def test_a_completion_that_fails_says_nothing() -> None:

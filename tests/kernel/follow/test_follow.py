@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from reuseport_tool.errors import NotFound
 from reuseport_tool.group import places
 from reuseport_tool.group.layout import CAPACITY_LEAST
 from reuseport_tool.group.state import State
@@ -32,6 +34,7 @@ pytestmark = pytest.mark.usefixtures("servers_end")
 GROUP = Endpoint(protocol=Protocol.TCP, address="127.0.0.1", port=PORT)
 SOON_S = 0.1
 IDLE_S = 3.0
+DEADLINE_S = 60.0
 
 Spawn = Callable[..., subprocess.Popen[str]]
 
@@ -70,6 +73,13 @@ def registered(tool: Tool) -> set[int]:
         return opened.generations.registered()
 
 
+def registered_so_far(tool: Tool) -> set[int]:
+    """As registered(), also before anything is attached."""
+    with contextlib.suppress(NotFound, FileNotFoundError):
+        return registered(tool)
+    return set()
+
+
 def workers_now() -> list[int]:
     """The processes that hold a listener."""
     return [holder.pid for member in servers.listeners(PORT) for holder in member.holders]
@@ -104,6 +114,24 @@ def test_a_respawned_worker_is_registered_and_a_stranger_is_not(
         assert follower.stop() == 0
         assert follower.events()[-1]["event"] == "stopped"
     assert sorted(flag for _, flag in listeners(tool).values()) == ["foreign", "working", "working"]
+
+
+def test_nobody_reads_what_it_prints(tool: Tool, spawn: Spawn, prefork: Callable[[int], Any]) -> None:
+    """A full pipe, or a terminal after Ctrl-S: it registers what comes all the same."""
+    workers = prefork(2)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    spawn(*tool.command("attach", PORT, "--follow"), stdout=writer)
+    assert wait_until(lambda: len(registered_so_far(tool)) == 2, DEADLINE_S)
+    os.kill(workers_now()[0], signal.SIGKILL)
+    _, cookie, _ = born(workers)
+    assert wait_until(lambda: cookie in registered(tool), DEADLINE_S)
+    for end in (reader, writer):
+        os.close(end)
 
 
 def test_it_may_begin_before_the_server_and_again_after_it(
