@@ -73,12 +73,11 @@ def read(file: Path, command: click.Command) -> DeployFile:
         raise UsageError(
             f"{file}: no such option: {', '.join(unknown)}", hint="the names are those of 'reload --help', without --"
         )
-    endpoints = content.get("endpoint", [])
     return DeployFile(
-        endpoints=tuple(map(str, endpoints if isinstance(endpoints, list) else [endpoints])),
+        endpoints=_endpoints(file, content.get("endpoint")),
         command=_words(file, content.get("command", [])),
         options={
-            options[name].name or name: _value(options[name], value)
+            options[name].name or name: _value(file, options[name], value)
             for name, value in content.items()
             if name not in _OWN
         },
@@ -124,8 +123,18 @@ def _words(file: Path, value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _value(option: click.Option, value: object) -> object:
+def _endpoints(file: Path, value: object) -> tuple[str, ...]:
+    endpoints = value if isinstance(value, list) else [value]
+    if not endpoints or not all(isinstance(endpoint, str | int) for endpoint in endpoints):
+        raise UsageError(f"{file}: endpoint is missing, or no text", hint='endpoint = "8080"')
+    return tuple(map(str, endpoints))
+
+
+def _value(file: Path, option: click.Option, value: object) -> object:
     """As the command line would have it: text, except for flags and options that may be repeated."""
+    if isinstance(value, dict) or (isinstance(value, bool) and not option.is_flag):
+        name = option.opts[-1].removeprefix("--")
+        raise UsageError(f"{file}: {name} is text or a number, and not {value}", hint=f'{name} = "…"')
     if isinstance(value, list):
         words = [f"{word:g}" if isinstance(word, float) else str(word) for word in value]
         return words if option.multiple else ",".join(words)

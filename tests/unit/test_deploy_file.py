@@ -93,7 +93,10 @@ def test_an_endpoint_is_no_name(folder: Path, begun: list[tuple[tuple[Endpoint, 
         ('endpoint = "8080"\ncommand = "server"', "list of words"),
         ('endpoint = "8080"\nstep = "soon"', "not a duration"),
         ('endpoint = "nowhere:"', "endpoint"),
-        ("run = 'true'", "ENDPOINT"),
+        ("run = 'true'", "endpoint is missing"),
+        ("endpoint = {port = 8080}", "endpoint is missing"),
+        ("endpoint = '8080'\noutput = true", "output is text or a number"),
+        ("endpoint = '8080'\nstep = {seconds = 3}", "step is text or a number"),
     ],
 )
 def test_a_wrong_file_is_a_usage_error(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import pytest
@@ -101,6 +102,20 @@ def test_the_new_instance_is_stopped_unless_it_serves(error: BaseException, is_s
         fail()
     assert (("stop", "web@b") in fake.done) is is_stopped
     assert not any(entry[0] == "enable" for entry in fake.done)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_an_interrupt_while_it_starts_stops_it(
+    number: signal.Signals, fake: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(name: str, _timeout_s: float) -> None:
+        fake.done.append(("start", name))
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(systemd, "start", start)
+    with pytest.raises(KeyboardInterrupt), unit.started("web@", 5, 5):
+        pytest.fail("it was interrupted")
+    assert fake.done == [("start", "web@b"), ("stop", "web@b")]
 
 
 def test_a_new_instance_that_does_not_start_is_stopped(fake: Systemd) -> None:
