@@ -149,9 +149,10 @@ def _old_members(
     if not found:
         world.listeners.require_visible(everyone)
         whose = f"of process {', '.join(map(str, plan.old_pids))}" if plan.old_pids else "besides the new ones"
-        raise NotFound(
-            f"{', '.join(map(str, named))} has no listeners {whose}", hint="'status' shows who holds each listener"
-        )
+        hint = "'status' shows who holds each listener"
+        if any({holder.pid in new for holder in member.holders} == {True, False} for member in everyone):
+            hint = "the new server has inherited them: they stay open when the old one stops, so nothing has to move"
+        raise NotFound(f"{', '.join(map(str, named))} has no listeners {whose}", hint=hint)
     world.listeners.require_visible([member for members in found.values() for member in members])
     return found
 

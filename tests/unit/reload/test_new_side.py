@@ -118,6 +118,18 @@ def test_a_server_that_somebody_else_started() -> None:
     refused(NotFound, scene(), new_pid=999)
 
 
+def test_a_given_server_that_has_inherited_the_listeners_needs_no_reload() -> None:
+    """As nginx does it after USR2."""
+    world = scene()
+    new = world.process(300)
+    for sock in world.socks.values():
+        sock.holders.add(new)
+    with pytest.raises(NotFound) as caught:
+        go(world, new_pid=new)
+    assert "nothing has to move" in (caught.value.hint or "")
+    assert not world.signals
+
+
 def test_a_given_server_is_left_alone_by_a_roll_back() -> None:
     world = scene()
     new = world.process(300)
