@@ -65,7 +65,7 @@ test: setup lint ## Every test: unit, kernel, servers, packaging, vm (as root)
 
 .PHONY: unit
 unit: setup ## Unit tests: without root, in seconds
-	$(VENV)/bin/pytest -q tests/unit
+	$(VENV)/bin/pytest -q -n 2 tests/unit
 
 .PHONY: kernel
 kernel: setup ## Kernel tests (as root). FOLDER=reload: those of one job
@@ -204,7 +204,7 @@ vm-kernel: vm-build-setup ## Build the kernel with AutoLOWAT's hook (about ten m
 	@$(VM) kernel autolowat
 
 .PHONY: vm-matrix
-vm-matrix: vm-build-setup ## Test every kernel, two at a time, write docs/kernels.md. KERNELS='…': only these
+vm-matrix: vm-build-setup ## Test every kernel, two at a time, and write docs/kernels.md. KERNELS='…': test only these, write nothing
 	@$(VM) matrix $(KERNELS)
 
 # The box is Debian packages and nothing else; the ones that set-up would install are in it already.

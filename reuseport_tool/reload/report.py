@@ -131,7 +131,7 @@ def _new(state: ReloadState, world: World) -> Side:
     generation = first.new_generation if first.new_generation and not first.joins else first.old_generation
     pids: tuple[int, ...] = ()
     with contextlib.suppress(Exception):
-        pids = sides.owners(state, world, cookies)
+        pids = tuple(world.processes.masters(sides.owners(state, world, cookies)))
     return Side(generation=generation, pids=pids, listeners=cookies)
 
 

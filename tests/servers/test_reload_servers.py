@@ -65,6 +65,8 @@ def test_a_reload_loses_none(tool: Tool, server: Server) -> None:
             reports.append(restart.by_the_tool(tool, server))
         ledger = load.stop()
     lost_none(ledger, reports)
+    # The process that a report names is the one that the next reload stops.
+    assert [report["new"]["pids"] for report in reports[:-1]] == [report["old"]["pids"] for report in reports[1:]]
     # The Go server is so quick that its queue is empty again when it is told to stop.
     assert some_moved(reports) or server.name == "go"
 
