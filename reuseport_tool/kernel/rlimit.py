@@ -11,7 +11,7 @@ from reuseport_tool.errors import ToolError
 
 @contextlib.contextmanager
 def descriptors(wanted: int) -> Iterator[None]:
-    """The soft limit raised to so many, within the hard one, until the end.
+    """Inside, the soft limit is so many, within the hard one.
 
     Raises ToolError where the hard limit is lower.
     """
