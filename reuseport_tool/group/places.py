@@ -22,7 +22,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from reuseport_tool.errors import Conflict, ToolError
@@ -36,6 +36,7 @@ STATE = "state"
 JOURNAL = "journal"
 LAST_RELOAD = "last_reload"
 _MOMENT_S = 1.0
+_AGAIN_S = 0.02
 _GENERATION = re.compile(r"generation_(\d{1,10})")
 
 
@@ -94,10 +95,20 @@ def _by_group(root: Path) -> dict[Endpoint, Place]:
 
 
 @contextlib.contextmanager
-def locked(root: Path, group: Endpoint, wait_s: float = 0.0, *, at_once: bool = False) -> Iterator[Place]:
+def locked(
+    root: Path,
+    group: Endpoint,
+    wait_s: float = 0.0,
+    *,
+    at_once: bool = False,
+    pause: Callable[[float], object] = time.sleep,
+) -> Iterator[Place]:
     """Hold the lock of a group and yield its folder.
 
     A follower holds it for milliseconds at any time, so nobody but a follower (`at_once`) gives up before `_MOMENT_S`.
+
+    Args:
+        pause: called between two tries with the seconds to wait; it may raise.
 
     Raises:
         Conflict: another run holds it for longer than `wait_s`; the message has its pid.
@@ -107,7 +118,7 @@ def locked(root: Path, group: Endpoint, wait_s: float = 0.0, *, at_once: bool = 
     def wait(_holder: int) -> bool:
         if time.monotonic() >= deadline:
             return False
-        time.sleep(0.02)
+        pause(_AGAIN_S)
         return True
 
     folder = group_folder(root, group)

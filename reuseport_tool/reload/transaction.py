@@ -71,14 +71,21 @@ def _locked_survey(
     folders: dict[Endpoint, Place],
     stack: ExitStack,
 ) -> Survey:
-    """Look, lock what was found, and look again: whoever held a lock before us may have replaced the server."""
+    """Look, lock what was found, and look again: whoever held a lock before us may have replaced the server.
+
+    Raises KeyboardInterrupt at an interrupt while it waits for a lock, as nothing has begun.
+    """
+
+    def pause(seconds: float) -> None:
+        world.clock.wait(lambda: False, seconds)
+
     while True:
         found = survey.survey(endpoints, plan, world)
         missing = [group.endpoint for group in found.groups if group.endpoint not in folders]
         if not missing:
             return found
         for group in missing:
-            locked = stack.enter_context(places.locked(root, group, plan.lock_timeout_s))
+            locked = stack.enter_context(places.locked(root, group, plan.lock_timeout_s, pause=pause))
             places.refuse_interrupted(locked, group)
             folders[group] = locked
 

@@ -164,10 +164,13 @@ def test_a_running_reload_is_shown_and_cannot_be_taken_over(tool: Tool, server: 
     assert wait_until(lambda: step() == "health", 30)
     for how in ("--resume", "--abort"):
         assert f"process {process.pid}" in tool.fails(7, "reload", PORT, how)["message"]
-    second = subprocess.Popen(
-        tool.command("reload", PORT, "--wait", "60s", "--", *server_command("second")), stdout=subprocess.DEVNULL
-    )
-    assert wait_until(lambda: "nanosleep" in Path(f"/proc/{second.pid}/wchan").read_text(), 30)
+    words = tool.command("reload", PORT, "--wait", "60s", "--", *server_command("second"))
+    second, third = (subprocess.Popen(words, stdout=subprocess.DEVNULL) for _ in range(2))
+    for waiting in (second, third):
+        assert wait_until(lambda waiting=waiting: "poll" in Path(f"/proc/{waiting.pid}/wchan").read_text(), 30)
+    third.send_signal(signal.SIGINT)
+    assert third.wait(timeout=30) == 130
+    assert process.poll() is None
     healthy.touch()
     assert process.wait(timeout=60) == second.wait(timeout=60) == 0
     assert ask() == "second"

@@ -37,7 +37,7 @@ def entered(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     locked: list[Endpoint] = []
 
     @contextlib.contextmanager
-    def lock(root: Path, group: Endpoint, wait_s: float = 0.0) -> Iterator[str]:
+    def lock(root: Path, group: Endpoint, wait_s: float = 0.0, **_: Any) -> Iterator[str]:
         locked.append(group)
         yield str(group)
 
