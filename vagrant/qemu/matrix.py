@@ -186,13 +186,13 @@ means that the emulated CPU did not finish the test within its limit:
 | --- | --- | --- | --- | --- |
 | a switch with `--flows address` | 1 passed | 7 passed | 1 passed | not run |
 | QUIC connections with `--flows quic` | 1 passed | 12 passed | 1 passed | not run |
-| a reload under load, `none` | 0 lost | not in 90 s | not in 90 s | not in 90 s |
-| a reload under load, `address` | 0 lost | not in 90 s | not in 90 s | 0 lost |
+| a reload under load, `none` | 0 lost | not in 90 s | 0 lost | not in 90 s |
+| a reload under load, `address` | 0 lost | not in 90 s | 0 lost | 0 lost |
 | raw sockets, which `--run` needs | 21 passed | not run | 21 passed | 21 passed |
 | `doctor`: `--flows none`, `address`, `quic` | yes, yes, yes | yes, yes, yes | yes, yes, yes | yes, yes, yes |
 
-`check udp-reload` makes twenty reloads under load. That is too much for an emulated CPU: on 5.10 each took about a
-minute.
+`check udp-reload` fits its load and its deadlines to the machine. On 6.12.118, on one emulated CPU and beside other
+work, all 30 cases came out as expected, in 1,065 s. It was not run as a whole on the others.
 
 ## MPTCP
 
