@@ -94,7 +94,7 @@ class _Verbs(VerbGroup):
         command = module.command
         assert isinstance(command, click.Command)
         command.short_help = _VERBS[name].short_help
-        _take_json(command, f"Print {'the result' if _VERBS[name].prints_json else 'errors'} as JSON.")
+        _take_json(command, "the result" if _VERBS[name].prints_json else "errors")
         _name_variables(command, f"{_VARIABLES}_{name}")
         return command
 
@@ -121,7 +121,7 @@ class _Verbs(VerbGroup):
             return _answer(error, ctx)
 
 
-def _take_json(command: click.Command, text: str) -> None:
+def _take_json(command: click.Command, what: str) -> None:
     """Let a verb, and all below it, have --json as well, so that it may stand anywhere before --."""
     if not any("--json" in param.opts for param in command.params):
         command.params.append(
@@ -132,12 +132,12 @@ def _take_json(command: click.Command, text: str) -> None:
                 expose_value=False,
                 allow_from_autoenv=False,
                 callback=_want_json,
-                help=text,
+                help=f"Print {what} as JSON.",
             )
         )
     if isinstance(command, click.Group):
         for below in command.commands.values():
-            _take_json(below, text)
+            _take_json(below, what)
 
 
 def _name_variables(command: click.Command, prefix: str) -> None:

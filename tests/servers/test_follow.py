@@ -99,10 +99,14 @@ def workers(servers_end: None, tmp_path: Path) -> Iterator[Workers]:
     made.end()
 
 
-def test_respawned_workers_alone_lose_connections(workers: Workers) -> None:
+def clients() -> Load:
+    """On the CPU of the workers."""
     with restart.on_one_cpu():
-        started = Load(servers.ADDRESS, servers.PORT, CLIENTS)
-    with started as load:
+        return Load(servers.ADDRESS, servers.PORT, CLIENTS)
+
+
+def test_respawned_workers_alone_lose_connections(workers: Workers) -> None:
+    with clients() as load:
         for number in range(RESPAWNS):
             restart.await_queue(QUEUED)
             workers.respawn(number)
@@ -116,8 +120,7 @@ def test_respawned_workers_with_a_follower_lose_none(tool: Tool, workers: Worker
         follower = stack.enter_context(Follower(tool, tmp_path, servers.PORT))
         watch = stack.enter_context(Watch(places.group_folder(tool.bpffs, GROUP), tmp_path / "seen"))
         assert wait_until(lambda: len(watch.seen()) == WORKERS, 10)
-        with restart.on_one_cpu():
-            load = stack.enter_context(Load(servers.ADDRESS, servers.PORT, CLIENTS))
+        load = stack.enter_context(clients())
         killed_ns = back_ns = 0
         for number in range(RESPAWNS):
             restart.await_queue(QUEUED)

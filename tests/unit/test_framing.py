@@ -31,20 +31,10 @@ def test_network_order_for_rpc() -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        "",
-        "grpc",
-        "thrift:max=3",
-        "rpc:width=4",
-        "rpc:order=middle",
-        "rpc:order",
-        "rpc:max=0",
-        "length:width=5",
-        "length:offset=14,width=4",
-        "length:offset=-1",
-        "length:offset=0,offset=1",
-        "length:header=2",
-        "length:includes=tail",
-        "length:order=",
+        *("", "grpc", "thrift:max=3"),
+        *("rpc:width=4", "rpc:order=middle", "rpc:order", "rpc:max=0"),
+        *("length:width=5", "length:offset=14,width=4", "length:offset=-1", "length:offset=0,offset=1"),
+        *("length:header=2", "length:includes=tail", "length:order="),
     ],
 )
 def test_what_makes_no_sense(spec: str) -> None:
