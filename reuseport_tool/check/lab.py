@@ -187,6 +187,8 @@ def private_pins(root: Path | None) -> Iterator[Place]:
     try:
         with folders.lock(folder, _never):
             _remove_leftovers(home, folder)
+            for name in folder.names():  # of a run with our number: in a container it is often the same
+                (folder / name).remove()
             try:
                 yield folder
             finally:
