@@ -64,12 +64,20 @@ def test_a_compiler_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     def endless(**_: object) -> None:
         time.sleep(60)
 
+    forked: list[int] = []
+    fork = os.fork
+
+    def remembered() -> int:
+        forked.append(fork())
+        return forked[-1]
+
+    monkeypatch.setattr(os, "fork", remembered)
     monkeypatch.setattr(compiler, "_LONGEST_S", 0.2)
     monkeypatch.setattr(compiler, "_bcc", lambda: endless)
     with pytest.raises(ProgramRejected, match="does not compile within"):
         compiler.compile_apart("policy.c", b"", {})
     with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+        os.waitpid(forked[0], os.WNOHANG)
 
 
 def test_a_lock_below_a_folder_that_is_gone(tmp_path: Path) -> None:
