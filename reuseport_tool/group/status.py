@@ -118,6 +118,8 @@ class Observer:
         return {group: found[group] for group in self._endpoint.among(found)} if self._endpoint else found
 
     def _pinned(self, endpoint: Endpoint) -> list[Endpoint]:
+        closed = bpffs.closed_to_us() if self._root is None else None
+        self._unseen = closed.message if closed else None
         try:
             root = bpffs.find(self._root)
             return [
@@ -128,7 +130,8 @@ class Observer:
         except (NotFound, Foreign, MissingCapability) as error:
             if self._root is not None:
                 raise
-            self._unseen = None if isinstance(error, NotFound) else error.message
+            if not isinstance(error, NotFound):
+                self._unseen = self._unseen or error.message
             return []
 
     def _pins(self, group: Endpoint) -> _Pinned | str | None:

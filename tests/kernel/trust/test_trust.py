@@ -178,12 +178,19 @@ def test_root_s_pins_in_an_open_bpffs(in_netns: None, server: Start, open_bpffs:
     tool.ok("detach", PORT)
 
 
-def test_everybody_may_ask_for_the_status(in_netns: None, server: Start, open_bpffs: Path) -> None:
+OTHER_BPFFS = (
+    "mkdir -p /run/reuseport-tool/bpffs && mount -t bpf -o mode=1777 bpf /run/reuseport-tool/bpffs",
+    "true",
+)
+
+
+@pytest.mark.parametrize("other", OTHER_BPFFS, ids=["beside an open one", "alone"])
+def test_everybody_may_ask_for_the_status(in_netns: None, server: Start, open_bpffs: Path, other: str) -> None:
     """As docs/rights.md says, also after root has attached."""
     server("one")
     Tool(open_bpffs).ok("attach", PORT)
     command = " ".join([*AS_USER, *READABLE.command(Tool(None).command("status", PORT))])
-    script = f"mount --bind {open_bpffs} /sys/fs/bpf && exec {command}"
+    script = f"mount -t tmpfs tmpfs /run && {other} && mount --bind {open_bpffs} /sys/fs/bpf && exec {command}"
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=False, cwd="/"
     )
