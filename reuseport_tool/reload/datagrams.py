@@ -23,54 +23,12 @@ from reuseport_tool.reload.world import KeptFlows
 _AGAIN_S = 0.5
 
 
-class Datagrams(Closing):
-    """Looks at the calling thread's network namespace. A context manager.
+class Flows:
+    """What the program of each group knows of flows."""
 
-    Args:
-        wait: waits for a condition at most so many seconds; an interrupt may end it with an exception.
-    """
-
-    def __init__(self, pins: Pins, wait: Callable[[Callable[[], bool], float], bool]) -> None:
+    def __init__(self, pins: Pins) -> None:
         self._pins = pins
-        self._wait = wait
-        self._owned = ExitStack()
-        self._iterator: UdpListeners | None = None
-        self._is_loaded = False
-        self._sent: SentPackets | None = None
-        self._last: dict[int, UdpInfo] = {}
         self._kept: dict[Endpoint, KeptFlows] = {}
-
-    def close(self) -> None:
-        """Stop looking."""
-        self._owned.close()
-
-    def sockets(self) -> Mapping[int, UdpInfo]:
-        """Every bound UDP socket, by cookie; none where the kernel does not tell."""
-        if not self._is_loaded:
-            self._is_loaded = True
-            with contextlib.suppress(Unsupported, MissingCapability):
-                self._iterator = self._owned.enter_context(UdpListeners())
-        found = self._iterator.read() if self._iterator is not None else {}
-        self._last.update(found)
-        return found
-
-    def last_seen(self, cookie: int) -> UdpInfo | None:
-        """A socket as it was at the last look at which it was open."""
-        return self._last.get(cookie)
-
-    def watch(self, cookies: Collection[int]) -> None:
-        """Count what these sockets send from now on. Raises Unsupported, MissingCapability."""
-        if self._sent is not None:
-            self._sent.close()
-        self._sent = self._owned.enter_context(SentPackets(cookies))
-
-    def sent(self) -> Mapping[int, Sent]:
-        """What the watched sockets have sent."""
-        return self._sent.read() if self._sent is not None else {}
-
-    def barrier(self) -> None:
-        """Return when no datagram is on its way that an earlier choice directed."""
-        rcu.wait_for_readers()
 
     def flow_mode(self, group: Endpoint) -> FlowMode | None:
         """What the group keeps together; None where nothing of ours is attached."""
@@ -109,6 +67,55 @@ class Datagrams(Closing):
             return False
         most = opened.flows.capacity // 2
         return (opened.flows.connection_ids() or 0) > most or sum(1 for _ in opened.flows.recorded()) > most
+
+
+class Datagrams(Flows, Closing):
+    """Looks at the calling thread's network namespace. A context manager.
+
+    Args:
+        wait: waits for a condition at most so many seconds; an interrupt may end it with an exception.
+    """
+
+    def __init__(self, pins: Pins, wait: Callable[[Callable[[], bool], float], bool]) -> None:
+        super().__init__(pins)
+        self._wait = wait
+        self._owned = ExitStack()
+        self._iterator: UdpListeners | None = None
+        self._is_loaded = False
+        self._sent: SentPackets | None = None
+        self._last: dict[int, UdpInfo] = {}
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._owned.close()
+
+    def sockets(self) -> Mapping[int, UdpInfo]:
+        """Every bound UDP socket, by cookie; none where the kernel does not tell."""
+        if not self._is_loaded:
+            self._is_loaded = True
+            with contextlib.suppress(Unsupported, MissingCapability):
+                self._iterator = self._owned.enter_context(UdpListeners())
+        found = self._iterator.read() if self._iterator is not None else {}
+        self._last.update(found)
+        return found
+
+    def last_seen(self, cookie: int) -> UdpInfo | None:
+        """A socket as it was at the last look at which it was open."""
+        return self._last.get(cookie)
+
+    def watch(self, cookies: Collection[int]) -> None:
+        """Count what these sockets send from now on. Raises Unsupported, MissingCapability."""
+        if self._sent is not None:
+            self._sent.close()
+        self._sent = self._owned.enter_context(SentPackets(cookies))
+
+    def sent(self) -> Mapping[int, Sent]:
+        """What the watched sockets have sent."""
+        return self._sent.read() if self._sent is not None else {}
+
+    def barrier(self) -> None:
+        """Return when no datagram is on its way that an earlier choice directed."""
+        rcu.wait_for_readers()
 
     def connected(self, group: Endpoint) -> tuple[BoundSocket, ...]:
         """The sockets of the group's address and port that are connected to one client, whoever holds them."""

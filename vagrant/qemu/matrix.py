@@ -161,6 +161,17 @@ def _table(rows: Sequence[Row]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
 
 
+_MPTCP = """## MPTCP
+
+No reuseport program can be attached to a listener made with IPPROTO_MPTCP (Go's default from 1.24 on): the kernel
+answers EOPNOTSUPP. With net.ipv4.tcp_migrate_req=1 the kernel moves the connections of plain TCP clients: on 6.18, 20
+of 20 were answered. It also moves those of MPTCP clients and counts them as moved, but no data ever arrives on them:
+on 6.18, 0 of 20 were answered, and each client was reset in the end. So the tool refuses such a group with exit code
+4, whatever the strategy. Start the server without MPTCP: `GODEBUG=multipathtcp=0` for Go,
+`sysctl net.mptcp.enabled=0` for any server.
+"""
+
+
 def _document(table: str, rows: Sequence[Row]) -> str:
     today = datetime.datetime.now(datetime.UTC).date()
     kernels = "\n".join(f"| {row.kernel.name} | {row.version or '–'} | {row.kernel.note} |" for row in rows)
@@ -194,12 +205,4 @@ means that the emulated CPU did not finish the test within its limit:
 `check udp-reload` fits its load and its deadlines to the machine. On 6.12.118, on one emulated CPU and beside other
 work, all 30 cases came out as expected, in 1,065 s. It was not run as a whole on the others.
 
-## MPTCP
-
-No reuseport program can be attached to a listener made with IPPROTO_MPTCP (Go's default from 1.24 on): the kernel
-answers EOPNOTSUPP. With net.ipv4.tcp_migrate_req=1 the kernel moves the connections of plain TCP clients: on 6.18, 20
-of 20 were answered. It also moves those of MPTCP clients and counts them as moved, but no data ever arrives on them:
-on 6.18, 0 of 20 were answered, and each client was reset in the end. So the tool refuses such a group with exit code
-4, whatever the strategy. Start the server without MPTCP: `GODEBUG=multipathtcp=0` for Go,
-`sysctl net.mptcp.enabled=0` for any server.
-"""
+{_MPTCP}"""
