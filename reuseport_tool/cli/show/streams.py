@@ -29,10 +29,10 @@ class NotWritten(ToolError):
         self.quiet = error.errno == errno.EPIPE
 
 
-def _ready(file: io.FileIO, timeout_s: float | None) -> bool:
+def _await_room(file: io.FileIO) -> None:
     poll = select.poll()
     poll.register(file, select.POLLOUT)
-    return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
+    poll.poll()
 
 
 class _Result(io.FileIO):
@@ -46,7 +46,7 @@ class _Result(io.FileIO):
         try:
             written = super().write(data)
             while written is None:  # somebody who shares the descriptor has set O_NONBLOCK
-                _ready(self, None)
+                _await_room(self)
                 written = super().write(data)
             return written
         except OSError as error:

@@ -9,11 +9,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,11 +20,11 @@ import pytest
 
 from reuseport_tool.check.quic_load import QuicClient
 from reuseport_tool.kernel import quic_packets as quic
-from reuseport_tool.kernel.raw_udp import Datagram, RawUdp
+from reuseport_tool.kernel.raw_udp import RawUdp
 from reuseport_tool.waiting import wait_until
 from tests.kernel.udp.test_reload_udp import PORT, end_new_servers, endpoint
-from tests.kernel.udp.test_reload_udp_flood import AT_ONCE, WAIT_S, all_is_read
-from tests.tool import Done, Tool
+from tests.kernel.udp.test_reload_udp_flood import AT_ONCE, WAIT_S, all_is_read, spoofed, switched
+from tests.tool import Tool
 
 __all__ = ["end_new_servers"]
 
@@ -55,17 +53,6 @@ class Clients:
         return self._clients[number].ask(2.0)
 
 
-def spoofed(number: int, payload: bytes) -> Datagram:
-    return Datagram(
-        source=ipaddress.ip_address("127.1.0.0") + number,
-        source_port=4000,
-        destination=ipaddress.ip_address("127.0.0.1"),
-        port=PORT,
-        scope=0,
-        payload=payload,
-    )
-
-
 def flood(numbers: Iterable[int]) -> None:
     """Each from a source of its own: one Initial packet, or two short headers."""
     with RawUdp() as raw:
@@ -88,22 +75,14 @@ def test_no_connection_dies_and_what_is_forgotten_is_said(
     assert old.stdout is not None
     assert old.stdout.readline() == "ready\n"
     tool.ok("attach", endpoint(), "--flows", "quic", "--flow-entries", ENTRIES)
-    switched = tmp_path / "switched"
-    options = ("--flow-timeout", "8s", "--drain-timeout", "120s", "--on-switch", f"touch {switched}")
-    done: list[Done] = []
-    command = ("reload", endpoint(), *options, "--output", "/dev/null", "--", *SERVER)
+    options = ("--flow-timeout", "8s", "--drain-timeout", "120s")
     with ExitStack() as stack:
         clients = Clients(stack)
         clients.ask_all()
-        thread = threading.Thread(target=lambda: done.append(tool.run(*command, timeout_s=200)))
-        thread.start()
-        while not switched.exists():  # a flow that is silent for --flow-timeout counts as ended
-            assert thread.is_alive()
+        with switched(tool, tmp_path, options, SERVER, clients.ask_all) as done:
+            assert not clients.dead
+            flood(range(SPOOFED))
             clients.ask_all()
-        assert not clients.dead
-        flood(range(SPOOFED))
-        clients.ask_all()
-        thread.join()
     [handed_over] = json.loads(done[0].out)["datagrams"]
     assert not clients.dead
     assert (handed_over["evicted"] > 0, handed_over["cut"], done[0].code) == (True, 0, 1), done[0].err

@@ -12,7 +12,8 @@ import ipaddress
 import json
 import socket
 import threading
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,8 @@ AT_ONCE = 40  # spoofed datagrams until the servers have read them: no receive b
 WAIT_S = 60.0
 
 pytestmark = pytest.mark.needs("TCP iterator", "detach from a group")
+
+Ask = Callable[[], object]
 
 
 class Clients:
@@ -58,19 +61,22 @@ def all_is_read() -> bool:
     return all(int(row[4].split(":")[1], 16) == 0 for row in rows if int(row[1].split(":")[1], 16) == PORT)
 
 
+def spoofed(number: int, payload: bytes) -> Datagram:
+    return Datagram(
+        source=ipaddress.ip_address("127.1.0.0") + number,
+        source_port=4000,
+        destination=ipaddress.ip_address("127.0.0.1"),
+        port=PORT,
+        scope=0,
+        payload=payload,
+    )
+
+
 def flood(clients: Clients, least: int) -> None:
     """Until so many clients have another server. Each is asked now and then: a flow that is used is kept longer."""
     with RawUdp() as raw:
         for number in range(MOST):
-            datagram = Datagram(
-                source=ipaddress.ip_address("127.1.0.0") + number,
-                source_port=4000,
-                destination=ipaddress.ip_address("127.0.0.1"),
-                port=PORT,
-                scope=0,
-                payload=b"flood",
-            )
-            assert raw.send(datagram)
+            assert raw.send(spoofed(number, b"flood"))
             if number % AT_ONCE == 0:
                 assert wait_until(all_is_read, WAIT_S)
             if number % ENTRIES == ENTRIES - 1:
@@ -79,24 +85,31 @@ def flood(clients: Clients, least: int) -> None:
                 break
 
 
+@contextmanager
+def switched(tool: Tool, folder: Path, options: Sequence[str], new: Sequence[str], ask: Ask) -> Iterator[list[Done]]:
+    """A reload that has switched, until when `ask` is called. It has ended, and is in the list, when the block has."""
+    told = folder / "switched"
+    done: list[Done] = []
+    command = ("reload", endpoint(), *options, "--on-switch", f"touch {told}", "--output", "/dev/null", "--", *new)
+    thread = threading.Thread(target=lambda: done.append(tool.run(*command, timeout_s=200)))
+    thread.start()
+    while not told.exists():  # a flow that is silent for --flow-timeout counts as ended
+        assert thread.is_alive()
+        ask()
+    yield done
+    thread.join()
+
+
 def test_the_report_has_every_client_that_lost_its_server(tool: Tool, server: Start, tmp_path: Path) -> None:
     server("old")
     tool.ok("attach", endpoint(), "--flows", "address", "--flow-entries", ENTRIES)
-    switched = tmp_path / "switched"
-    options = ("--flow-timeout", "5s", "--drain-timeout", "120s", "--on-switch", f"touch {switched}")
-    done: list[Done] = []
-    command = ("reload", endpoint(), *options, "--output", "/dev/null", "--", *SERVER, "new")
+    options = ("--flow-timeout", "5s", "--drain-timeout", "120s")
     with ExitStack() as stack:
         clients = Clients(stack)
         clients.ask_all()
-        thread = threading.Thread(target=lambda: done.append(tool.run(*command, timeout_s=200)))
-        thread.start()
-        while not switched.exists():  # a flow that is silent for --flow-timeout counts as ended
-            assert thread.is_alive()
-            clients.ask_all()
-        assert not clients.changed
-        flood(clients, 5)
-        thread.join()
+        with switched(tool, tmp_path, options, [*SERVER, "new"], clients.ask_all) as done:
+            assert not clients.changed
+            flood(clients, 5)
     [handed_over] = json.loads(done[0].out)["datagrams"]
     assert (handed_over["cut"], handed_over["evicted"]) == (0, len(clients.changed)), done[0].err
     assert clients.changed
