@@ -179,7 +179,9 @@ class _Call:
     "connection.  [default: as attached; none on ports 53 and 853]",
 )
 @duration("--flow-timeout", "30s", "A UDP flow has ended after this time without a datagram.")
-@duration("--settle", "1s", "The old UDP server has answered everything after this time without sending.")
+@duration(
+    "--settle", "1s", "The old UDP server has answered everything after this time without sending. --run waits for it."
+)
 @click.option(
     "--health-datagram", metavar="HEX", help="Roll back unless each UDP group of the new server answers this datagram."
 )

@@ -91,6 +91,10 @@ class Listeners(Closing):
                 with contextlib.suppress(Closed):
                     self._copies[member.cookie] = discover.take(member)
 
+    def adopt(self, cookie: int, fd: int) -> None:
+        """Hold a socket of the tool's own as a copy is held."""
+        self._copies[cookie] = fd
+
     def copy(self, cookie: int) -> int | None:
         """The descriptor that keep() has of a listener."""
         return self._copies.get(cookie)

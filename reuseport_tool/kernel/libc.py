@@ -63,6 +63,11 @@ def unshare(kind: int) -> None:
     _checked(_libc.unshare(kind), "unshare")
 
 
+def set_fsuid(uid: int) -> int:
+    """setfsuid(2), for the calling thread: the owner of what it makes. Returns the one before; a refusal is silent."""
+    return int(_libc.setfsuid(uid))
+
+
 def filesystem_type(path: str) -> int:
     """f_type of statfs(2): the magic number of the file system that a path is on."""
     buffer = (ctypes.c_long * 32)()

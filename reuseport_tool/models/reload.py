@@ -176,10 +176,10 @@ class HandedOver:
     """Flows of the old server that the kernel forgot, because the map was too small: their datagrams went to the new
     server. Null where the reload was killed after the switch and resumed: what was forgotten between is not known."""
     given: int = 0
-    """Datagrams that came while no server ran (`--run`), and that the tool gave to the new one. They count in `to_old`
-    and again in `to_new`."""
+    """Datagrams that came while no server was to get any (`--run`), and that the tool gave to the new one afterwards,
+    or after a roll-back to the old one. They count once, for that server."""
     not_given: int = 0
-    """Those that it could not give to the new one: they are lost."""
+    """Those that it could not give to it: they are lost."""
 
     @property
     def has_lost(self) -> bool:

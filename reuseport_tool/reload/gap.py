@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from reuseport_tool.closing import Closing
-from reuseport_tool.errors import Unsupported
+from reuseport_tool.errors import ToolError, Unsupported
 from reuseport_tool.group import discover, steering
 from reuseport_tool.group.discover import Member
-from reuseport_tool.kernel import links, raw_udp
+from reuseport_tool.kernel import links, raw_udp, sockets
+from reuseport_tool.kernel.processes import Holder
 from reuseport_tool.kernel.raw_udp import Datagram, RawUdp
+from reuseport_tool.kernel.udp_beside import bound_beside
 from reuseport_tool.models import Endpoint
 from reuseport_tool.waiting import readable
 
@@ -28,10 +30,12 @@ class Gap(Closing):
 
     Args:
         copy: the descriptor of a copy, None where there is none.
+        adopt: takes a socket of our own, by cookie and descriptor, which then is one of the copies.
     """
 
-    def __init__(self, copy: Callable[[int], int | None]) -> None:
+    def __init__(self, copy: Callable[[int], int | None], adopt: Callable[[int, int], None]) -> None:
         self._copy = copy
+        self._adopt = adopt
         self._owned = ExitStack()
         self._raw: dict[str | None, RawUdp] = {}
 
@@ -67,6 +71,18 @@ class Gap(Closing):
         if group.device not in self._raw:
             self._raw[group.device] = self._owned.enter_context(RawUdp(group.device))
         return self._raw[group.device]
+
+    def park(self, member: Member) -> Member:
+        """A socket of our own in the group of a listener; it is held as the copies are. Raises ToolError."""
+        try:
+            with self._descriptor(member) as fd:
+                made = bound_beside(fd, member.socket.uid)
+        except OSError as error:
+            raise ToolError(f"no socket of the tool can join {member.socket.endpoint}: {error.strerror}") from error
+        cookie, fd = sockets.cookie(made.fileno()), made.detach()
+        self._adopt(cookie, fd)
+        bound = next(each for each in discover.sockets_in(member.socket.endpoint) if each.cookie == cookie)
+        return Member(bound, (Holder(os.getpid(), fd),))
 
     def buffers(self, members: Sequence[Member]) -> tuple[int, ...]:
         """The receive buffer of each, bytes."""

@@ -210,7 +210,7 @@ def world(plan: Plan, folders: Mapping[Endpoint, Place], progress: Progress, sta
         processes=Processes(clock.wait, limits),
         traffic=Traffic(plan, pins, clock, stack),
         datagrams=datagrams,
-        gap=stack.enter_context(Gap(seen.copy)),
+        gap=stack.enter_context(Gap(seen.copy, seen.adopt)),
         journal=Journal(folders),
         tell=Silent(progress),
     )

@@ -82,14 +82,16 @@ def _handed_over(group: GroupState, world: World, *, is_stopped: bool) -> Handed
         present = world.datagrams.sockets()
     first = now.since(before) if now is not None and before is not None else None
     last = now.since(group.counters_at_switch or now) if now is not None else None
+    given = group.given + group.not_given  # the program saw them twice, and first for sockets that nobody read
     old = () if group.endpoint.is_shared else group.old  # of those the new sockets got everything as well
-    gone = [info for cookie in old if (info := world.datagrams.last_seen(cookie)) is not None]
-    is_seen = len(gone) == len(old) > 0
+    ours = () if group.parked is None else (group.parked,)
+    gone = [info for cookie in (*old, *ours) if (info := world.datagrams.last_seen(cookie)) is not None]
+    is_seen = len(gone) == len(old) + len(ours) > 0
     closed = [info for info in gone if info.cookie not in present]
     return HandedOver(
         endpoint=str(group.endpoint),
         flows=group.flows,
-        to_old=first.selected - last.selected if first and last else None,
+        to_old=max(first.selected - last.selected - given, 0) if first and last else None,
         to_new=last.selected if last else None,
         by_kernel=first.fallback if first else None,
         unread=sum(info.receive_queue for info in closed) if is_seen else None,

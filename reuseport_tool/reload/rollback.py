@@ -137,6 +137,8 @@ def undo(state: ReloadState, world: World) -> tuple[ReloadState, list[str]]:
     for group in state.groups:
         with _tried(problems, f"switching {group.endpoint} back"):
             ways.of(group).undo(state, group, world)
+    with _tried(problems, "giving on what waited for a server"):
+        state = gap.unpark(state, world)
     with _tried(problems, "giving the old sockets back their receive buffers"):
         state = gap.shrink(state, world)
     with _tried(problems, "letting go of the old listeners"):

@@ -62,8 +62,9 @@ class GroupState:
         cut, evicted: UDP flows that were alive when the old side was stopped (also connected sockets), or that the
             kernel forgot before; None where a killed run cannot tell.
         buffers: receive buffers of the old UDP sockets, in the order of `old`, before --run made them larger.
-        given, not_given: datagrams that waited in the old UDP sockets when nobody read them any more (--run), and that
-            the new side got from the tool, or did not get.
+        parked: cookie of the tool's own socket in which datagrams wait while no server runs (--run).
+        parked_generation: the generation of that one.
+        given, not_given: datagrams that waited for a server (--run), and that it got from the tool, or did not get.
     """
 
     endpoint: Endpoint
@@ -84,6 +85,8 @@ class GroupState:
     cut: int = 0
     evicted: int | None = 0
     buffers: tuple[int, ...] = ()
+    parked: int | None = None
+    parked_generation: int | None = None
     given: int = 0
     not_given: int = 0
 

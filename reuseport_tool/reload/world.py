@@ -303,6 +303,9 @@ class Gap(Protocol):
     def check(self, group: Endpoint) -> None:
         """Raises Unsupported, MissingCapability where a datagram cannot be sent to a group again. It tries."""
 
+    def park(self, member: Member) -> Member:
+        """A socket of the tool's own in the group of a listener; Listeners.let_go() closes it. Raises ToolError."""
+
     def buffers(self, members: Sequence[Member]) -> tuple[int, ...]:
         """The receive buffer of each, bytes."""
 

@@ -1,9 +1,10 @@
-"""The gap of --run, in which nobody reads a UDP group: the old sockets keep what comes, the new ones get it later."""
+"""The gap of --run, in which nobody reads a UDP group: what comes is kept, and the new sockets get it later."""
 
 from __future__ import annotations
 
 import dataclasses
 
+from reuseport_tool.errors import ToolError
 from reuseport_tool.models import Counters
 from reuseport_tool.reload import sides
 from reuseport_tool.reload.saving import save, warn
@@ -13,7 +14,7 @@ from reuseport_tool.reload.world import World
 
 ROOM = 32 << 20
 """The receive buffer of an old socket meanwhile, bytes: some 40,000 small datagrams."""
-_FULL = 64 << 10  # a new socket that has so much to read gets no more from us for now
+_FULL = 64 << 10  # a socket that has so much to read gets no more from us for now
 _ARRIVED_S = 2.0
 
 
@@ -27,6 +28,53 @@ def make_room(state: ReloadState, world: World) -> ReloadState:
             state = save(state.with_group(group), world)
         if group.buffers:
             world.gap.resize(members, [ROOM] * len(members))
+    return state
+
+
+def park(state: ReloadState, world: World) -> ReloadState:
+    """Before the command runs: datagrams wait in a socket of the tool's own, and the old server answers what it has.
+
+    Whoever goes on after a killed run finds the command at work, or parks anew.
+    """
+    if state.plan.settle_s <= 0 or state.started is not None:
+        return state
+    held = sides.held_by_others(state, world)
+    for group in quiet.groups(state):
+        if not (group.dropped or group.endpoint.is_shared or group.joins) and held.intersection(group.old):
+            state = _park(group, state, world)
+    parked = [group for group in quiet.groups(state) if group.parked is not None]
+    if parked:
+        world.datagrams.barrier()
+        state = quiet.answer_rest({cookie for group in parked for cookie in group.old}, state, world)
+    return state
+
+
+def _park(group: GroupState, state: ReloadState, world: World) -> ReloadState:
+    like = next(member for member in sides.members_of(state, world, group.old) if member.holders)
+    try:
+        parked = world.gap.park(like)
+    except ToolError as error:
+        return warn(state, world, f"{error.message}: what the old server has not answered when it stops is lost")
+    world.gap.resize([parked], [ROOM])
+    pins = world.pins
+    number = group.parked_generation or max((*pins.generations(group.endpoint), pins.working(group.endpoint))) + 1
+    before = (*group.before, parked.cookie)
+    changed = dataclasses.replace(group, before=before, parked=parked.cookie, parked_generation=number)
+    state = save(state.with_group(changed), world)
+    if number not in pins.generations(group.endpoint):
+        pins.make(group.endpoint, number)
+    pins.put(group.endpoint, number, [parked])
+    pins.switch(group.endpoint, number)
+    return state
+
+
+def unpark(state: ReloadState, world: World) -> ReloadState:
+    """Where the old server serves on: it gets what waited in the meantime."""
+    held = sides.held_by_others(state, world)
+    for group in quiet.groups(state):
+        if group.parked is not None and held.intersection(group.old):
+            world.datagrams.barrier()
+            state = _give(group, [group.parked], group.old, state, world)
     return state
 
 
@@ -44,25 +92,28 @@ def shrink(state: ReloadState, world: World) -> ReloadState:
 
 
 def give_on(state: ReloadState, world: World) -> ReloadState:
-    """Send what waits in the old sockets once more, now that the program gives it to the new ones."""
+    """Send what waits once more, now that the program gives it to the new sockets."""
     survivors = sides.held_by_others(state, world)
     for group in quiet.groups(state):
-        left = [cookie for cookie in group.old if cookie not in survivors]
+        parked = () if group.parked is None else (group.parked,)
+        left = [cookie for cookie in (*group.old, *parked) if cookie not in survivors]
         if left and group.new and not group.dropped:
-            state = _give(group, left, state, world)
+            state = _give(group, left, group.new, state, world)
     if quiet.groups(state):
         world.datagrams.sockets()  # what is left in them goes with the copies
     return state
 
 
-def _give(group: GroupState, left: list[int], state: ReloadState, world: World) -> ReloadState:
-    """By and by: a new server that is busy would let its receive buffers overflow."""
+def _give(
+    group: GroupState, left: list[int], readers: tuple[int, ...], state: ReloadState, world: World
+) -> ReloadState:
+    """By and by: a server that is busy would let its receive buffers overflow."""
     before = world.pins.counters(group.endpoint)
     taken = sent = 0
 
     def done() -> bool:
         nonlocal taken, sent
-        if any(size > _FULL for size in sides.unread(state, world, group.new).values()):
+        if any(size > _FULL for size in sides.unread(state, world, readers).values()):
             return False
         while left:
             more, of_them_sent = world.gap.give(group.endpoint, left[0])
@@ -74,7 +125,7 @@ def _give(group: GroupState, left: list[int], state: ReloadState, world: World) 
 
     timeout_s = state.plan.queue_drain_timeout_s
     if not world.clock.wait(done, timeout_s):
-        state = warn(state, world, f"{group.endpoint}: datagrams are left in the old sockets after {timeout_s:g} s")
+        state = warn(state, world, f"{group.endpoint}: datagrams are left unsent after {timeout_s:g} s")
     given = _arrived(group, before, sent, world)
     if given < taken:
         text = f"{group.endpoint}: {taken - given} of {taken} datagrams that came while no server ran are lost"

@@ -21,4 +21,5 @@ def prepare(state: ReloadState, world: World) -> ReloadState:
         # Held until the new generation works: whatever the command closes stays open that long.
         world.listeners.keep(sides.members_of(state, world, state.old_cookies))
         state = gap.make_room(state, world)
+        state = gap.park(state, world)
     return state

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 from reuseport_tool.errors import MissingCapability, Unsupported
 from reuseport_tool.kernel.flow_map import RawFlow
-from reuseport_tool.kernel.iterator import UdpInfo
 from reuseport_tool.kernel.processes import ProcessIdentity
 from reuseport_tool.models import FlowMode
 from reuseport_tool.reload import sides
@@ -17,6 +16,7 @@ from reuseport_tool.reload.state import GroupState, ReloadState, WayName
 from reuseport_tool.reload.world import World
 
 _TELL_S = 5.0
+_PARKED = 5  # times --settle: how long nobody is served for the old server's sake
 _LOOK_S = 0.5  # at the flows: a walk over a map of a million takes a second
 _SEEN_S = 1.1  # how much older the word of a flow can be than its last datagram: it is written once a second
 
@@ -38,10 +38,7 @@ def become_quiet(state: ReloadState, world: World) -> ReloadState:
     """Wait until stopping the old side loses no datagram; at the end of --drain-timeout say what is cut."""
     waited = [group for group in groups(state) if _ends(group, state)]
     cookies = {cookie for group in waited for cookie in group.old}
-    try:
-        world.datagrams.watch(cookies)
-    except (Unsupported, MissingCapability) as error:
-        state = warn(state, world, f"cannot see whether the old server still answers: {error.message}")
+    state = _watch(cookies, state, world)
     watches = [_Flows(group, state, world) for group in waited if group.flows is not FlowMode.NONE]
     quiet = _Quiet(cookies, state.old_side, state, world)
     begun_s = world.clock.now_s()
@@ -56,6 +53,24 @@ def become_quiet(state: ReloadState, world: World) -> ReloadState:
     if not world.clock.wait(done, timeout_s):
         state = _cut(state, watches, timeout_s, world)
     return _written(state, watches, world)
+
+
+def answer_rest(cookies: Collection[int], state: ReloadState, world: World) -> ReloadState:
+    """Before --run's command: wait until the old server has answered what it got before its datagrams were parked."""
+    state = _watch(cookies, state, world)
+    timeout_s = _PARKED * state.plan.settle_s
+    if not world.clock.wait(_Quiet(cookies, state.old_side, state, world).reached, timeout_s):
+        text = f"the old server still sends datagrams after {timeout_s:g} s: what it has not answered may be lost"
+        state = warn(state, world, text)
+    return state
+
+
+def _watch(cookies: Collection[int], state: ReloadState, world: World) -> ReloadState:
+    try:
+        world.datagrams.watch(cookies)
+    except (Unsupported, MissingCapability) as error:
+        state = warn(state, world, f"cannot see whether the old server still answers: {error.message}")
+    return state
 
 
 def answer_all(state: ReloadState, world: World) -> None:
@@ -112,22 +127,25 @@ class _Quiet:
 
     def reached(self) -> bool:
         """A queue that is not empty, or another packet, begins the time anew."""
+        awaited = self._awaited()
+        if not awaited:
+            return True
         infos = self._world.datagrams.sockets()
         sent = sum(each.packets for each in self._world.datagrams.sent().values())
         held_up = self._world.processes.are_held_up(self._side)
         now_s = self._world.clock.now_s()
-        if self._unread(infos) or sent != self._sent:
+        unread = any(cookie in infos and infos[cookie].receive_queue for cookie in awaited)
+        if unread or sent != self._sent:
             self._quiet_s, self._sent = 0.0, sent
         elif not held_up:
             self._quiet_s += now_s - self._looked_s
         self._looked_s = now_s
         return self._quiet_s >= self._state.plan.settle_s
 
-    def _unread(self, infos: Mapping[int, UdpInfo]) -> bool:
-        found = {cookie for cookie in self._cookies if cookie in infos and infos[cookie].receive_queue}
-        if found and self._state.plan.run is not None:
-            found &= sides.held_by_others(self._state, self._world) | self._state.new_cookies
-        return bool(found)
+    def _awaited(self) -> Collection[int]:
+        if self._state.plan.run is None:
+            return self._cookies
+        return (sides.held_by_others(self._state, self._world) | self._state.new_cookies).intersection(self._cookies)
 
 
 class _Flows:

@@ -137,6 +137,9 @@ def _let_go(state: ReloadState, world: World) -> ReloadState:
     for group in state.kept:
         if survivors.intersection(group.new) and group.new_generation is not None:
             state = _fill_adopted(state, group, world)
+        elif group.parked is not None and group.new_generation is None and group.old_generation is not None:
+            world.pins.switch(group.endpoint, group.old_generation)
+            world.datagrams.barrier()
     state = gap.give_on(state, world)
     world.listeners.let_go()
     return save(state, world, stop_asked=True)

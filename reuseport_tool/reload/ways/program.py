@@ -117,8 +117,9 @@ class ProgramWay:
         """Remove the new generation, and the program if it was not there before."""
         if world.pins.counters(group.endpoint) is None:
             return
-        if group.new_generation in world.pins.generations(group.endpoint):
-            world.pins.remove(group.endpoint, group.new_generation)
+        for generation in {group.new_generation, group.parked_generation} & {*world.pins.generations(group.endpoint)}:
+            assert generation is not None
+            world.pins.remove(group.endpoint, generation)
         if not group.attached_before:
             world.pins.detach(group.endpoint)
 
@@ -129,7 +130,7 @@ class ProgramWay:
         working = world.pins.working(group.endpoint)
         if group.new:
             self._put(state, group, world, working)
-        for generation in (group.old_generation, group.new_generation):
+        for generation in (group.old_generation, group.parked_generation, group.new_generation):
             if generation in (None, working) or generation not in world.pins.generations(group.endpoint):
                 continue
             assert generation is not None

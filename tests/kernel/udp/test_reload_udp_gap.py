@@ -33,7 +33,7 @@ def restart(old: subprocess.Popen[str], *options: object, gap_s: float = GAP_S) 
 
 
 def run(tool: Tool, command: str, *options: object) -> tuple[int, Any, str]:
-    done = tool.run("reload", *options, "--flows", "none", "--run", command)
+    done = tool.run("reload", "--settle", "0.3s", *options, "--flows", "none", "--run", command)
     return done.code, done.json if done.out else None, done.err
 
 
@@ -51,6 +51,53 @@ def test_what_comes_in_the_gap_is_given_to_the_new_server(tool: Tool, server: St
     assert handed_over["given"] > 277  # more than the old sockets would have held
     assert load.unanswered == {}
     assert set(load.answers) == {"old", "new"}
+
+
+LATE = ("--delay", 0.1)  # so that a server that ends at once leaves some without an answer
+
+
+@pytest.mark.parametrize(("address", "owner"), [("::1", ()), ("127.0.0.1", ("--uid", 65534))])
+def test_a_server_that_ends_at_once_answers_before(
+    tool: Tool, server: Start, address: str, owner: tuple[object, ...]
+) -> None:
+    """It gets nothing any more before the command runs, and has answered what it got."""
+    options = ("--address", address, *LATE, *owner)
+    old = server("old", *options)
+    with Load(address) as load:
+        code, report, err = run(tool, restart(old, *options, gap_s=0), endpoint(address))
+    assert (code, report["warnings"], load.unanswered) == (0, [], {}), err
+    [handed_over] = report["datagrams"]
+    assert handed_over["given"] > 0
+    assert 0 < handed_over["to_old"] <= load.answers["old"]  # what was given on counts for the new one only
+    assert set(load.answers) == {"old", "new"}
+    [found] = tool.ok("status", endpoint(address))["groups"]
+    assert [entry["flag"] for entry in found["listeners"]] == ["working"] * 2
+
+
+def test_without_settle_it_leaves_some_without_an_answer(tool: Tool, server: Start) -> None:
+    """The arm that loses."""
+    old = server("old", *LATE)
+    with Load(patience_s=1.0) as load:
+        run(tool, restart(old, *LATE, gap_s=0), endpoint(), "--settle", "0s")
+    assert load.lost() > 0
+
+
+def test_a_server_that_keeps_its_sockets_gets_what_waited(tool: Tool, server: Start) -> None:
+    server("old", *LATE)
+    with Load() as load:
+        code, report, err = run(tool, "true", endpoint())
+    assert (code, set(load.answers), load.unanswered) == (0, {"old"}, {}), err
+    assert report["datagrams"][0]["given"] > 0
+    assert tool.ok("status", endpoint())["groups"][0]["problems"] == []
+
+
+def test_a_server_that_talks_all_the_time_is_not_waited_for_long(tool: Tool, server: Start) -> None:
+    """Datagrams of its own: nobody is served meanwhile."""
+    old = server("old", "--polite", "--talk-to", "127.0.0.1")
+    with Load() as load:
+        code, report, err = run(tool, restart(old), endpoint(), "--settle", "0.2s")
+    assert (code, load.unanswered) == (0, {}), err
+    assert "still sends datagrams after 1 s" in " ".join(report["warnings"])
 
 
 def test_a_plain_restart_loses_what_comes_in_the_gap(server: Start) -> None:

@@ -77,7 +77,7 @@ def kill_reload(bpffs: Path | None, step: str, way: str, **options: object) -> N
 
     progress = killed.quiet(begin=die, note=die, end=lambda done: die("end" if done.name == "prove" else ""))
     how = {"flows": FlowMode(way), "settle_s": 0.3, "output": Path("/dev/null"), **options}
-    plan = Plan(command=command("new", way), **how)  # type: ignore[arg-type]
+    plan = Plan(**{"command": command("new", way), **how})  # type: ignore[arg-type]
     pid = killed.in_fork(lambda: transaction.reload([parse_endpoint(ENDPOINT)], plan, bpffs, progress))
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
 
@@ -202,3 +202,24 @@ def test_a_roll_back_after_the_switch_lets_the_new_server_answer(tool: Tool, sta
     assert (done.code, done.json["result"]) == (8, "rolled-back"), done.err
     assert load.lost == 0
     assert old.poll() is None
+
+
+@pytest.mark.parametrize("how", ["--abort", "--resume"])
+def test_killed_while_datagrams_wait_for_the_gap(tool: Tool, started: Start, how: str) -> None:
+    """What waits in the tool's socket goes with it. From then on the old server gets everything again."""
+    old = started("none")
+    before = picture(tool)
+    new = " ".join(command("new", "none"))
+    gone = f'until [ -z "$(ls /proc/{old.pid}/fd 2>/dev/null)" ]; do sleep 0.01; done'
+    kill_reload(tool.bpffs, "start", "none", command=None, run=f"kill {old.pid}; {gone}; {new} >/dev/null 2>&1 &")
+    with UdpLoad("127.0.0.1", PORT) as load:
+        load.go_on(CLIENTS * 2)
+        result = tool.ok("reload", ENDPOINT, how)["result"]
+        load.go_on(CLIENTS * 2)
+    assert (result, load.lost) == ({"--abort": "rolled-back", "--resume": "reloaded"}[how], 0)
+    if how == "--abort":
+        assert picture(tool) == before
+        assert old.poll() is None
+    else:
+        assert [entry["flag"] for entry in group(tool)["listeners"]] == ["working"] * 2
+        assert not [pin for pin in picture(tool)[-1] if "journal" in pin or "generation_1" in pin]

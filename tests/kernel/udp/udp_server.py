@@ -1,7 +1,7 @@
 """A UDP server with two workers' sockets: answers each datagram with its name, after a while if so asked.
 
     udp_server.py PORT NAME [--address A] [--delay S] [--wait-for FILE] [--deaf] [--tcp] [--connect]
-                  [--polite]
+                  [--polite] [--uid N] [--talk-to A]
 
 With --connect it answers each client from a socket of its own, as haproxy does for QUIC, until the client sends "end".
 It prints "ready", and ends at SIGTERM without looking back, as servers do that know nothing of a reload; with --polite
@@ -43,12 +43,16 @@ def main() -> None:
     parser.add_argument("name", type=str.encode)
     parser.add_argument("--address", default="127.0.0.1")
     parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--uid", type=int, help="of the owner of its sockets")
+    parser.add_argument("--talk-to", help="an address that gets datagrams all the time, at the discard port")
     parser.add_argument("--wait-for", help="bound, and reading nothing until this file is there")
     for flag in ("--deaf", "--tcp", "--connect", "--polite"):  # deaf: to datagrams
         parser.add_argument(flag, action="store_true")
     options = parser.parse_args()
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told.append(number) if options.polite else os._exit(0))
+    if options.uid is not None:
+        os.setuid(options.uid)
     workers = [bound(options.address, options.port, socket.SOCK_DGRAM) for _ in range(2)]
     listeners = [bound(options.address, options.port, socket.SOCK_STREAM)] if options.tcp else []
     connected: list[socket.socket] = []
@@ -74,6 +78,9 @@ def main() -> None:
                     connected.append(sock)
                 if data:
                     late.append((time.monotonic() + options.delay, sock, data, source))
+        if options.talk_to and not told:
+            with contextlib.suppress(ConnectionRefusedError):
+                workers[0].sendto(b"", (options.talk_to, 9))
         while late and late[0][0] <= time.monotonic():
             _, sock, data, source = late.popleft()
             sock.sendmsg([options.name, b" ", data], (), 0, None if sock in connected else source)

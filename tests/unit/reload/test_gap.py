@@ -61,7 +61,7 @@ def test_udp_sockets_have_room_in_the_gap_only() -> None:
     world = scene(DNS, behaviour=behave)
     with pytest.raises(RolledBack):
         go(world, DNS, run="restart")
-    assert (sizes, world.buffers) == ([ROOM], {1: DEFAULT_BUFFER})
+    assert (sizes, world.buffers[1]) == ([ROOM], DEFAULT_BUFFER)
     undone(world, False, (DNS,))
 
 
@@ -70,10 +70,10 @@ def test_udp_sockets_have_their_room_again_after_an_abort() -> None:
     world.later(0.5, lambda: setattr(world, "tap", scenes.kill_at(1)))
     with pytest.raises(Killed):
         go(world, DNS, run="restart")
-    assert world.buffers == {1: ROOM}
+    assert world.buffers[1] == ROOM
     world.restart_tool()
     transaction.aborted(world.saved(), world.world())
-    assert world.buffers == {1: DEFAULT_BUFFER}
+    assert world.buffers[1] == DEFAULT_BUFFER
     undone(world, False, (DNS,))
 
 
@@ -83,7 +83,7 @@ def test_a_udp_server_that_keeps_its_sockets_is_not_waited_for() -> None:
     report = go(world, DNS, run="true")
     assert report.new.listeners == (1,)
     assert world.now < 1010
-    assert (served_by(world, DNS), world.buffers) == ({OLD}, {1: DEFAULT_BUFFER})
+    assert (served_by(world, DNS), world.buffers[1]) == ({OLD}, DEFAULT_BUFFER)
 
 
 def test_where_nothing_can_be_given_on_run_is_refused() -> None:
@@ -99,3 +99,53 @@ def test_where_nothing_can_be_given_on_run_is_refused() -> None:
 def test_flows_cannot_be_kept_over_a_gap(mode: FlowMode) -> None:
     with pytest.raises(UsageError, match="cannot keep the flows"):
         go(scene(DNS), DNS, run="restart", flows=mode)
+
+
+def parked_when_the_command_runs(world: FakeWorld) -> list[bool]:
+    """Whether the old server gets no datagrams any more."""
+    seen: list[bool] = []
+
+    def behave(world: FakeWorld, pid: int) -> None:
+        world.later(0.2, lambda: seen.append(1 not in world.gets_new(DNS)))
+        replaces_dns(world, pid)
+
+    world.behaviour = behave
+    return seen
+
+
+def test_the_old_server_gets_nothing_before_it_is_stopped() -> None:
+    world = scene(DNS)
+    seen = parked_when_the_command_runs(world)
+    assert go(world, DNS, run="restart").result == "reloaded"
+    assert seen == [True]
+    assert served_by(world, DNS) == {300}
+
+
+def test_with_settle_0_it_goes_on_until_it_is_stopped() -> None:
+    world = scene(DNS)
+    seen = parked_when_the_command_runs(world)
+    assert go(world, DNS, run="restart", settle_s=0.0).result == "reloaded"
+    assert seen == [False]
+
+
+def test_where_no_socket_can_join_the_group_that_is_said() -> None:
+    world = scene(DNS)
+    world.may_park = False
+    seen = parked_when_the_command_runs(world)
+    report = go(world, DNS, run="restart")
+    assert (report.result, seen) == ("reloaded", [False])
+    assert any("has not answered when it stops" in text for text in report.warnings)
+
+
+def test_what_waited_for_a_server_that_does_not_come_goes_back() -> None:
+    def behave(world: FakeWorld, pid: int) -> None:
+        (parked,) = world.gets_new(DNS)
+        world.socks[parked].queue += 4
+        world.later(0.3, lambda: world.end(pid, 4))
+
+    world = scene(DNS, behaviour=behave)
+    world.socks[1].accepts = True
+    with pytest.raises(RolledBack):
+        go(world, DNS, run="restart")
+    assert world.answered == {OLD: 9}
+    settled(world, 9, (DNS,))

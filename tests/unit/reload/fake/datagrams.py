@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from reuseport_tool.errors import ToolError, Unsupported
@@ -74,6 +75,14 @@ class FakeGap(Part):
     def check(self, endpoint: Endpoint) -> None:
         if not self._world.gap_works:
             raise Unsupported("no raw sockets")
+
+    def park(self, member: Member) -> Member:
+        if not self._world.may_park:
+            raise ToolError("in use")
+        cookie = self._world.listen(self._world.tool, member.socket.endpoint, accepts=False)
+        self._world.socks[cookie].holders.clear()
+        self._world.copies.add(cookie)
+        return Member(dataclasses.replace(member.socket, cookie=cookie), ())
 
     def buffers(self, members: Sequence[Member]) -> tuple[int, ...]:
         return tuple(self._world.buffers.get(member.cookie, DEFAULT_BUFFER) for member in members)

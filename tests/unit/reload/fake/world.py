@@ -59,6 +59,7 @@ class FakeWorld:
         self.on_hook: Callable[[str], None] = lambda command: None
         self.sees_kernel = True
         self.gap_works = True
+        self.may_park = True
         self.buffers: dict[int, int] = {}
         self._cookies = itertools.count(1)
         self._pids = itertools.count(200)
