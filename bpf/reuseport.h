@@ -156,6 +156,19 @@ static __always_inline u32 choice(u32 index)
 	return value ? *value : 0;
 }
 
+/* Whether this is a connection or a datagram of the tool's own, by which it asks the new server. */
+static __always_inline bool is_steered(struct sk_reuseport_md *ctx)
+{
+	u32 port = choice(CHOICE_STEERED_PORT), source[4] = {};
+	u16 *header = ctx->data;
+
+	if (!port || (void *)(header + 1) > ctx->data_end || *header != port)
+		return false;
+	return !policy_load_source(ctx, source) && source[0] == choice(CHOICE_STEERED_ADDRESS) &&
+	       source[1] == choice(CHOICE_STEERED_ADDRESS + 1) && source[2] == choice(CHOICE_STEERED_ADDRESS + 2) &&
+	       source[3] == choice(CHOICE_STEERED_ADDRESS + 3);
+}
+
 #ifdef FLOWS
 #include "udp/flows.h"
 #else
@@ -236,19 +249,6 @@ static __always_inline void count_migrated(u32 state)
 static __always_inline bool in_share(u32 share)
 {
 	return share && (u64)next_in_turn(CURSOR_CANARY) * SHARES_STRIDE % SHARES < share;
-}
-
-/* Whether this is the connection that the tool opens itself to ask the canary. */
-static __always_inline bool is_steered(struct sk_reuseport_md *ctx)
-{
-	u32 port = choice(CHOICE_STEERED_PORT), source[4] = {};
-	u16 *header = ctx->data;
-
-	if (!port || (void *)(header + 1) > ctx->data_end || *header != port)
-		return false;
-	return !policy_load_source(ctx, source) && source[0] == choice(CHOICE_STEERED_ADDRESS) &&
-	       source[1] == choice(CHOICE_STEERED_ADDRESS + 1) && source[2] == choice(CHOICE_STEERED_ADDRESS + 2) &&
-	       source[3] == choice(CHOICE_STEERED_ADDRESS + 3);
 }
 
 /* Where a new connection goes: SELECTED for the working generation, or CANARY or STEERED. */

@@ -104,12 +104,17 @@ static __always_inline bool select_recorded(struct sk_reuseport_md *ctx, struct 
 #define may_be_recorded(flow) true
 #endif
 
-/* Select the socket that the flow belongs to. Returns whether that was done. */
+/*
+ * Select the socket that the flow belongs to. Returns whether that was done. What the tool sends itself belongs to none,
+ * whatever was recorded for its port before, and is not recorded.
+ */
 static __always_inline bool keep_flow(struct sk_reuseport_md *ctx, struct flow *flow)
 {
 	struct flow_word *word, found;
 	u32 now;
 
+	if (is_steered(ctx))
+		return false;
 	if (keep_connection(ctx, flow))
 		return true;
 	flow->is_known = read_flow_key(ctx, &flow->key);

@@ -123,42 +123,62 @@ class Datagrams(Flows, Closing):
         anywhere = group.address in steering.LOOPBACK
         return tuple(each for each in found if anywhere or each.endpoint.address == group.address)
 
-    def offer(self, group: Endpoint, count: int, steered: bool) -> None:
-        """Send empty datagrams, each from a port of its own. A server reads them and answers nothing."""
+    def offer(self, group: Endpoint, count: int) -> None:
+        """Send empty datagrams to the new generation, each from a port of its own. A server answers nothing."""
         for _ in range(count):
-            with contextlib.suppress(OSError), _client(group, self._pins.state(group) if steered else None) as client:
+            with contextlib.suppress(OSError), _client(group, self._pins.state(group)) as client:
                 client.send(b"")
 
-    def ask(self, group: Endpoint, payload: bytes, timeout_s: float, steered: bool) -> None:
-        """Send a datagram until an answer comes. Raises ToolError when none does in time."""
-        answered: list[bytes] = []
+    def ask(self, group: Endpoint, payload: bytes, timeout_s: float) -> None:
+        """Send a datagram to the new generation until an answer comes.
+
+        Raises:
+            ToolError: none comes in time, or another server than the new one may have answered.
+        """
+        opened = self._pins.state(group)
+        canary = opened if opened is not None and opened.choice.canary else None
+        before = canary.counters().steered if canary else 0
         try:
-            with _client(group, self._pins.state(group) if steered else None) as client:
-                client.settimeout(0)
-
-                def is_answered() -> bool:
-                    with contextlib.suppress(BlockingIOError):
-                        answered.append(client.recv(65535))
-                    return bool(answered)
-
-                left_s = timeout_s
-                while left_s > 0 and not answered:
-                    client.send(payload)
-                    self._wait(is_answered, min(_AGAIN_S, left_s))
-                    left_s -= _AGAIN_S
+            with _client(group, opened) as client:
+                is_answered = self._send_until_answered(client, payload, timeout_s)
         except OSError as error:
             raise ToolError(f"{group} does not answer the health datagram: {error}") from error
-        if not answered:
+        if not is_answered:
             raise ToolError(f"{group} does not answer the health datagram within {timeout_s:g} s")
+        if canary and canary.counters().steered == before:
+            raise ToolError(
+                f"the health datagram does not reach the new server on {group}",
+                hint="its socket has closed or connected, or the datagram's source address is translated on the way",
+            )
+
+    def _send_until_answered(self, client: socket.socket, payload: bytes, timeout_s: float) -> bool:
+        answered: list[bytes] = []
+        client.settimeout(0)
+
+        def is_answered() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                answered.append(client.recv(65535))
+            return bool(answered)
+
+        left_s = timeout_s
+        while left_s > 0 and not answered:
+            client.send(payload)
+            self._wait(is_answered, min(_AGAIN_S, left_s))
+            left_s -= _AGAIN_S
+        return bool(answered)
 
 
 @contextlib.contextmanager
-def _client(group: Endpoint, canary: State | None) -> Iterator[socket.socket]:
-    """A socket that is connected to the group; what it sends goes to the canary generation of a state."""
+def _client(group: Endpoint, opened: State | None) -> Iterator[socket.socket]:
+    """A socket that is connected to the group. Its datagrams go to the new generation and to no recorded flow.
+
+    Args:
+        opened: the pins of the group.
+    """
     family = socket.AF_INET6 if group.is_ipv6 else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as client, ExitStack() as steering_:
         client.connect((steering.reachable(group), group.port))
-        if canary is not None:
+        if opened is not None:
             source, port = client.getsockname()[:2]
-            steering_.enter_context(canary.choice.steered(str(source).partition("%")[0], port))
+            steering_.enter_context(opened.choice.steered(str(source).partition("%")[0], port))
         yield client

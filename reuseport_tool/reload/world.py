@@ -290,11 +290,11 @@ class Datagrams(Protocol):
     def connected(self, group: Endpoint) -> Collection[BoundSocket]:
         """The sockets of the group's address and port that are connected to one client, whoever holds them."""
 
-    def offer(self, group: Endpoint, count: int, steered: bool) -> None:
-        """Send empty datagrams, each from a port of its own; `steered` sends them to the canary generation."""
+    def offer(self, group: Endpoint, count: int) -> None:
+        """Send empty datagrams to the new generation, each from a port of its own."""
 
-    def ask(self, group: Endpoint, payload: bytes, timeout_s: float, steered: bool) -> None:
-        """Send a datagram until an answer comes. Raises ToolError when none does in time."""
+    def ask(self, group: Endpoint, payload: bytes, timeout_s: float) -> None:
+        """Send a datagram to the new generation until an answer comes. Raises ToolError when none does in time."""
 
 
 class Gap(Protocol):

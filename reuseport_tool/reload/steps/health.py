@@ -43,7 +43,7 @@ def ask_new(state: ReloadState, world: World, steered: bool) -> None:
         for group in quiet.groups(state):
             if not group.dropped and not group.endpoint.is_shared:
                 payload = bytes.fromhex(plan.health_datagram)
-                world.datagrams.ask(group.endpoint, payload, plan.health_timeout_s, steered)
+                world.datagrams.ask(group.endpoint, payload, plan.health_timeout_s)
     if plan.health_command:
         world.processes.run(plan.health_command, plan.health_timeout_s, "the health command")
     check_counters(state, world)
@@ -54,7 +54,7 @@ def _probe(state: ReloadState, world: World, steered: bool) -> None:
         if group.endpoint.is_shared:
             continue  # the probe would go to others, too
         if group.way is WayName.DATAGRAMS:
-            world.datagrams.offer(group.endpoint, min(OFFERS * len(group.new), OFFERS_MAX), steered)
+            world.datagrams.offer(group.endpoint, min(OFFERS * len(group.new), OFFERS_MAX))
         else:
             world.traffic.probe(group.endpoint, steered)
 

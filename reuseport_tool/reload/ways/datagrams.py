@@ -94,7 +94,7 @@ def _be_ready(state: ReloadState, group: GroupState, world: World) -> None:
         return
     world.pins.share(group.endpoint, group.new_generation, 0.0)
     if plan.probe:
-        world.datagrams.offer(group.endpoint, min(OFFERS * len(group.new), OFFERS_MAX), True)
+        world.datagrams.offer(group.endpoint, min(OFFERS * len(group.new), OFFERS_MAX))
         gate = AcceptGate(set(group.new), world.clock.now_s)
         if not world.clock.wait(lambda: gate.passed(sides.unread(state, world, group.new)), plan.health_timeout_s):
             raise ToolError(
@@ -104,7 +104,7 @@ def _be_ready(state: ReloadState, group: GroupState, world: World) -> None:
             )
     if plan.health_datagram is not None:
         payload = bytes.fromhex(plan.health_datagram)
-        world.datagrams.ask(group.endpoint, payload, plan.health_timeout_s, True)
+        world.datagrams.ask(group.endpoint, payload, plan.health_timeout_s)
 
 
 def _drops(group: GroupState, world: World) -> int:

@@ -36,6 +36,10 @@ def connection_id(length: int) -> bytes:
     return next(_numbers).to_bytes(8, "big").rjust(length, b"\x11")[-length:] if length else b""
 
 
+def cookie(sock: socket.socket) -> int:
+    return int(struct.unpack("Q", sock.getsockopt(socket.SOL_SOCKET, 57, 8))[0])
+
+
 class Lab:
     """Members of a group and clients; closed at the end."""
 
@@ -96,8 +100,7 @@ class Lab:
         """Make a generation of these, and switch to it."""
         number = max(entry["generation"] for entry in self.tool.ok("map", "show", self.endpoint)["maps"]) + 1
         for sock in members:
-            cookie = struct.unpack("Q", sock.getsockopt(socket.SOL_SOCKET, 57, 8))[0]
-            self.tool.ok("map", "add", self.endpoint, "--generation", number, "--cookie", cookie)
+            self.tool.ok("map", "add", self.endpoint, "--generation", number, "--cookie", cookie(sock))
         self.tool.ok("map", "switch", self.endpoint, number)
 
     def table(self) -> Any:

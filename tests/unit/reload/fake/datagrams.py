@@ -61,10 +61,10 @@ class FakeDatagrams(Part):
     def connected(self, endpoint: Endpoint) -> tuple[BoundSocket, ...]:
         return ()
 
-    def offer(self, endpoint: Endpoint, count: int, steered: bool) -> None:
+    def offer(self, endpoint: Endpoint, count: int) -> None:
         pass
 
-    def ask(self, endpoint: Endpoint, payload: bytes, timeout_s: float, steered: bool) -> None:
+    def ask(self, endpoint: Endpoint, payload: bytes, timeout_s: float) -> None:
         if not self._world.url_answers:
             raise ToolError("no answer")
 
