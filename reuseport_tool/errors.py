@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class ToolError(Exception):
     """Something the operator can act on.
@@ -69,3 +71,23 @@ class RolledBack(ToolError, exit_code=8):
 
 class Interrupted(ToolError, exit_code=130):
     """The operator interrupted, and what had been begun is undone."""
+
+
+_ROOM = {
+    errno.EMFILE: "raise the limit: ulimit -n",
+    errno.ENFILE: "the whole machine has too many open files: sysctl fs.file-max",
+    errno.ENOMEM: "raise the limits: ulimit -v, ulimit -l; 'free' shows the memory",
+    errno.EAGAIN: "raise the limit of processes: ulimit -u",
+    errno.ENOSPC: "'df' shows which disk is full",
+    errno.EFBIG: "raise the limit: ulimit -f",
+    errno.EROFS: "it is on a read-only file system: 'findmnt' shows which",
+}
+
+
+def want_of_room(error: BaseException | None) -> ToolError | None:
+    """Of an error of the system that a limit is the reason for: our own, which says how to raise it."""
+    if isinstance(error, MemoryError):
+        return ToolError("out of memory", hint=_ROOM[errno.ENOMEM])
+    if isinstance(error, OSError) and error.errno in _ROOM:
+        return ToolError(f"{error.filename or 'a system call'}: {error.strerror}", hint=_ROOM[error.errno])
+    return None

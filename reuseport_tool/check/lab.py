@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -37,6 +38,8 @@ def listener(family: Family) -> socket.socket:
     try:
         made = socket.socket(family.socket_family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     except OSError as error:
+        if error.errno != errno.EAFNOSUPPORT:
+            raise
         raise Unsupported(
             f"the kernel has no {family}: {error.strerror}", hint="it needs CONFIG_IPV6, or no ipv6.disable=1"
         ) from error

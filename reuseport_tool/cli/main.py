@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import errno
 import gc
 import importlib
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -20,7 +20,8 @@ from reuseport_tool import __version__
 from reuseport_tool.cli import complete
 from reuseport_tool.cli.compat import NoVerb, VerbGroup
 from reuseport_tool.cli.context import Context
-from reuseport_tool.errors import Interrupted, MissingCapability, ToolError, UsageError
+from reuseport_tool.cli.show import streams
+from reuseport_tool.errors import Interrupted, MissingCapability, ToolError, UsageError, want_of_room
 from reuseport_tool.models import ErrorReport
 from reuseport_tool.record import record
 
@@ -69,16 +70,6 @@ _GC_THRESHOLD = 50_000
 _WORDS = "reuseport_tool.words"
 _VARIABLES = "REUSEPORT_TOOL"
 _JSON_VARIABLE = f"{_VARIABLES}_JSON"
-_LIMITS = {
-    errno.EMFILE: "raise the limit: ulimit -n",
-    errno.ENFILE: "the whole machine has too many open files: sysctl fs.file-max",
-    errno.ENOMEM: "raise the limits: ulimit -v, ulimit -l; 'free' shows the memory",
-    errno.EAGAIN: "raise the limit of processes: ulimit -u",
-    errno.ENOSPC: "'df' shows which disk is full",
-    errno.EFBIG: "raise the limit: ulimit -f",
-    errno.EROFS: "it is on a read-only file system: 'findmnt' shows which",
-}
-"""What to do where the kernel refuses something for want of room."""
 
 
 class _Verbs(VerbGroup):
@@ -109,7 +100,7 @@ class _Verbs(VerbGroup):
         return [*verbs, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta[_WORDS] = args[: args.index("--")] if "--" in args else list(args)
+        ctx.meta[_WORDS] = _words(args)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
@@ -205,10 +196,9 @@ def cli(ctx: click.Context, as_json: bool, verbose: bool, netns: str | None, bpf
 
 def main() -> None:
     """Run the command line and exit with the error's code."""
-    from reuseport_tool.cli.show import streams
-
     gc.set_threshold(_GC_THRESHOLD)
     streams.guard()
+    streams.keep_room()
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
@@ -231,26 +221,33 @@ def run(arguments: list[str]) -> int:
     try:
         result = cli.main(args=arguments, prog_name="reuseport-tool", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except (click.UsageError, ToolError, click.Abort) as error:  # before there was a verb to invoke
-        return _answer(error, getattr(error, "ctx", None))
+    # Before there was a verb to invoke; also an error of the system, of importing it.
+    except (click.UsageError, ToolError, click.Abort, OSError, MemoryError) as error:
+        return _answer(error, getattr(error, "ctx", None), _words(arguments))
 
 
-def _answer(error: BaseException, ctx: click.Context | None) -> int:
-    """Show an error as its context wants it, and return the exit code. Raises what is not known."""
+def _answer(error: BaseException, ctx: click.Context | None, words: Sequence[str] = ()) -> int:
+    """Show an error as its context or the command line wants it; returns the exit code. Raises what is not known."""
+    streams.use_room()
     wanted = ctx.find_object(Context) if ctx is not None else None
     as_json, verbose = (wanted.json, wanted.verbose) if wanted else (False, False)
     if isinstance(error, NoVerb):
         click.echo(error.format_message())
         return UsageError.exit_code
-    if isinstance(error, click.UsageError) and ctx is not None:
-        as_json = as_json or _meant_json(ctx)
+    if wanted is None or isinstance(error, click.UsageError):
+        as_json = as_json or _meant_json(ctx.meta.get(_WORDS, words) if ctx is not None else words)
     return _shown(_translated(error), as_json=as_json, verbose=verbose)
 
 
-def _meant_json(ctx: click.Context) -> bool:
+def _words(arguments: list[str]) -> list[str]:
+    """What is ours: after -- is the server's."""
+    return arguments[: arguments.index("--")] if "--" in arguments else list(arguments)
+
+
+def _meant_json(words: Sequence[str]) -> bool:
     """Whether a command line that could not be parsed asks for JSON: by a word before --, or from outside."""
     given = os.environ.get(_JSON_VARIABLE, "").strip().lower()
-    return "--json" in ctx.meta.get(_WORDS, ()) or given in ("1", "true", "t", "yes", "y", "on")
+    return "--json" in words or given in ("1", "true", "t", "yes", "y", "on")
 
 
 def _translated(error: BaseException) -> ToolError:
@@ -264,16 +261,16 @@ def _translated(error: BaseException) -> ToolError:
     if isinstance(error, PermissionError) and error.filename is not None:
         hint = "run as its owner or as root, or name a bpffs of your own by --bpffs"
         return MissingCapability(f"not permitted: {error.filename}", hint=hint)
-    if isinstance(error, OSError) and error.errno in _LIMITS:
-        return ToolError(f"{error.filename or 'a system call'}: {error.strerror}", hint=_LIMITS[error.errno])
-    if isinstance(error, MemoryError):
-        return ToolError("out of memory", hint=_LIMITS[errno.ENOMEM])
-    raise error
+    no_room = want_of_room(error)
+    if no_room is None:
+        raise error
+    return no_room
 
 
 def _hint_of(cause: BaseException | None) -> str | None:
     """What to do where a limit of the system is the reason."""
-    return _LIMITS.get(cause.errno or 0) if isinstance(cause, OSError) else None
+    no_room = want_of_room(cause)
+    return no_room.hint if no_room else None
 
 
 def _shown(error: ToolError, *, as_json: bool, verbose: bool) -> int:

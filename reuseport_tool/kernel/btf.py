@@ -46,10 +46,10 @@ _CONSTANTS: dict[int, type[_Enum | _Enum64]] = {6: _Enum, 19: _Enum64}  # BTF_KI
 
 @functools.cache
 def _vmlinux() -> int:
-    handle = libbpf.pointer(libbpf.library().btf__parse(b"/sys/kernel/btf/vmlinux", None))
-    if handle is None:
-        raise Unsupported("the kernel has no type information", hint="it needs CONFIG_DEBUG_INFO_BTF")
-    return handle
+    try:
+        return libbpf.pointer("btf__parse", b"/sys/kernel/btf/vmlinux", None)
+    except FileNotFoundError as error:
+        raise Unsupported("the kernel has no type information", hint="it needs CONFIG_DEBUG_INFO_BTF") from error
 
 
 @remembered

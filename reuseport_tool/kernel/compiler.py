@@ -15,6 +15,7 @@ from typing import Any
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import ProgramRejected, ToolError, Unsupported
+from reuseport_tool.kernel import rlimit
 from reuseport_tool.record import record
 from reuseport_tool.waiting import readable
 
@@ -219,6 +220,7 @@ def _bcc() -> Any:
     try:
         from bcc import BPF
     except (ImportError, OSError) as error:
+        rlimit.require_room(1)
         raise Unsupported(
             "BCC's Python module is not installed",
             hint="install python3-bpfcc (Debian, Ubuntu), python3-bcc (Fedora) or python-bcc (Arch), and run the tool "

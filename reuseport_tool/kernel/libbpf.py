@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from reuseport_tool.errors import Unsupported
+from reuseport_tool.kernel import rlimit
 from reuseport_tool.record import record
 
 _NAME = "libbpf.so.1"
@@ -58,6 +59,7 @@ def library() -> ctypes.CDLL:
         # By the name of the ABI: ctypes.util.find_library() starts two processes to find it.
         lib = ctypes.CDLL(_NAME, use_errno=True)
     except OSError as error:
+        rlimit.require_room(1)
         raise Unsupported(
             "libbpf 1.0 or newer is not installed", hint="it comes with BCC (Debian: apt install libbpf1)"
         ) from error
@@ -75,9 +77,13 @@ def call(function: str, *arguments: Any, what: str = "") -> int:
     return result
 
 
-def pointer(result: int | None) -> int | None:
-    """A returned pointer, None for a failure."""
-    return result or None
+def pointer(function: str, *arguments: Any) -> int:
+    """A function that returns a pointer. Raises OSError."""
+    result = getattr(library(), function)(*arguments)
+    if not result:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{function}: {os.strerror(error)}")
+    return int(result)
 
 
 @record

@@ -1,4 +1,4 @@
-"""rtnetlink through pyroute2: the loopback device and veth pairs of throw-away namespaces."""
+"""Network devices: the loopback device and veth pairs of throw-away namespaces."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from reuseport_tool.errors import ToolError, Unsupported
+from reuseport_tool.kernel import rtnetlink
 from reuseport_tool.waiting import wait_until
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8913, 0x8914, 0x1, 0x40
@@ -53,10 +54,9 @@ def veth(near: str, far: str) -> Veth:
     Raises:
         Unsupported: the kernel has no veth devices.
     """
-    from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
-    with IPRoute() as route:
+    with rtnetlink.opened() as route:
         try:
             route.link("add", ifname=near, kind="veth", peer={"ifname": far})
         except NetlinkError as error:
@@ -77,11 +77,9 @@ def give_address(device: str, address: str, prefix: int) -> None:
     An IPv6 address is there, and can be bound, before its local route is: a kernel worker inserts that
     (net/ipv6/addrconf.c, addrconf_dad_work()). Until then packets to the address are dropped.
     """
-    from pyroute2 import IPRoute
-
     ip = ipaddress.ip_address(address)
     nodad = {"flags": 0x02} if ip.version == 6 else {}  # IFA_F_NODAD
-    with IPRoute() as route:
+    with rtnetlink.opened() as route:
         route.addr("add", index=socket.if_nametoindex(device), address=address, prefixlen=prefix, **nodad)
     if ip.version == 6:
         _wait(lambda: _has_local_route(ip.packed), f"{address} has a local route")
@@ -89,20 +87,16 @@ def give_address(device: str, address: str, prefix: int) -> None:
 
 def address_of(device: str, version: int) -> str | None:
     """The first IPv4 or IPv6 address of a device, None where it has none."""
-    from pyroute2 import IPRoute
-
     family = socket.AF_INET6 if version == 6 else socket.AF_INET
-    with IPRoute() as route:
+    with rtnetlink.opened() as route:
         found = route.get_addr(index=socket.if_nametoindex(device), family=family)
     return str(found[0].get_attr("IFA_ADDRESS")) if found else None
 
 
 def add_neighbour(device: str, address: str, hardware: str) -> None:
     """A permanent neighbour: nobody needs to answer ARP or neighbour solicitations for it."""
-    from pyroute2 import IPRoute
-
     permanent = 0x80  # NUD_PERMANENT
-    with IPRoute() as route:
+    with rtnetlink.opened() as route:
         route.neigh("add", dst=address, lladdr=hardware, ifindex=socket.if_nametoindex(device), state=permanent)
 
 

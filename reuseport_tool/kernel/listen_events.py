@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 
 from reuseport_tool.closing import Closing
-from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
+from reuseport_tool.errors import ToolError, Unsupported
 from reuseport_tool.kernel import bpf, btf, cgroup, libbpf, links, netns, process_id
 from reuseport_tool.kernel.abi import LISTEN_EVENT, ListenEventRecord
 from reuseport_tool.kernel.program import AttachType, ProgramType, Source, bpf_dir, load
@@ -139,9 +140,9 @@ def _listener(record: ListenEventRecord, netns_inode: int) -> NewListener:
 def _ring(size: int) -> bpf.Map:
     try:
         return bpf.Map.create(bpf.MapType.RINGBUF, "listen_events", key_size=0, value_size=0, max_entries=size)
-    except MissingCapability:
-        raise
     except ToolError as error:
+        if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.EINVAL:
+            raise
         raise Unsupported("the kernel has no BPF ring buffer", hint="it came with Linux 5.8") from error
 
 
@@ -163,17 +164,15 @@ class _Reader:
             take(ctypes.string_at(data, size))
             return 0
 
-        self._lib = libbpf.library()
         self._callback = libbpf.RING_CALLBACK(found)  # libbpf keeps only its address
-        self._reader = libbpf.pointer(self._lib.ring_buffer__new(ring.fd, self._callback, None, None))
-        if self._reader is None:
-            raise Unsupported("libbpf cannot read a BPF ring buffer", hint="raise the limits: ulimit -n, ulimit -l")
+        with bpf.translated("reading a BPF ring buffer"):
+            self._reader = libbpf.pointer("ring_buffer__new", ring.fd, self._callback, None, None)
 
     def consume(self) -> None:
-        self._lib.ring_buffer__consume(self._reader)
+        libbpf.library().ring_buffer__consume(self._reader)
 
     def close(self) -> None:
-        self._lib.ring_buffer__free(self._reader)
+        libbpf.library().ring_buffer__free(self._reader)
 
 
 _MAPS = ("RING_FD", "TOLD_FD", "WANTED_FD")

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import MissingCapability
-from reuseport_tool.kernel import capabilities
+from reuseport_tool.kernel import capabilities, rtnetlink
 from reuseport_tool.kernel.sockets import borrowed
 from reuseport_tool.record import record
 
@@ -167,10 +167,9 @@ def opened(family: int) -> socket.socket:
 
 def _is_local(destination: ipaddress.IPv4Address | ipaddress.IPv6Address, device: int) -> bool:
     """Whether the kernel delivers to this address here, and to one socket only; with a device also if sent from it."""
-    from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
-    with IPRoute() as route:
+    with rtnetlink.opened() as route:
         try:
             found = route.route("get", dst=str(destination), **({"oif": device} if device else {}))
         except NetlinkError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 from collections.abc import Iterator
 
@@ -45,6 +46,13 @@ def as_high_as_may_be() -> Iterator[tuple[int, int]]:
         yield soft, hard
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def require_room(wanted: int) -> None:
+    """Raises OSError, EMFILE or ENFILE, where so many files cannot be opened now: for what fails without saying so."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(wanted):
+            stack.callback(os.close, os.open("/", os.O_PATH | os.O_CLOEXEC))
 
 
 def lock_more_memory() -> bool:

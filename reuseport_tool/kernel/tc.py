@@ -9,7 +9,7 @@ from typing import Any
 
 from reuseport_tool.closing import Closing
 from reuseport_tool.errors import MissingCapability, ToolError, Unsupported
-from reuseport_tool.kernel import bpf, capabilities
+from reuseport_tool.kernel import bpf, capabilities, rtnetlink
 from reuseport_tool.record import record
 
 _ETHERNET, _LOOPBACK = 1, 772  # ARPHRD_ETHER, ARPHRD_LOOPBACK (include/uapi/linux/if_arp.h)
@@ -33,7 +33,7 @@ def topmost_devices() -> list[Device]:
 
     Ports of bonds, bridges and the like are left out: their packets are seen again at the device above.
     """
-    with _route() as route:
+    with rtnetlink.opened() as route:
         links = list(route.get_links())
     kinds = {link["index"]: _kind(link) for link in links}
     return [
@@ -75,7 +75,7 @@ class IngressFilter(Closing):
     def __init__(self, program: bpf.Program, device: Device, label: str) -> None:
         self._device, self._label = device, label
         self.made_qdisc = False
-        with _route() as route, _translated(device):
+        with rtnetlink.opened() as route, _translated(device):
             parent = _parent(route, device.index)
             if parent is None:
                 parent = _CLSACT_INGRESS
@@ -88,7 +88,7 @@ class IngressFilter(Closing):
 
 def has_ingress(device: Device) -> bool:
     """Whether filters can be put at the device's ingress already."""
-    with _route() as route:
+    with rtnetlink.opened() as route:
         return _parent(route, device.index) is not None
 
 
@@ -97,7 +97,7 @@ def remove_filters(label: str, qdiscs: list[int]) -> None:
 
     Also clsact from the devices `qdiscs`, where nobody else has filters there.
     """
-    with _route() as route:
+    with rtnetlink.opened() as route:
         for link in route.get_links():
             index = link["index"]
             parent = _parent(route, index)
@@ -121,7 +121,7 @@ def remove_filters(label: str, qdiscs: list[int]) -> None:
 
 def labels(device: Device) -> list[str]:
     """The labels of the bpf filters at a device's ingress."""
-    with _route() as route:
+    with rtnetlink.opened() as route:
         parent = _parent(route, device.index)
         return [_label(message) for message in _filters(route, device.index, parent)] if parent else []
 
@@ -211,11 +211,3 @@ def _translated(device: Device) -> Iterator[None]:
                 hint="it needs CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF, or tcx (Linux 6.6)",
             ) from error
         raise ToolError(f"adding a filter to {device.name} failed: {error}") from error
-
-
-@contextmanager
-def _route() -> Iterator[Any]:
-    from pyroute2 import IPRoute
-
-    with IPRoute() as route:
-        yield route

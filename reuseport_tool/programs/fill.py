@@ -21,6 +21,7 @@ from reuseport_tool.kernel import (
     program_cache,
     quic,
     resets,
+    rlimit,
     sock_destroy,
     socket_iterator,
     udp_sent,
@@ -44,6 +45,7 @@ def fill(folder: Path, own: tuple[Path, ...], on_step: Callable[[int, int], None
     """
     with program_cache.only_in(folder.absolute()) as store:
         if not store.put("probe", b""):
+            rlimit.require_room(2)
             raise ToolError(
                 f"programs cannot be kept in {folder}", hint="it must be a folder of yours that nobody else can write"
             )

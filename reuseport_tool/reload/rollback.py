@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 from typing import NoReturn
 
-from reuseport_tool.errors import Interrupted, RolledBack, ToolError
+from reuseport_tool.errors import Interrupted, RolledBack, ToolError, want_of_room
 from reuseport_tool.models import Step, Strategy
 from reuseport_tool.reload import outcome, report, sides, ways
 from reuseport_tool.reload.saving import save, since_begin_s
@@ -28,7 +28,8 @@ def described(error: BaseException) -> str:
         return error.message
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    return f"unexpected {type(error).__name__}: {error}"
+    no_room = want_of_room(error)
+    return no_room.message if no_room else f"unexpected {type(error).__name__}: {error}"
 
 
 def trace(error: BaseException) -> str:
@@ -103,7 +104,9 @@ def roll_back(error: BaseException, state: ReloadState, world: World) -> NoRetur
         raise Interrupted(text, report=done) from error
     if isinstance(error, ToolError):
         raise RolledBack(text, hint=error.hint or _where_to_look(state), log=error.log, report=done) from error
-    raise RolledBack(text, hint="--verbose shows where", log=trace(error), report=done) from error
+    no_room = want_of_room(error)
+    hint = (no_room and no_room.hint) or "--verbose shows where"
+    raise RolledBack(text, hint=hint, log=trace(error), report=done) from error
 
 
 def _who_serves(state: ReloadState, world: World) -> tuple[bool, list[str]]:

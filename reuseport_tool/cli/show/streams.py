@@ -84,6 +84,21 @@ def guard() -> None:
     sys.stderr = _text(_Message(2, closefd=False), sys.stderr)
 
 
+_spare: list[int] = []
+
+
+def keep_room() -> None:
+    """Keep a descriptor for the modules that show an error: it may be that there are no more."""
+    with contextlib.suppress(OSError):
+        _spare.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
+
+
+def use_room() -> None:
+    """Give it back, for an error is shown now."""
+    while _spare:
+        os.close(_spare.pop())
+
+
 def messages() -> TextIO:
     """A stream to what is stderr now, whatever descriptor 2 is captured for later. The caller closes it.
 
