@@ -60,14 +60,30 @@ def enter(path: str) -> None:
 
 
 def key() -> str:
-    """A name for the calling thread's namespace, in pins: its inode, and its cookie where the kernel has one.
+    """A name for the calling thread's namespace, in pins: its inode, and what the next one with that inode has not.
 
-    An inode number is used again after the namespace is gone, a cookie never is.
+    An inode number is used again as soon as the namespace is gone. A cookie never is; before Linux 5.14 the namespace's
+    kernel socket stands for it.
     """
     try:
-        return f"{identity()}_{cookie()}"
+        unique = cookie()
     except Unsupported:
-        return str(identity())
+        unique = _rtnetlink_inode()
+    return f"{identity()}_{unique}"
+
+
+def _rtnetlink_inode() -> int:
+    """The inode of the kernel's own rtnetlink socket, which is as old as the calling thread's namespace.
+
+    The kernel counts these inodes up (get_next_ino()), 2^32 of them before one comes again. In /proc/net/netlink
+    (netlink_seq_show()) the socket is the one of protocol 0 and port ID 0.
+    """
+    with open("/proc/thread-self/net/netlink") as lines:
+        for line in lines:
+            _, protocol, port_id, *_, inode = line.split()
+            if (protocol, port_id) == ("0", "0"):
+                return int(inode)
+    raise Unsupported("the kernel does not list its netlink sockets", hint="/proc has to be mounted, with net/netlink")
 
 
 def keys() -> set[str]:
