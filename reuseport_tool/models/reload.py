@@ -176,8 +176,8 @@ class HandedOver:
     """Flows of the old server that the kernel forgot, because the map was too small: their datagrams went to the new
     server. Null where the reload was killed after the switch and resumed: what was forgotten between is not known."""
     given: int = 0
-    """Datagrams that came while no server was to get any (`--run`), and that the tool gave to the new one afterwards,
-    or after a roll-back to the old one. They count once, for that server."""
+    """Datagrams that waited for a server, and that the tool sent again: with `--run` to the new one; in a roll-back to
+    the old one, also what the new one had not read. With `--run` they count once, for the server that got them."""
     not_given: int = 0
     """Those that it could not give to it: they are lost."""
 

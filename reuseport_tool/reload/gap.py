@@ -118,8 +118,9 @@ class Gap(Closing):
         fd = self._copy(cookie)
         if fd is None:
             return 0, 0
+        sender = self._sender(group)  # without one they stay where they are
         taken = raw_udp.take(fd, _AT_ONCE, _BYTES_AT_ONCE)
-        return len(taken), sum([self._sender(group).send(each) for each in taken])
+        return len(taken), sum([sender.send(each) for each in taken])
 
 
 @contextmanager

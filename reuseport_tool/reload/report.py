@@ -49,7 +49,7 @@ def made(state: ReloadState, world: World, result: str) -> Reload:
         queues=world.queues.series(),
         leftovers=state.leftovers,
         datagrams=tuple(
-            _handed_over(group, world, is_stopped=state.stop_asked)
+            _handed_over(group, world, is_stopped=state.stop_asked, is_run=state.plan.run is not None)
             for group in state.groups
             if group.way is WayName.DATAGRAMS
         ),
@@ -73,7 +73,7 @@ def _new_side(state: ReloadState, world: World) -> tuple[ProcessIdentity, ...]:
     return state.new_side
 
 
-def _handed_over(group: GroupState, world: World, *, is_stopped: bool) -> HandedOver:
+def _handed_over(group: GroupState, world: World, *, is_stopped: bool, is_run: bool) -> HandedOver:
     """By the program's counters, and by the sockets as they were when they were last looked at."""
     now, before = None, group.counters_before
     present: Mapping[int, UdpInfo] = {}
@@ -82,7 +82,7 @@ def _handed_over(group: GroupState, world: World, *, is_stopped: bool) -> Handed
         present = world.datagrams.sockets()
     first = now.since(before) if now is not None and before is not None else None
     last = now.since(group.counters_at_switch or now) if now is not None else None
-    given = group.given + group.not_given  # the program saw them twice, and first for sockets that nobody read
+    given = group.given + group.not_given if is_run else 0  # seen twice, and first for sockets that nobody read
     old = () if group.endpoint.is_shared else group.old  # of those the new sockets got everything as well
     ours = () if group.parked is None else (group.parked,)
     gone = [info for cookie in (*old, *ours) if (info := world.datagrams.last_seen(cookie)) is not None]

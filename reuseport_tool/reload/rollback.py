@@ -148,6 +148,8 @@ def undo(state: ReloadState, world: World) -> tuple[ReloadState, list[str]]:
         world.listeners.let_go()
     with _tried(problems, "ending the new side"):
         problems += _end_new_side(state, world)
+    with _tried(problems, "giving on what the new side has not read"):
+        state = gap.give_back(state, world)
     with _tried(problems, "reading the counters"):
         state = save(state, world, migrated=report.migrated(state, world))
     for group in state.groups:
@@ -185,6 +187,7 @@ def _end_new_side(state: ReloadState, world: World) -> list[str]:
     if state.given is not None:
         return []
     quiet.answer_all(state, world)
+    gap.hold_unread(state, world)
     ending = _Ending(state, world)
     if not world.clock.wait(ending.done, _KILL_AFTER_S):
         ending.kill()

@@ -60,10 +60,10 @@ def _handed_over(group: models.HandedOver) -> Text:
         "dropped by the new sockets": group.drops_new,
         "flows cut": group.cut,
         "flows evicted": group.evicted,
-        "that came while no server ran": group.not_given,
+        "that waited for a server": group.not_given,
     }
     if group.given:
-        text += f"; {group.given} that came while no server ran were kept for it"
+        text += f"; {group.given} that waited for a server were given on"
     lost = ", ".join(f"{count} {name}" for name, count in losses.items() if count)
     unknown = ", ".join(f"an unknown number of {name}" for name, count in losses.items() if count is None)
     shown = ", ".join(filter(None, (lost, unknown))) or "0 lost"

@@ -78,6 +78,24 @@ def unpark(state: ReloadState, world: World) -> ReloadState:
     return state
 
 
+def hold_unread(state: ReloadState, world: World) -> None:
+    """In a roll-back: what the new server does not read, stays when that ends."""
+    if quiet.may_have_asked(state):
+        cookies = {cookie for group in quiet.groups(state) for cookie in group.new}
+        left = {cookie for cookie, size in sides.unread(state, world, cookies).items() if size}
+        world.listeners.keep(sides.members_of(state, world, left))
+
+
+def give_back(state: ReloadState, world: World) -> ReloadState:
+    """In a roll-back: the old server gets what hold_unread() holds."""
+    try:
+        for group in quiet.groups(state) if quiet.may_have_asked(state) else ():
+            state = _give(group, [*group.new], group.old, state, world)
+    finally:
+        world.listeners.let_go()
+    return state
+
+
 def shrink(state: ReloadState, world: World) -> ReloadState:
     """Give the old sockets that a server still has the receive buffers that they had before."""
     if state.plan.run is None or not quiet.groups(state):
@@ -128,9 +146,10 @@ def _give(
         state = warn(state, world, f"{group.endpoint}: datagrams are left unsent after {timeout_s:g} s")
     given = _arrived(group, before, sent, world)
     if given < taken:
-        text = f"{group.endpoint}: {taken - given} of {taken} datagrams that came while no server ran are lost"
+        text = f"{group.endpoint}: {taken - given} of {taken} datagrams that waited for a server are lost"
         state = warn(state, world, text)
-    return save(state.with_group(dataclasses.replace(group, given=given, not_given=taken - given)), world)
+    changed = dataclasses.replace(group, given=group.given + given, not_given=group.not_given + taken - given)
+    return save(state.with_group(changed), world)
 
 
 def _arrived(group: GroupState, before: Counters | None, sent: int, world: World) -> int:

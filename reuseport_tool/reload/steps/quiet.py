@@ -73,10 +73,15 @@ def _watch(cookies: Collection[int], state: ReloadState, world: World) -> Reload
     return state
 
 
+def may_have_asked(state: ReloadState) -> bool:
+    """Whether clients' datagrams may have gone to the new side."""
+    return bool(state.plan.canary or any(group.counters_at_switch for group in groups(state)))
+
+
 def answer_all(state: ReloadState, world: World) -> None:
     """In a roll-back: wait, not for long, until the new side has answered what it got while it had the datagrams."""
     cookies = {cookie for group in groups(state) for cookie in group.new}
-    if not cookies or not (state.plan.canary or any(group.counters_at_switch for group in groups(state))):
+    if not cookies or not may_have_asked(state):
         return
     with contextlib.suppress(Unsupported, MissingCapability):
         world.datagrams.watch(cookies)

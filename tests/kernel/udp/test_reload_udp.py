@@ -177,6 +177,10 @@ def test_a_plain_restart_loses(server: Start) -> None:
 _DROPPED = "until awk 'NR > 1 && $NF > 0 { found = 1 } END { exit !found }' /proc/net/udp; do sleep 0.05; done"
 
 
+_WAITS = 'split($5, queue, ":"); if (queue[2] >= "00008000") found = 1'  # 32 KiB, in hexadecimal
+_UNREAD = f"until awk '/:{PORT:04X} / {{ {_WAITS} }} END {{ exit !found }}' /proc/net/udp; do sleep 0.05; done"
+
+
 def test_a_server_that_reads_long_after_it_has_bound(tool: Tool, server: Start, tmp_path: Path) -> None:
     """Knot DNS binds, loads its zones, and then begins to read: it gets nothing before it does."""
     server("old")
@@ -341,6 +345,18 @@ def test_a_server_that_ignores_its_sockets_is_rolled_back(tool: Tool, server: St
         pass
     assert (set(load.answers), load.unanswered) == ({"old"}, {})
     assert tool.ok("status", endpoint())["groups"][0]["program"] is None
+
+
+def test_what_a_new_server_has_not_read_goes_back_to_the_old_one(tool: Tool, server: Start, tmp_path: Path) -> None:
+    """It hangs after the switch, so that the reload is rolled back."""
+    server("old")
+    deaf = tmp_path / "deaf"
+    hang = ("--on-switch", f"touch {deaf}; {_UNREAD}", "--health-command", "false", "--health-timeout", "1s")
+    with Load() as load:
+        code, report, err = reload(tool, endpoint(), "--flows", "none", *hang, new=("--deaf-from", deaf))
+    assert (code, report["result"]) == (8, "rolled-back"), err
+    [handed_over] = report["datagrams"]
+    assert (handed_over["given"] > 0, handed_over["not_given"], load.unanswered) == (True, 0, {})
 
 
 def test_a_health_datagram_must_be_answered(tool: Tool, server: Start) -> None:

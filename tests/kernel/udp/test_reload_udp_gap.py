@@ -150,7 +150,7 @@ def test_what_cannot_be_given_is_counted(tool: Tool, server: Start, tmp_path: Pa
     code, report, err = run(tool, command, endpoint("0.0.0.0"))
     [handed_over] = report["datagrams"]
     assert (code, handed_over["given"], handed_over["not_given"]) == (1, 0, 5), err
-    assert "5 of 5 datagrams that came while no server ran are lost" in " ".join(report["warnings"])
+    assert "5 of 5 datagrams that waited for a server are lost" in " ".join(report["warnings"])
 
 
 def test_where_nothing_can_be_sent_again_it_is_refused(tool: Tool, server: Start) -> None:

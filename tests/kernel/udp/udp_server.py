@@ -1,7 +1,7 @@
 """A UDP server with two workers' sockets: answers each datagram with its name, after a while if so asked.
 
     udp_server.py PORT NAME [--address A] [--delay S] [--wait-for FILE] [--deaf] [--tcp] [--connect]
-                  [--polite] [--uid N] [--talk-to A]
+                  [--polite] [--uid N] [--talk-to A] [--deaf-from FILE]
 
 With --connect it answers each client from a socket of its own, as haproxy does for QUIC, until the client sends "end".
 It prints "ready", and ends at SIGTERM without looking back, as servers do that know nothing of a reload; with --polite
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--address", default="127.0.0.1")
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--uid", type=int, help="of the owner of its sockets")
+    parser.add_argument("--deaf-from", help="reading nothing any more when this file is there")
     parser.add_argument("--talk-to", help="an address that gets datagrams all the time, at the discard port")
     parser.add_argument("--wait-for", help="bound, and reading nothing until this file is there")
     for flag in ("--deaf", "--tcp", "--connect", "--polite"):  # deaf: to datagrams
@@ -61,7 +62,8 @@ def main() -> None:
         time.sleep(0.01)
     late: collections.deque[tuple[float, socket.socket, bytes, object]] = collections.deque()
     while late or not told:
-        watched = [] if told else [*([] if options.deaf else workers), *listeners, *connected]
+        deaf = options.deaf or (options.deaf_from and os.path.exists(options.deaf_from))
+        watched = [] if told else [*([] if deaf else workers), *listeners, *connected]
         for sock in select.select(watched, [], [], 0.005)[0]:
             with contextlib.suppress(BlockingIOError):
                 if sock in listeners:
