@@ -224,11 +224,18 @@ def require_visible(members: Sequence[Member]) -> None:
             )
 
 
+_WITH_REUSEPORT = {
+    Protocol.TCP: "start the server with it: nginx 'listen … reuseport', gunicorn --reuse-port, haproxy by default",
+    Protocol.UDP: "start the server with it, if it can: unbound 'so-reuseport: yes', NSD 'reuseport: yes', dnsdist "
+    "'reusePort=true', BIND by default",
+}
+
+
 def require_reuseport(fds: dict[int, int], endpoint: Endpoint) -> None:
     """Raises ToolError when a listener lacks SO_REUSEPORT, so that no other could join it."""
     for fd in fds.values():
         if not sockets.is_reuseport(fd):
             raise ToolError(
                 f"the listener on {endpoint} does not have SO_REUSEPORT",
-                hint="start the server with it: nginx 'listen … reuseport', gunicorn --reuse-port, haproxy by default",
+                hint=_WITH_REUSEPORT[endpoint.protocol],
             )
