@@ -44,6 +44,7 @@ def record(local: str = "10.0.0.1", remote: str | None = None, **fields: Any) ->
     return SocketRecord(**{**usual, **fields})
 
 
+NOBODY = 1 << 22  # no process has it: the highest pid_max of the kernel
 LISTENER = record()
 ANY = record("0.0.0.0", cookie=78)
 CONNECTION = record("10.0.0.1", "10.0.0.2", cookie=79, inode=901)
@@ -80,13 +81,13 @@ def test_a_device_is_one_that_exists() -> None:
 
 @pytest.fixture
 def walk(monkeypatch: pytest.MonkeyPatch) -> dict[Protocol, list[SocketRecord]]:
-    """No pins; a process 4242 holds inode 900."""
+    """No pins; the process NOBODY holds inode 900."""
 
     def nowhere(_: object) -> None:
         raise NotFound("no bpffs")
 
     monkeypatch.setattr(bpffs, "find", nowhere)
-    monkeypatch.setattr(processes, "pids_by_inode", lambda: {900: frozenset({4242})})
+    monkeypatch.setattr(processes, "pids_by_inode", lambda: {900: frozenset({NOBODY})})
     monkeypatch.setattr(processes, "topmost", lambda pids: set(pids))
     monkeypatch.setattr(processes, "command", lambda _pid: "nginx")
     return {Protocol.TCP: ALL, Protocol.UDP: []}
@@ -102,7 +103,7 @@ def matching(walk: dict[Protocol, list[SocketRecord]], wanted: Filter) -> set[in
         (Filter(), {77, 78, 79, 80, 81}),
         (Filter(states=(SocketState.LISTEN,)), {77, 78}),
         (Filter(cookies=(79, 1)), {79}),
-        (Filter(pids=(4242,)), {77, 78, 81}),
+        (Filter(pids=(NOBODY,)), {77, 78, 81}),
         (Filter(pids=(1,)), set()),
         (Filter(endpoint=parse_endpoint("10.0.0.1:80"), states=(SocketState.ESTABLISHED,)), {79, 81}),
         (Filter(idle_s=1.0), set()),
@@ -129,7 +130,7 @@ def test_how_a_listener_and_a_connection_are_shown(walk: dict[Protocol, list[Soc
     shown = {found.raw.cookie: found.shown for found in select.select(Filter(), walk, None)}
     assert (shown[77].local, shown[77].remote, shown[77].state) == ("10.0.0.1:80", None, "listen")
     assert (shown[77].accept_queue, shown[77].backlog, shown[77].receive_queue) == (3, 511, None)
-    assert (shown[77].pid, shown[77].command) == (4242, "nginx")
+    assert (shown[77].pid, shown[77].command) == (NOBODY, "nginx")
     assert (shown[79].remote, shown[79].receive_queue, shown[79].accept_queue) == ("10.0.0.2:4000", 3, None)
     assert (shown[80].pid, shown[80].inode) == (None, None)
     assert shown[81].local == "[::ffff:10.0.0.1]:80"
