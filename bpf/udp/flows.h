@@ -73,19 +73,16 @@ static __always_inline bool read_flow_key(struct sk_reuseport_md *ctx, struct fl
 	return true;
 }
 
-/* Whether the generation can still be looked up: its place among GENERATIONS has not been taken by a later one. */
-static __always_inline bool is_present(u16 generation)
-{
-	return (u16)(choice(CHOICE_WORKING) + 1 - generation) < GENERATIONS;
-}
-
 #define count_older() count_flow(FLOWS_OLDER)
 
-/* Select a recorded slot. Returns whether its socket is still open. */
+/*
+ * Select a recorded slot. Returns whether its socket is still open. Who makes a generation has the flows forgotten that
+ * have its place among GENERATIONS, so that they can only be its own.
+ */
 static __always_inline bool select_recorded(struct sk_reuseport_md *ctx, struct flow_word word)
 {
 	u32 index = word.generation % GENERATIONS, slot = word.slot;
-	void *sockarray = is_present(word.generation) ? bpf_map_lookup_elem(generations_map, &index) : NULL;
+	void *sockarray = bpf_map_lookup_elem(generations_map, &index);
 
 	if (!sockarray || bpf_sk_select_reuseport(ctx, sockarray, &slot, 0)) {
 		count_flow(FLOWS_GONE);

@@ -45,7 +45,7 @@ def list_flows(endpoint: Endpoint, root: Path | None, generation: int | None, li
             found += [
                 (raw.idle_s, _flow(group, raw))
                 for raw in opened.flows.recorded()
-                if generation in (None, raw.generation)
+                if generation is None or raw.is_of(generation)
             ]
     if not keeps:
         raise NotFound(f"no group of {endpoint} keeps flows", hint=f"attach {endpoint} --flows address")

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from reuseport_tool.errors import Conflict, NotFound, UsageError
 from reuseport_tool.group import layout, places
 from reuseport_tool.group.choice import Choice
-from reuseport_tool.kernel import bpf, bpffs
+from reuseport_tool.kernel import bpf, bpffs, flow_map
 from reuseport_tool.kernel.folders import Place
 from reuseport_tool.kernel.sockarray import SockArray
 
@@ -164,10 +164,19 @@ class Generations:
                     hint="wait until the old servers have stopped",
                 )
         made = self[number]
+        self._forget_flows(made.index)
         with layout.new_sockarray(listeners) as array:
             bpffs.pin(array, made.pin)  # first: a sockarray in the map without a pin counts as damage
             made.members = 0
             self._maps["generations"].update_u32(made.index, array.fd)
+
+    def _forget_flows(self, index: int) -> None:
+        """Forget what is recorded of earlier generations with this place. One that was rolled back had this number."""
+        for name in ("connections", "flows"):
+            if name in self._maps:
+                flow_map.forget(self._maps[name], index, layout.GENERATIONS)
+        if "quic" in self._maps:
+            self._maps["quic"].update_u32(index, 0)  # the length of their connection IDs
 
     def remove(self, number: int) -> None:
         """Unpin a generation; the program finds nothing under its number any more."""

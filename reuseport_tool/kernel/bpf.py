@@ -222,8 +222,8 @@ class Map(Handle):
     def update(self, key: int, value: bytes, flags: int = 0) -> None:
         libbpf.call("bpf_map_update_elem", self.fd, self._key(key), value, flags)
 
-    def delete(self, key: int) -> None:
-        libbpf.call("bpf_map_delete_elem", self.fd, self._key(key))
+    def delete(self, key: int | bytes) -> None:
+        libbpf.call("bpf_map_delete_elem", self.fd, key if isinstance(key, bytes) else self._key(key))
 
     def every_key(self) -> list[int]:
         """The keys of a hash; one that comes meanwhile may be missing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import socket
 import time
@@ -17,6 +18,7 @@ UNIT_SHIFT = 26
 """`seen` counts in 2^26 ns (67 ms), so that its 32 bits last for nine years: a flow can stay in the map for as long."""
 _BATCH = 8192
 _SEEN_MASK = 0xFFFFFFFF
+_GENERATION_MASK = 0xFFFF
 
 
 @record
@@ -27,6 +29,10 @@ class RawFlow:
     generation: int
     slot: int
     idle_s: float
+
+    def is_of(self, generation: int | None) -> bool:
+        """Whether it belongs to a generation, of whose number the map has 16 bits."""
+        return generation is not None and self.generation == generation & _GENERATION_MASK
 
     def addresses(self, *, is_ipv6: bool) -> tuple[str, int, str]:
         """Source address, source port, destination address."""
@@ -61,12 +67,26 @@ def count(map_: bpf.Map) -> int:
     return sum(found for found, _ in _batches(map_))
 
 
+def forget(map_: bpf.Map, index: int, generations: int) -> None:
+    """Forget the flows, or the connections, of every generation with this place among so many: its number's remainder.
+
+    Raises:
+        ToolError: the map cannot be read or changed.
+    """
+    words = ((key, FLOW_WORD.unpack_from(value)) for key, value in _elements(map_))
+    gone = [key for key, (_, _, generation) in words if generation % generations == index]
+    with bpf.translated("forgetting flows"):
+        for key in gone:
+            with contextlib.suppress(FileNotFoundError):  # the kernel was quicker
+                map_.delete(key)
+
+
 def _elements(map_: bpf.Map) -> Iterator[tuple[bytes, bytes]]:
     for found, batch in _batches(map_):
         keys, values = batch.keys.raw, batch.values.raw
         for at in range(found):
-            key = keys[at * FLOW_KEY.size : (at + 1) * FLOW_KEY.size]
-            yield key, values[at * FLOW_WORD.size : (at + 1) * FLOW_WORD.size]
+            key = keys[at * map_.key_size : (at + 1) * map_.key_size]
+            yield key, values[at * map_.value_size : (at + 1) * map_.value_size]
 
 
 def _batches(map_: bpf.Map) -> Iterator[tuple[int, bpf.Batch]]:

@@ -184,7 +184,7 @@ class _Flows:
         self._seen_at_switch = kept is not None
         if kept is not None:
             self._looked_s = kept.seen_s
-            self._note({flow.key: flow for flow in kept.flows if flow.generation == self._generation})
+            self._note({flow.key: flow for flow in kept.flows if flow.is_of(self._generation)})
 
     def look(self) -> int:
         """How many there are. One that was alive a moment ago, and is not recorded any more, was evicted.
@@ -247,7 +247,7 @@ class _Flows:
         found: dict[bytes, RawFlow] = {}
         taken: set[bytes] = set()
         for flow in self._world.datagrams.flows(self.endpoint):
-            if flow.generation == self._generation:
+            if flow.is_of(self._generation):
                 found[flow.key] = flow
             elif self._mode is FlowMode.QUIC and flow.key in self.alive:
                 taken.add(flow.key)

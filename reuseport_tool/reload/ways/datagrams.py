@@ -56,7 +56,7 @@ class DatagramWay(ProgramWay):
         has_begun = bool(state.plan.canary or group.counters_at_switch)
         if group.flows is FlowMode.NONE or not has_begun or world.pins.counters(group.endpoint) is None:
             return
-        begun = [flow for flow in world.datagrams.flows(group.endpoint) if flow.generation == group.new_generation]
+        begun = [flow for flow in world.datagrams.flows(group.endpoint) if flow.is_of(group.new_generation)]
         ended = sum(flow.idle_s < state.plan.flow_timeout_s for flow in begun)
         world.pins.take_out(group.endpoint, group.new)
         if ended:

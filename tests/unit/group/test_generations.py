@@ -184,6 +184,25 @@ def test_flows_are_listed_last_seen_first(kernel: Kernel, monkeypatch: pytest.Mo
     assert [entry.source for entry in flows.list_flows(DNS, kernel.root, 2, 1).flows] == ["10.0.0.3:6000"]
 
 
+@pytest.mark.parametrize("number", [3, 3 + GENERATIONS, 65536 + 3])
+def test_a_new_generation_has_no_flows_of_one_in_its_place(kernel: Kernel, number: int) -> None:
+    """One that was rolled back had its number; the program knows a generation by its place."""
+    kernel.listen(7, DNS)
+    attach.attach(DNS, None, None, kernel.root, flows=FlowChoice(mode=FlowMode.ADDRESS, entries=16))
+    (recorded,) = (entry for entry in kernel.objects.values() if entry.name == "flows")
+    keys = {generation: flow(b"\x0a\0\0\1", 4000 + generation) for generation in (1, 2, 3, 3 + GENERATIONS)}
+    recorded.values |= {key: FLOW_WORD.pack(0, 0, generation) for generation, key in keys.items()}
+    with places.locked(kernel.root, DNS) as folder, State.open(folder) as opened:
+        opened.generations.create(number)
+    assert recorded.values.keys() == {keys[1], keys[2]}
+
+
+@pytest.mark.parametrize(("generation", "wanted", "whether"), [(1, 65537, True), (1, 1, True), (1, 2, False)])
+def test_a_flow_knows_16_bits_of_its_generation(generation: int, wanted: int, whether: bool) -> None:
+    raw = flow_map.RawFlow(key=b"", generation=generation, slot=0, idle_s=0.0)
+    assert (raw.is_of(wanted), raw.is_of(None)) == (whether, False)
+
+
 @pytest.fixture
 def pins(kernel: Kernel) -> Iterator[Pins]:
     with (

@@ -62,7 +62,7 @@ class FakeMap(bpf.Map):
             raise OSError(errno.EINVAL, "no SO_REUSEPORT")
         return packed(sock.cookie)
 
-    def delete(self, key: int) -> None:
+    def delete(self, key: int | bytes) -> None:
         self._kernel.change("delete")
         if self._entry.values.pop(key, None) is None:
             raise OSError(errno.ENOENT, "no such element")
