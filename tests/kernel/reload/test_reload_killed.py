@@ -14,8 +14,10 @@ import pytest
 from reuseport_tool.group import attach, detach
 from reuseport_tool.group import slots as maps
 from reuseport_tool.models import Policy, Step, parse_endpoint
+from reuseport_tool.reload import run
 from reuseport_tool.reload import transaction as reload
 from reuseport_tool.reload.plan import Plan
+from reuseport_tool.reload.state import NO_WAY_BACK
 from reuseport_tool.waiting import wait_until
 from tests.kernel.conftest import PORT, Clients, ask, begin_reload, server_command, snapshot
 from tests.kernel.reload import killed
@@ -28,8 +30,7 @@ pytestmark = [
 ]
 Start = Callable[..., subprocess.Popen[str]]
 QUEUED = 20
-STEPS = ["prepare", "start", "compare", "register", "canary", "switch", "health", "drain"]
-NO_WAY_BACK = ["stop", "leftovers", "prove"]
+STEPS = [step for step in run.STEPS if step not in NO_WAY_BACK]
 
 
 def kill_reload(bpffs: Path | None, step: str, at_end: bool = False, **options: object) -> None:

@@ -23,16 +23,16 @@ import pytest
 from reuseport_tool.check.quic_load import QuicClient, QuicLoad
 from reuseport_tool.check.udp_load import CLIENTS, Background, UdpLoad
 from reuseport_tool.models import FlowMode, parse_endpoint
-from reuseport_tool.reload import transaction
+from reuseport_tool.reload import run, transaction
 from reuseport_tool.reload.plan import Hook, Plan
+from reuseport_tool.reload.state import NO_WAY_BACK
 from tests.kernel.reload import killed
 from tests.kernel.udp.test_reload_udp import end_new_servers  # noqa: F401
 from tests.tool import Tool
 
 PORT = 5500
 ENDPOINT = f"udp://127.0.0.1:{PORT}"
-BEFORE = ["prepare", "start", "compare", "register", "switch", "health", "drain", "confirm"]
-NO_WAY_BACK = ["stop", "leftovers", "prove"]
+BEFORE = [step for step in run.STEPS if step not in NO_WAY_BACK]
 WAYS = ["none", "address"]
 RESUMED = [(step, way) for step in [*BEFORE, *NO_WAY_BACK, "end"] for way in WAYS]
 ABORTED = [(step, way) for step in BEFORE for way in WAYS]
