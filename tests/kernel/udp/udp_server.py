@@ -37,7 +37,7 @@ def greet(listener: socket.socket, name: bytes) -> None:
     client.close()
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
     parser.add_argument("name", type=str.encode)
@@ -49,7 +49,11 @@ def main() -> None:
     parser.add_argument("--wait-for", help="bound, and reading nothing until this file is there")
     for flag in ("--deaf", "--tcp", "--connect", "--polite"):  # deaf: to datagrams
         parser.add_argument(flag, action="store_true")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parsed()
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told.append(number) if options.polite else os._exit(0))
     if options.uid is not None:
