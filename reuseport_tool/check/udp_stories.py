@@ -39,7 +39,7 @@ class Story:
 
 
 # A healthy server is given as long as it needs, however busy the machine is.
-_PATIENT = ("--health-timeout", 60.0, "--start-timeout", 60.0, "--stop-timeout", 60.0)
+_PATIENT = ("--health-timeout", 60.0, "--start-timeout", 60.0, "--drain-timeout", 60.0, "--stop-timeout", 60.0)
 _NONE = ("--flows", "none", *_PATIENT)
 _LATE = ("--delay", "0.3")
 _SESSION = ("--session",)
