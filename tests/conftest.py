@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,7 +22,14 @@ REQUIRE = os.environ.get("REUSEPORT_TOOL_KERNEL_TESTS") == "require"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One cache of compiled programs for the whole run, and none of the machine's. Workers inherit it."""
+    """One cache of compiled programs for the whole run, and none of the machine's. Workers inherit it.
+
+    A shell starts what runs in the background with SIGINT and SIGQUIT ignored, and nohup with SIGHUP. The servers and
+    the tool would inherit that.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if "REUSEPORT_TOOL_CACHE" not in os.environ:
         folder = tempfile.TemporaryDirectory(prefix="reuseport-tool-cache-")
         os.environ["REUSEPORT_TOOL_CACHE"] = folder.name

@@ -157,24 +157,33 @@ def test_a_name_with_escape_sequences_in_the_live_view(
 
 def on_terminal(command: list[str], wanted: bytes, times: int) -> bytes:
     """What a command writes to a terminal until it has written something so many times, ended as by Ctrl-C."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.environ.update(TERM="xterm", COLUMNS="160", LINES="40")
-        os.execvp(command[0], command)
+    terminal, slave = pty.openpty()
     shown = b""
 
-    def enough() -> bool:
+    def read() -> None:
         nonlocal shown
         if select.select([terminal], [], [], 0)[0]:
             shown += os.read(terminal, 1 << 16)
+
+    def enough() -> bool:
+        read()
         return len(re.findall(wanted, shown)) >= times
 
-    try:
-        assert wait_until(enough, TIMEOUT_S), shown
-        os.kill(pid, signal.SIGINT)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    finally:
-        os.close(terminal)
+    def ended() -> bool:
+        read()  # it cannot write its last lines to a terminal that is full
+        return process.poll() is not None
+
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160", "LINES": "40"}
+    with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment) as process:
+        try:
+            assert wait_until(enough, TIMEOUT_S), shown
+            process.send_signal(signal.SIGINT)
+            assert wait_until(ended, TIMEOUT_S), shown
+        finally:
+            process.kill()
+            os.close(terminal)
+            os.close(slave)
+    assert process.returncode == 0
     return shown
 
 
