@@ -126,3 +126,9 @@ def test_a_hook_that_says_much_to_a_full_pipe(monkeypatch: pytest.MonkeyPatch) -
         os.dup2(kept, 2)
         for fd in (kept, reader, writer):
             os.close(fd)
+
+
+@pytest.mark.parametrize("kind", [Patient, streams._Message])
+def test_what_was_not_made_as_a_whole_can_be_closed(kind: type[Patient] | type[streams._Message]) -> None:
+    """Python closes what it throws away, and shows what that raises: a descriptor for its copy was lacking."""
+    kind.__new__(kind).close()

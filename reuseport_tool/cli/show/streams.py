@@ -65,7 +65,9 @@ class _Message(io.FileIO):
         return self._patient.write(data)
 
     def close(self) -> None:
-        self._patient.close()
+        """Also where it was not made as a whole."""
+        if hasattr(self, "_patient"):
+            self._patient.close()
         super().close()
 
 
