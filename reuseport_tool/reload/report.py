@@ -48,11 +48,7 @@ def made(state: ReloadState, world: World, result: str) -> Reload:
         canary=state.canary,
         queues=world.queues.series(),
         leftovers=state.leftovers,
-        datagrams=tuple(
-            _handed_over(group, world, is_stopped=state.stop_asked, is_run=state.plan.run is not None)
-            for group in state.groups
-            if group.way is WayName.DATAGRAMS
-        ),
+        datagrams=tuple(_handed_over(group, state, world) for group in state.groups if group.way is WayName.DATAGRAMS),
     )
 
 
@@ -73,7 +69,7 @@ def _new_side(state: ReloadState, world: World) -> tuple[ProcessIdentity, ...]:
     return state.new_side
 
 
-def _handed_over(group: GroupState, world: World, *, is_stopped: bool, is_run: bool) -> HandedOver:
+def _handed_over(group: GroupState, state: ReloadState, world: World) -> HandedOver:
     """By the program's counters, and by the sockets as they were when they were last looked at."""
     now, before = None, group.counters_before
     present: Mapping[int, UdpInfo] = {}
@@ -82,6 +78,7 @@ def _handed_over(group: GroupState, world: World, *, is_stopped: bool, is_run: b
         present = world.datagrams.sockets()
     first = now.since(before) if now is not None and before is not None else None
     last = now.since(group.counters_at_switch or now) if now is not None else None
+    is_run = state.plan.run is not None
     given = group.given + group.not_given if is_run else 0  # seen twice, and first for sockets that nobody read
     old = () if group.endpoint.is_shared else group.old  # of those the new sockets got everything as well
     ours = () if group.parked is None else (group.parked,)
@@ -97,7 +94,7 @@ def _handed_over(group: GroupState, world: World, *, is_stopped: bool, is_run: b
         unread=sum(info.receive_queue for info in closed) if is_seen else None,
         drops_old=sum(info.drops for info in gone) - group.drops_before if is_seen else None,
         drops_new=sum(present[cookie].drops for cookie in group.new) if present.keys() >= set(group.new) else None,
-        cut=group.cut if is_stopped else 0,
+        cut=group.cut if state.stop_asked else 0,
         evicted=group.evicted,
         given=group.given,
         not_given=group.not_given,

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from reuseport_tool.kernel import iterator
+from reuseport_tool.kernel import iterator, sockets
 from reuseport_tool.models import Protocol
 from tests.tool import Tool
 
@@ -46,10 +46,6 @@ def opened(in_netns: None) -> Iterator[Open]:
 def endpoint(protocol: str, family: int = socket.AF_INET) -> str:
     address = ADDRESSES[socket.AddressFamily(family)]
     return f"{protocol}://{f'[{address}]' if ':' in address else address}:{PORT}"
-
-
-def cookie(sock: socket.socket) -> int:
-    return int(struct.unpack("Q", sock.getsockopt(socket.SOL_SOCKET, 57, 8))[0])
 
 
 def chosen(protocol: str, members: list[socket.socket], family: int = socket.AF_INET) -> dict[int, int]:
@@ -110,7 +106,7 @@ def test_slots_are_in_the_kernels_order(tool: Tool, opened: Open, protocol: str,
     members.insert(3, members.pop())
     tool.ok("attach", endpoint(protocol, family))
     slots = tool.ok("map", "show", endpoint(protocol, family))["maps"][0]["slots"]
-    assert [slot["cookie"] for slot in slots] == [cookie(member) for member in members]
+    assert [slot["cookie"] for slot in slots] == [sockets.cookie(member.fileno()) for member in members]
 
 
 def test_a_connected_socket_keeps_its_place(tool: Tool, opened: Open) -> None:
@@ -179,10 +175,10 @@ def test_a_group_that_split_is_attached_and_detached_as_a_whole(tool: Tool, open
     tool.ok("attach", endpoint("udp"))
     with iterator.UdpListeners() as listeners:
         infos = listeners.read()
-    programs = {infos[cookie(member)].program_id for member in members[1:]}
+    programs = {infos[sockets.cookie(member.fileno())].program_id for member in members[1:]}
     assert len(programs) == 1
     assert None not in programs
-    assert parts == len({infos[cookie(member)].group for member in members[1:]})
+    assert parts == len({infos[sockets.cookie(member.fileno())].group for member in members[1:]})
     tool.ok("detach", endpoint("udp"))
     assert not any(runs_a_program(member) for member in members)
 
@@ -192,5 +188,5 @@ def test_a_walk_tells_connected_sockets(opened: Open) -> None:
     member.connect(("127.0.0.1", 9))
     with iterator.listeners_of(Protocol.UDP) as listeners:
         assert isinstance(listeners, iterator.UdpListeners)
-        info = listeners.read()[cookie(member)]
+        info = listeners.read()[sockets.cookie(member.fileno())]
     assert (info.is_connected, info.remote_port, info.remote) == (True, 9, b"\x7f\0\0\1")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import select
 import socket
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
 
+from reuseport_tool.kernel import sockets
 from tests.tool import Tool
 
 PORT = 5400
@@ -61,15 +61,11 @@ def endpoint(family: int = socket.AF_INET) -> str:
     return f"udp://127.0.0.1:{PORT}" if family == socket.AF_INET else f"udp://[::1]:{PORT}"
 
 
-def cookie(sock: socket.socket) -> int:
-    return int(struct.unpack("Q", sock.getsockopt(socket.SOL_SOCKET, 57, 8))[0])
-
-
-def switch(tool: Tool, at: str, sockets: list[socket.socket]) -> None:
+def switch(tool: Tool, at: str, members: list[socket.socket]) -> None:
     """Make a generation of these sockets, and switch to it."""
     number = max(entry["generation"] for entry in tool.ok("map", "show", at)["maps"]) + 1
-    for sock in sockets:
-        tool.ok("map", "add", at, "--generation", number, "--cookie", cookie(sock))
+    for sock in members:
+        tool.ok("map", "add", at, "--generation", number, "--cookie", sockets.cookie(sock.fileno()))
     tool.ok("map", "switch", at, number)
 
 

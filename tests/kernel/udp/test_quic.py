@@ -10,7 +10,6 @@ import itertools
 import json
 import select
 import socket
-import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from reuseport_tool.kernel import cgroup
+from reuseport_tool.kernel import cgroup, sockets
 from reuseport_tool.kernel import quic_packets as quic
 from tests.tool import Tool
 
@@ -34,10 +33,6 @@ pytestmark = pytest.mark.needs("TCP iterator", "detach from a group")
 def connection_id(length: int) -> bytes:
     """One that no other test used."""
     return next(_numbers).to_bytes(8, "big").rjust(length, b"\x11")[-length:] if length else b""
-
-
-def cookie(sock: socket.socket) -> int:
-    return int(struct.unpack("Q", sock.getsockopt(socket.SOL_SOCKET, 57, 8))[0])
 
 
 class Lab:
@@ -100,7 +95,7 @@ class Lab:
         """Make a generation of these, and switch to it."""
         number = max(entry["generation"] for entry in self.tool.ok("map", "show", self.endpoint)["maps"]) + 1
         for sock in members:
-            self.tool.ok("map", "add", self.endpoint, "--generation", number, "--cookie", cookie(sock))
+            self.tool.ok("map", "add", self.endpoint, "--generation", number, "--cookie", sockets.cookie(sock.fileno()))
         self.tool.ok("map", "switch", self.endpoint, number)
 
     def table(self) -> Any:

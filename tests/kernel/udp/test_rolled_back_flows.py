@@ -8,8 +8,9 @@ import pytest
 
 from reuseport_tool.group.choice import SHARES
 from reuseport_tool.kernel import quic_packets as quic
+from reuseport_tool.kernel import sockets
 from reuseport_tool.models import FlowMode
-from tests.kernel.udp.test_quic import Lab, connection_id, cookie, lab  # noqa: F401
+from tests.kernel.udp.test_quic import Lab, connection_id, lab  # noqa: F401
 from tests.kernel.udp.test_steered import opened
 
 pytestmark = pytest.mark.needs("TCP iterator", "detach from a group")
@@ -29,19 +30,21 @@ def test_its_flows_are_not_the_next_one_s(
     old = at.join()
     at.tool.ok("attach", at.endpoint, "--flows", mode)
     tried = at.join()
-    at.tool.ok("map", "add", at.endpoint, "--generation", number, "--cookie", cookie(tried))
+    at.tool.ok("map", "add", at.endpoint, "--generation", number, "--cookie", sockets.cookie(tried.fileno()))
     with opened(at) as state:
         state.choice.share(number, SHARES)
         clients = [at.connect() for _ in range(4)]
         state.choice.share(number, 0)
         assert {at.reach(client, quic.short(chosen)) for client, _, chosen in clients} == {tried}
         state.choice.end_canary()
-        state.generations.release(cookie(tried))
+        state.generations.release(sockets.cookie(tried.fileno()))
         state.generations.remove(number)
     at.members.remove(tried)
     tried.close()
     following = at.join()
-    at.tool.ok("map", "add", at.endpoint, "--generation", following_number, "--cookie", cookie(following))
+    at.tool.ok(
+        "map", "add", at.endpoint, "--generation", following_number, "--cookie", sockets.cookie(following.fileno())
+    )
     for client, _, chosen in clients[:2]:
         assert at.reach(client, quic.short(chosen)) is old
     for _, _, chosen in clients[2:]:
@@ -55,12 +58,12 @@ def test_the_length_of_its_ids_is_forgotten(lab: Callable[[str], Lab]) -> None: 
     at.join()
     at.attach()
     tried = at.join()
-    at.tool.ok("map", "add", at.endpoint, "--generation", 2, "--cookie", cookie(tried))
+    at.tool.ok("map", "add", at.endpoint, "--generation", 2, "--cookie", sockets.cookie(tried.fileno()))
     with opened(at) as state:
         state.choice.share(2, SHARES)
         at.connect(20)
         state.choice.end_canary()
-        state.generations.release(cookie(tried))
+        state.generations.release(sockets.cookie(tried.fileno()))
         state.generations.remove(2)
         at.members.remove(tried)
         at.switch([at.join()])

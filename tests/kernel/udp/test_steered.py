@@ -16,8 +16,9 @@ from reuseport_tool.group import places
 from reuseport_tool.group.choice import SHARES
 from reuseport_tool.group.state import State
 from reuseport_tool.kernel import quic_packets as quic
+from reuseport_tool.kernel import sockets
 from reuseport_tool.models import FlowMode, parse_endpoint
-from tests.kernel.udp import test_quic, test_reload_udp
+from tests.kernel.udp import test_reload_udp
 from tests.kernel.udp.test_quic import Lab, lab  # noqa: F401
 from tests.kernel.udp.test_reload_udp import end_new_servers, reload, server  # noqa: F401
 from tests.tool import Tool
@@ -39,7 +40,7 @@ def test_a_steered_datagram_belongs_to_no_flow(lab: Callable[[str], Lab], family
     client, _, chosen = at.connect()
     new, payload = at.join(), quic.short(chosen)
     address, port = client.getsockname()[:2]
-    at.tool.ok("map", "add", at.endpoint, "--generation", 2, "--cookie", test_quic.cookie(new))
+    at.tool.ok("map", "add", at.endpoint, "--generation", 2, "--cookie", sockets.cookie(new.fileno()))
     before = at.table()["flows"]
     with opened(at) as state:
         for share in (0, SHARES):
