@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import select
 import socket
 import subprocess
@@ -22,7 +23,9 @@ from reuseport_tool.kernel import cgroup, sockets
 from reuseport_tool.kernel import quic_packets as quic
 from tests.tool import Tool
 
-PORT = 5450
+# Of this worker alone: the program reads the answers of all network namespaces, and tests that run at the same time may
+# have the same addresses and client ports.
+PORT = 5450 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 ADDRESSES = {"ipv4": "127.0.0.1", "ipv6": "::1", "mapped": "::ffff:127.0.0.1"}
 WAIT_S = 5.0
 _numbers = itertools.count(1)
