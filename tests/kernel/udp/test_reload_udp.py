@@ -351,12 +351,12 @@ def test_what_a_new_server_has_not_read_goes_back_to_the_old_one(tool: Tool, ser
     """It hangs after the switch, so that the reload is rolled back."""
     server("old")
     deaf = tmp_path / "deaf"
-    hang = ("--on-switch", f"touch {deaf}; {_UNREAD}", "--health-command", "false", "--health-timeout", "1s")
+    hang = ("--on-switch", f"touch {deaf}; {_UNREAD}", "--health-command", "false", "--health-timeout", "5s")
     with Load() as load:
         code, report, err = reload(tool, endpoint(), "--flows", "none", *hang, new=("--deaf-from", deaf))
     assert (code, report["result"]) == (8, "rolled-back"), err
     [handed_over] = report["datagrams"]
-    assert (handed_over["given"] > 0, handed_over["not_given"], load.unanswered) == (True, 0, {})
+    assert (handed_over["given"] > 0, handed_over["not_given"], load.unanswered) == (True, 0, {}), err
 
 
 def test_a_health_datagram_must_be_answered(tool: Tool, server: Start) -> None:
